@@ -1,0 +1,4 @@
+"""`python -m cnn` is the command `cnn`."""
+from .cli import main
+
+main()

@@ -1,0 +1,227 @@
+"""The command line: cnn classify, cnn summary, cnn doctor."""
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .errors import Error, ImageError
+from .version import __version__
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+BAR = 24            # characters of a full probability bar
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+def _debug(function: Callable) -> Callable:
+    """The option --debug, on every command."""
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_root().obj = {"debug": True}
+    return click.option("--debug", is_flag=True, expose_value=False, callback=remember,
+                        help="Show the traceback of an error.")(function)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog="""\b
+Examples:
+  cnn classify cat.jpg
+  cnn classify photos/ --top 1 --csv > labels.csv
+  cnn summary efficientnet_lite0
+  cnn doctor""")
+@click.version_option(__version__, prog_name="cnn")
+def cli() -> None:
+    """Classify images on kernels that you can read."""
+
+
+@cli.command(epilog="""\b
+Examples:
+  cnn classify cat.jpg
+  cnn classify cat.jpg dog.png --model net.onnx --top 3
+  cnn classify photos/ --batch 8 --json > labels.json""")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
+@click.option("--model", "source", metavar="MODEL", default=None,
+              help="Zoo name or path (.onnx, .safetensors).  [default: efficientnet_lite0]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--dtype", default="float32", show_default=True, help="Compute type.")
+@click.option("--threads", type=int, default=None, help="CPU threads.  [default: all cores]")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True,
+              help="Classes to list for each image.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
+              help="Images to run at once.")
+@click.option("--json", "form", flag_value="json", help="Print JSON instead of a table.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV instead of a table.")
+@_debug
+def classify(images: Sequence[str], source: str | None, device: str, dtype: str,
+             threads: int | None, top: int, batch: int, form: str | None) -> None:
+    """Say what the images show.
+
+    A folder stands for all pictures in it and below. A file that can not be read is reported and
+    the others go on; the exit status is then 1.
+    """
+    from .model import load
+    files = list(_expand(images))
+    begin = time.perf_counter()
+    model = load(source, device=device, dtype=dtype, threads=threads)
+    _warm(model, batch)
+    ready = time.perf_counter()
+    results: list[dict[str, Any]] = []
+    for path, answer in _classify(model, files, top, batch):
+        results.append({"file": str(path), **answer})
+        if form is None and "predictions" in answer:
+            _show(path, answer["predictions"], several=len(files) > 1)
+    seconds = time.perf_counter() - ready
+    failed = sum("error" in result for result in results)
+    if form == "json":
+        click.echo(_json(results))
+    elif form == "csv":
+        _write_csv(results)
+    else:
+        count = len(files) - failed
+        out.print(f"{count} image{'' if count == 1 else 's'} in {seconds * 1e3:.0f} ms on "
+                  f"{model.device} ({model.threads} threads, {model.dtype}) with {model.name}; "
+                  f"loaded in {ready - begin:.2f} s", style="dim", soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def _expand(images: Sequence[str]) -> Iterator[Path]:
+    """Files as given, folders as the pictures below them."""
+    for image in images:
+        path = Path(image)
+        if not path.is_dir():
+            yield path
+            continue
+        inside = sorted(p for p in path.rglob("*")
+                        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not inside:
+            raise ImageError(f"{path}: the folder holds no picture "
+                             f"({', '.join(sorted(IMAGE_SUFFIXES))})")
+        yield from inside
+
+
+def _warm(model: Any, batch: int) -> None:
+    """Get the kernels ready, saying so when they must be compiled first."""
+    from kernels.cpu import jit
+    if not jit.is_cold():
+        model.warmup([batch])
+        return
+    with err.status("Compiling the kernels for this CPU. This happens once and takes about 20 s."):
+        if not err.is_terminal:
+            err.print("Compiling the kernels for this CPU. This happens once and takes about "
+                      "20 s.")
+        model.warmup([batch])
+
+
+def _classify(model: Any, files: Sequence[Path], top: int,
+              batch: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(file, {"predictions": [...]} or {"error": sentence}) for each file, in order."""
+    import numpy as np
+    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    source = iter(files)
+    with Progress(*columns, console=err, transient=True, disable=len(files) == 1) as progress:
+        task = progress.add_task("", total=len(files))
+        while chunk := list(islice(source, batch)):
+            answers: dict[int, dict[str, Any]] = {}
+            pictures = {}
+            for i, path in enumerate(chunk):
+                try:
+                    pictures[i] = model.preprocess(path)
+                except ImageError as error:
+                    answers[i] = {"error": str(error)}
+                    progress.console.print(f"cnn: {error}", style="red", soft_wrap=True,
+                                           markup=False)
+            if pictures:
+                stacked = np.concatenate(list(pictures.values()))
+                padding = [(0, batch - len(stacked)), (0, 0), (0, 0), (0, 0)]
+                best = model.top(model.predict(np.pad(stacked, padding)), top)
+                answers.update((i, {"predictions": best[k]}) for k, i in enumerate(pictures))
+            progress.update(task, advance=len(chunk))
+            yield from ((path, answers[i]) for i, path in enumerate(chunk))
+
+
+def _show(path: Path, predictions: Sequence[Any], several: bool) -> None:
+    table = Table(title=str(path) if several else None, title_justify="left", box=None,
+                  show_header=False, pad_edge=False)
+    for prediction in predictions:
+        filled = round(prediction.probability * BAR)
+        bar = f"[green]{'█' * filled}[/][dim]{'░' * (BAR - filled)}[/]"
+        table.add_row(prediction.label, bar, f"{prediction.probability:7.2%}")
+    out.print(table)
+
+
+def _json(results: Sequence[dict[str, Any]]) -> str:
+    plain = [{**result, "predictions": [one._asdict() for one in result["predictions"]]}
+             if "predictions" in result else result for result in results]
+    return json.dumps(plain, indent=2, ensure_ascii=False)
+
+
+def _write_csv(results: Sequence[dict[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "rank", "index", "label", "probability"])
+    for result in results:
+        for rank, one in enumerate(result.get("predictions", []), 1):
+            writer.writerow([result["file"], rank, one.index, one.label,
+                             f"{one.probability:.6f}"])
+
+
+@cli.command(epilog="""\b
+Examples:
+  cnn summary
+  cnn summary net.onnx --batch 8""")
+@click.argument("source", metavar="MODEL", required=False)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
+              help="Images to run at once.")
+@_debug
+def summary(source: str | None, device: str, batch: int) -> None:
+    """List a model's layers: kernel, output shape, parameters, MACs, bytes."""
+    from .model import load
+    result = load(source, device=device).summary(batch)
+    table = Table(title=result.model, title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(result.HEADER):
+        table.add_column(name, justify="left" if i < 3 else "right", overflow="fold")
+    for row in result.cells():
+        table.add_row(*row)
+    out.print(table)
+    out.print(result.footer(), soft_wrap=True)
+
+
+@cli.command()
+@_debug
+def doctor() -> None:
+    """Print what a bug report needs: versions, CPU, threads, GPU, cache."""
+    from .doctor import report
+    width = max(len(name) for name, _ in report())
+    for name, value in report():
+        click.echo(f"{name.ljust(width)}  {value}")
+
+
+def main() -> None:
+    """Entry point: errors are one sentence on stderr and a non-zero exit status."""
+    context: click.Context | None = None
+    try:
+        with cli.make_context("cnn", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, click.Abort):
+        raise SystemExit(130) from None
+    except Error as error:
+        if context is not None and context.obj:
+            raise
+        err.print(f"cnn: {error}", style="red", soft_wrap=True, markup=False)
+        raise SystemExit(1) from None

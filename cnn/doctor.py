@@ -1,0 +1,59 @@
+"""What a bug report needs to know about the machine and the installation."""
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+from kernels.cpu import jit, threads
+
+from . import zoo
+from .version import __version__
+
+LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
+FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "amx-bf16")
+
+
+def report() -> list[tuple[str, str]]:
+    """(what, value) lines."""
+    features = llvm.get_host_cpu_features()
+    libraries = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
+    layer = "OpenMP" if threads.OPENMP else "workqueue (libgomp is missing: install libgomp1)"
+    root = jit.cache_root()
+    state = "compiled kernels are there" if not jit.is_cold() else "first use will compile"
+    return [
+        ("cnn", f"{__version__} at {Path(__file__).parent}"),
+        ("kernels", str(Path(jit.__file__).parent.parent)),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("libraries", libraries),
+        ("cpu", f"{_cpu_model()} ({llvm.get_host_cpu_name()})"),
+        ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
+        ("vector width", f"{jit.LANES} float32 lanes"),
+        ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores, {layer}"),
+        ("gpu", "not used: this version has no CUDA backend"),
+        ("cache", f"{root}, {_size(root) / 1e6:.1f} MB; {state}"),
+        ("zoo", ", ".join(zoo.names())),
+    ]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown CPU"
+    return next((line.split(":", 1)[1].strip() for line in lines
+                 if line.startswith("model name")), "unknown CPU")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

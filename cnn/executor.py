@@ -1,0 +1,98 @@
+"""Graph + device + input shapes -> Program: a list of prepared steps that can be run again and
+again without allocating or deciding anything."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.ops import Shape, TensorSpec, count
+from kernels.step import Array, Options, Step
+
+from . import fold, passes
+from .devices import CpuDevice
+from .errors import ModelError
+from .graph import Graph, Node
+from .plan import aliases, plan
+
+# A model from a file is data: what it asks for is checked before it is allocated.
+MAX_ARENA_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with what was prepared for it; step is None where the node costs nothing."""
+    node: Node
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    step: Step | None
+
+
+def specialise(graph: Graph, shapes: Mapping[str, Shape]) -> Graph:
+    """The graph for inputs of these shapes, with all that they decide folded away."""
+    fixed = graph.with_input_shapes(dict(shapes))
+    folded = fold.fold(fixed)
+    fold.require_folded(folded)
+    return folded if folded is fixed else passes.optimise(folded)
+
+
+class Program:
+    """A network prepared for fixed input shapes on a device.
+
+    All values live in one arena at offsets planned ahead. Calls from several threads take turns.
+    """
+
+    def __init__(self, graph: Graph, device: CpuDevice, options: Options,
+                 keep: frozenset[str] = frozenset()) -> None:
+        self.graph, self.device = graph, device
+        specs = {name: spec for name, spec in graph.infer().items() if spec is not None}
+        views = aliases(graph, keep)
+        self.layers = [self._layer(node, specs, views, options) for node in graph.nodes]
+        workspaces = [layer.step.workspace if layer.step else 0 for layer in self.layers]
+        layout = plan(graph, specs, keep, workspaces)
+        if layout.size > MAX_ARENA_BYTES:
+            raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
+                             f"input shape {[s.shape for s in graph.inputs.values()]}; the limit "
+                             f"is {MAX_ARENA_BYTES / 1e9:.1f} GB: use a smaller batch or image")
+        self._arena = device.allocate(layout.size)
+        self.bytes = layout.size
+        self._values: dict[str, Array] = dict(graph.constants)
+        for name, offset in layout.offsets.items():
+            spec = specs[name]
+            size = count(spec.shape) * np.dtype(spec.dtype).itemsize
+            block = self._arena[offset:offset + size]
+            self._values[name] = block.view(spec.dtype).reshape(spec.shape)
+        self._runs = [self._bind(layer, offset, size) for layer, offset, size
+                      in zip(self.layers, layout.workspaces, workspaces, strict=True)
+                      if layer.step is not None]
+        self._lock = threading.Lock()
+
+    def _layer(self, node: Node, specs: dict[str, TensorSpec], views: dict[str, str],
+               options: Options) -> Layer:
+        inputs, output = tuple(specs[name] for name in node.inputs), specs[node.output]
+        if node.output in views:
+            return Layer(node, inputs, output, None)
+        weights = [self.graph.constants.get(name) for name in node.inputs]
+        try:
+            step = self.device.prepare(node.op, list(inputs), output, weights, options)
+        except ValueError as error:
+            raise ModelError(f"layer {node.name!r}: {error}") from None
+        return Layer(node, inputs, output, step)
+
+    def _bind(self, layer: Layer, offset: int, size: int):
+        assert layer.step is not None
+        return layer.step.bind([self._values[name] for name in layer.node.inputs],
+                               self._values[layer.node.output], self._arena[offset:offset + size])
+
+    def run(self, inputs: Mapping[str, Array], values: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Copies of the graph's outputs, or of the named values, for these inputs.
+
+        Inputs are arrays of exactly the shapes that the program was made for.
+        """
+        with self._lock:
+            for name in self.graph.inputs:
+                self._values[name][...] = inputs[name]
+            self.device.run(self._runs)
+            return {name: self._values[name].copy() for name in values or self.graph.outputs}

@@ -1,0 +1,320 @@
+"""Model: load, preprocess, predict, classify, run, trace, summary. What people call."""
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels import ops
+from kernels.ops import Shape
+from kernels.step import Array, Options
+
+from . import image as images_module
+from . import passes, zoo
+from .devices import open_device
+from .errors import ModelError
+from .executor import Program, specialise
+from .graph import Graph
+from .image import Preprocess
+from .layers import Sequential
+from .summary import Summary, summarise
+
+ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
+MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
+
+
+class Prediction(NamedTuple):
+    """One of the classes that a picture may show."""
+    label: str
+    index: int
+    probability: float
+
+
+class Model:
+    """A network on a device, with its labels and its way to look at pictures.
+
+    network      a `cnn.Sequential`, a `cnn.graph.Graph`, or what `cnn.onnx_import` returns
+    input_shape  (H, W, C) or (N, H, W, C) with None for N; a Sequential needs it
+    labels       names of the classes, in the order of the output
+    preprocess   how a photo becomes an input
+    device, dtype, threads, activation   as in `load`
+    """
+
+    def __init__(self, network: Any, *, input_shape: Shape | None = None,
+                 labels: Sequence[str] | None = None, preprocess: Preprocess | None = None,
+                 device: str = "auto", dtype: str = "float32", threads: int | None = None,
+                 activation: str = "auto", name: str = "model") -> None:
+        if activation not in ACTIVATIONS:
+            raise ModelError(f"activation={activation!r}; it can be one of {ACTIVATIONS}")
+        self._device = open_device(device, dtype, threads)
+        self.name, self.device, self.dtype = name, self._device.name, dtype
+        # The file's own inputs, for `run`: an image of a file is NCHW, one of ours NHWC.
+        self._channels_first = not isinstance(network, (Sequential, Graph))
+        if isinstance(network, Sequential):
+            if input_shape is None:
+                raise ModelError("Model(net) needs input_shape=(H, W, C), the size of its images")
+            network = network.graph((None, *input_shape[-3:]))
+        self._source: Graph = network.graph if self._channels_first else network
+        self._graph = passes.optimise(self._source)
+        self._options = Options(self._device.threads)
+        self.labels = None if labels is None else list(labels)
+        self.preprocessing = preprocess
+        self.activation = self._activation(activation)
+        self._programs: OrderedDict[tuple, Program] = OrderedDict()
+        self._lock = threading.Lock()
+        classes = self._classes()
+        if self.labels is not None and classes is not None and len(self.labels) != classes:
+            raise ModelError(f"{name}: {len(self.labels)} labels for {classes} classes")
+
+    def __repr__(self) -> str:
+        return (f"<cnn.Model {self.name!r} {self.input_shape} on {self.device}, {self.dtype}, "
+                f"{self._device.threads} threads>")
+
+    # ---- what it is ---------------------------------------------------------------------------
+
+    @property
+    def input_shape(self) -> Shape:
+        """(N, H, W, C) of the one input that is an image; None stands for any size."""
+        return self._image_input()[1]
+
+    @property
+    def threads(self) -> int:
+        return self._device.threads
+
+    def _image_input(self) -> tuple[str, Shape]:
+        inputs = [(name, spec.shape) for name, spec in self._graph.inputs.items()]
+        if len(inputs) != 1 or len(inputs[0][1]) != 4:
+            raise ModelError(f"{self.name}: its inputs are {dict(inputs)}, not one batch of "
+                             f"images; use model.run({{name: array}})")
+        return inputs[0]
+
+    def _classes(self) -> int | None:
+        spec = self._graph.infer()[self._graph.outputs[0]]
+        return None if spec is None or len(spec.shape) < 2 else spec.shape[1]
+
+    def _activation(self, wanted: str) -> str:
+        """What turns the output into probabilities; "none" where the network ends in that."""
+        if wanted != "auto":
+            return wanted
+        producer, value = self._graph.producer(), self._graph.outputs[0]
+        shape_only = (ops.Reshape, ops.Flatten, ops.Transpose)
+        while value in producer and isinstance(producer[value].op, shape_only):
+            value = producer[value].inputs[0]
+        last = producer[value].op if value in producer else None
+        last = getattr(last, "activation", None) or last
+        return "none" if isinstance(last, (ops.Softmax, ops.Sigmoid)) else "softmax"
+
+    # ---- running ------------------------------------------------------------------------------
+
+    def preprocess(self, images: Any) -> Array:
+        """Photos -> (N, H, W, C) float32, as the network wants them.
+
+        images: one of, or a list of: path, bytes, PIL image, uint8 (H, W, 3) array. ImageError
+        for one that can not be read.
+        """
+        many = [images] if _is_image(images) else list(images)
+        settings = self._settings()
+        pictures = [images_module.prepare(images_module.load_image(one), settings)
+                    for one in many]
+        height, width = settings.size
+        return np.stack(pictures) if pictures else np.empty((0, height, width, settings.channels),
+                                                            np.float32)
+
+    def _settings(self) -> Preprocess:
+        if self.preprocessing is None:
+            raise ModelError(f"{self.name}: nothing says how a photo becomes its input "
+                             f"{self.input_shape}; give preprocess=cnn.Preprocess(...)")
+        return self.preprocessing
+
+    def predict(self, batch: Array) -> Array:
+        """(N, H, W, C) float32, preprocessed -> (N, classes) float32 probabilities.
+
+        ModelError for another rank, size, channel count or dtype.
+        """
+        name, shape = self._image_input()
+        batch = _checked(batch, f"{self.name}: batch", shape)
+        result = self._program({name: batch}).run({name: batch})[self._graph.outputs[0]]
+        return _probabilities(result.reshape(len(result), -1), self.activation)
+
+    def classify(self, images: Any, top: int = 5, batch_size: int = 1) -> Any:
+        """What a photo shows: the `top` likeliest Predictions, likeliest first.
+
+        images: as for `preprocess`. One image gives a list of Prediction, a list gives a list of
+        those, an iterator (a camera, a video) gives an iterator that reads batch_size images
+        ahead and no more.
+        """
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise ModelError(f"top={top!r} must be a whole number of at least 1")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ModelError(f"batch_size={batch_size!r} must be a whole number of at least 1")
+        if _is_image(images):
+            return next(self._classify([images], top, 1))
+        results = self._classify(images, top, batch_size)
+        return list(results) if isinstance(images, (Sequence, np.ndarray)) else results
+
+    def _classify(self, images: Iterable[Any], top: int,
+                  batch_size: int) -> Iterator[list[Prediction]]:
+        source = iter(images)
+        while chunk := list(islice(source, batch_size)):
+            batch = self.preprocess(chunk)
+            if len(chunk) < batch_size:     # the last ones run in the shape already prepared
+                batch = np.pad(batch, [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)])
+            yield from self.top(self.predict(batch)[:len(chunk)], top)
+
+    def top(self, probabilities: Array, count: int = 5) -> list[list[Prediction]]:
+        """The `count` likeliest Predictions, likeliest first, of each row of (N, classes)."""
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+        return [[Prediction(self._label(i), int(i), float(row[i])) for i in best]
+                for row, best in zip(probabilities, order, strict=True)]
+
+    def _label(self, index: int) -> str:
+        return f"class {index}" if self.labels is None else self.labels[index]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The network as its file has it: own input names, layouts and outputs, no softmax.
+
+        inputs: name -> float32 array; images are NCHW for an ONNX file, NHWC for a network of
+        cnn.layers. ModelError where names, shapes or dtypes do not fit.
+        """
+        specs = self._source.inputs
+        if set(inputs) != set(specs):
+            raise ModelError(f"{self.name}: its inputs are {sorted(specs)}, not {sorted(inputs)}")
+        arrays = {}
+        for name, spec in specs.items():
+            nchw = self._channels_first and len(spec.shape) == 4
+            shape = tuple(spec.shape[i] for i in (0, 3, 1, 2)) if nchw else spec.shape
+            array = _checked(inputs[name], f"{self.name}: input {name!r}", shape)
+            arrays[name] = array.transpose(0, 2, 3, 1) if nchw else array
+        return self._program(arrays).run(arrays)
+
+    def _program(self, arrays: Mapping[str, Array]) -> Program:
+        """The program for these shapes: one of the few used last, or a new one."""
+        shapes = {name: array.shape for name, array in arrays.items()}
+        key = tuple(shapes.values())
+        with self._lock:
+            if key not in self._programs:
+                program = Program(specialise(self._graph, shapes), self._device, self._options)
+                self._programs[key] = program
+                while len(self._programs) > 1 and (
+                        len(self._programs) > MAX_PROGRAMS
+                        or sum(p.bytes for p in self._programs.values()) > MAX_PROGRAM_BYTES):
+                    self._programs.popitem(last=False)
+            self._programs.move_to_end(key)
+            return self._programs[key]
+
+    def warmup(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Compile and prepare for these batch sizes now, so that no later call waits for it."""
+        _, shape = self._image_input()
+        size = self._image_size(shape)
+        for batch_size in batch_sizes:
+            self.predict(np.zeros((batch_size, *size), np.float32))
+
+    def _image_size(self, shape: Shape) -> tuple[int, ...]:
+        if None not in shape[1:]:
+            return ops.known(shape[1:])
+        settings = self._settings()
+        return (*settings.size, settings.channels)
+
+    # ---- looking inside -----------------------------------------------------------------------
+
+    def trace(self, image: Any, layers: Iterable[str] | None = None) -> dict[str, Array]:
+        """Every layer's output by the layer's name, NHWC, for a photo or a preprocessed batch.
+
+        layers: only these; ModelError for a name that is not one. A batch norm that is folded
+        into its convolution is listed, the convolution's value before it is never computed.
+        """
+        name, shape = self._image_input()
+        given = isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype == np.float32
+        batch = _checked(image if given else self.preprocess(image), f"{self.name}: batch", shape)
+        graph = passes.arrange(self._source)
+        hidden = {node.inputs[0] for node in graph.nodes if isinstance(node.op, ops.BatchNorm)}
+        values = {node.name: node.output for node in graph.nodes
+                  if node.output not in hidden and not isinstance(node.op, ops.Transpose)}
+        wanted = list(values) if layers is None else list(layers)
+        unknown = [layer for layer in wanted if layer not in values]
+        if unknown:
+            raise ModelError(f"{self.name}: no layer is named {unknown}; they are "
+                             f"{sorted(values)}")
+        keep = frozenset(values[layer] for layer in wanted)
+        fixed = specialise(passes.combine(graph, keep), {name: batch.shape}, keep)
+        program = Program(fixed, self._device, self._options, keep)
+        found = program.run({name: batch}, tuple(keep))
+        return {layer: found[values[layer]] for layer in wanted}
+
+    def summary(self, batch_size: int = 1) -> Summary:
+        """Layer, kernel, output shape, parameters, MACs and bytes, for this batch size."""
+        shapes = {}
+        for name, spec in self._graph.inputs.items():
+            rest = spec.shape[1:]
+            rest = self._image_size(spec.shape) if len(rest) == 3 else rest
+            shapes[name] = (batch_size, *rest)
+        graph = specialise(self._graph, shapes)
+        program = Program(graph, self._device, self._options)
+        return summarise(self, program, self._source)
+
+
+def load(source: str | os.PathLike | None = None, *, device: str = "auto",
+         dtype: str = "float32", threads: int | None = None, activation: str = "auto",
+         labels: Sequence[str] | None = None, preprocess: Preprocess | None = None) -> Model:
+    """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
+
+    device      "auto", "cpu", "cuda", "cuda:N"; DeviceError where it can not be had
+    dtype       "float32", the compute type
+    threads     number of CPU threads; None takes all cores that this process may use
+    activation  "softmax", "sigmoid" or "none" makes probabilities of the output; "auto" takes
+                softmax unless the network already ends in softmax or sigmoid
+    labels      names of the classes, instead of those in the file
+    preprocess  how a photo becomes an input, instead of what the file says
+
+    ModelError for a file that is missing, broken, or holds an operator that we lack.
+    """
+    path = zoo.find(source)
+    common: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads,
+                              "activation": activation, "name": path.name}
+    open_device(device, dtype, threads)     # say what is wrong before a large file is read
+    if path.suffix == ".safetensors":
+        from .weights import load_layers
+        net, stored = load_layers(path)
+        return Model(net, input_shape=stored.get("input_shape"),
+                     labels=labels or stored.get("labels"),
+                     preprocess=preprocess or stored.get("preprocess"), **common)
+    from .onnx_import import load_onnx
+    imported = load_onnx(path)
+    return Model(imported, labels=labels or zoo.labels_of(imported.metadata, path),
+                 preprocess=preprocess or zoo.preprocess_of(imported.metadata, path), **common)
+
+
+def _is_image(candidate: Any) -> bool:
+    """One picture rather than several."""
+    if isinstance(candidate, np.ndarray):
+        return candidate.ndim != 4
+    return (isinstance(candidate, (str, os.PathLike, bytes, bytearray))
+            or hasattr(candidate, "getexif"))
+
+
+def _checked(array: Any, what: str, shape: Shape) -> Array:
+    """The array, if it is float32 and fits the shape; ModelError otherwise."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        got = getattr(array, "dtype", type(array).__name__)
+        raise ModelError(f"{what} must be a float32 NumPy array, it is {got}")
+    fits = array.ndim == len(shape) and all(
+        size is None or size == given for size, given in zip(shape, array.shape, strict=True))
+    if not fits:
+        raise ModelError(f"{what} has shape {array.shape}; {shape} is needed, None being any size")
+    return array
+
+
+def _probabilities(logits: Array, activation: str) -> Array:
+    """Softmax or sigmoid along the classes, in float32."""
+    if activation == "softmax":
+        exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponent / exponent.sum(axis=1, keepdims=True)
+    if activation == "sigmoid":
+        return np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * logits))
+    return logits

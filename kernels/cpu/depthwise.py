@@ -1,0 +1,134 @@
+"""Depthwise convolution (one filter per channel), NHWC float32.
+
+There is little arithmetic per loaded value, so loads decide. `depthwise_tile` in simd.py computes
+PIXELS neighbours of one output row for LANES channels: a weight is loaded once for all of them,
+and for the common windows so is each input. Padding costs no copy: lines outside the image are
+left out of the window, columns outside it are read from a row of zeros.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from ..ops import Conv2d, TensorSpec, known
+from ..step import Array, Options, Run, Step
+from .epilogue import epilogue
+from .jit import LANES, njit
+from .simd import at, depthwise_tile
+
+PIXELS = 7      # divides the map sizes 112 .. 7; 7 accumulators hide the latency of an FMA
+# A thread takes this many channels down all its rows, so that their weights stay in L1.
+GROUP = 8 * LANES
+
+
+class Geometry(NamedTuple):
+    """The numbers of a depthwise convolution that its kernel needs."""
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    kernel_height: int
+    kernel_width: int
+    stride_height: int
+    stride_width: int
+    top: int
+    left: int
+    dilation_height: int
+    dilation_width: int
+
+
+@njit(parallel=True)
+def depthwise2d(x, weight, bias, zeros, y, batch, g, low, high, threads):
+    """Every output row of every group of channels, divided evenly among the threads.
+
+    x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels].
+    """
+    rows = batch * g.out_height
+    units = -(-g.channels // GROUP) * rows
+    for thread in prange(threads):
+        for unit in range(thread * units // threads, (thread + 1) * units // threads):
+            first_channel = unit // rows * GROUP
+            end_channel = min(first_channel + GROUP, g.channels)
+            column = 0
+            while column < g.out_width:
+                size = PIXELS if g.out_width >= PIXELS else 1
+                column = min(column, g.out_width - size)    # the last tile moves back
+                pixels(unit % rows, column, size, first_channel, end_channel, x, weight, bias,
+                       zeros, y, g, low, high)
+                column += size
+
+
+@njit()
+def pixels(row, column, size, first_channel, end_channel, x, weight, bias, zeros, y, g, low, high):
+    """`size` neighbours (PIXELS or 1) in an output row, counted through the batch."""
+    image, top = row // g.out_height, row % g.out_height * g.stride_height - g.top
+    line = -(top // g.dilation_height) if top < 0 else 0    # first and end line inside the image
+    end_line = min(g.kernel_height, (g.height - 1 - top) // g.dilation_height + 1)
+    source = (image * g.height + top + line * g.dilation_height) * g.width * g.channels
+    x_line = g.dilation_height * g.width * g.channels
+    left = column * g.stride_width - g.left
+    target = (row * g.out_width + column) * g.channels
+    taps, padded = g.kernel_width, len(bias)
+    for c in range(first_channel, end_channel, LANES):
+        one_tile(size, taps, g.stride_width, g.dilation_width, (
+            at(x, source + c), left, g.width, g.channels, end_line - line, x_line, at(zeros, 0),
+            at(weight, line * taps * padded + c), padded, taps, g.dilation_width, g.stride_width,
+            at(bias, c), at(y, target + c), min(LANES, end_channel - c), low, high))
+
+
+@njit(inline="always")
+def one_tile(size, taps, stride, dilation, arguments):
+    """The micro-kernel made for this window where there is one, else the general one."""
+    if size == 1:
+        depthwise_tile(1, 0, 0, arguments)
+    elif taps == 3 and stride == 1 and dilation == 1:
+        depthwise_tile(PIXELS, 3, 1, arguments)
+    elif taps == 3 and stride == 2 and dilation == 1:
+        depthwise_tile(PIXELS, 3, 2, arguments)
+    elif taps == 5 and stride == 1 and dilation == 1:
+        depthwise_tile(PIXELS, 5, 1, arguments)
+    elif taps == 5 and stride == 2 and dilation == 1:
+        depthwise_tile(PIXELS, 5, 2, arguments)
+    else:
+        depthwise_tile(PIXELS, 0, 0, arguments)
+
+
+def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
+    """One filter per channel, and one channel per filter."""
+    return op.groups == channels == weight_shape[0] and weight_shape[3] == 1
+
+
+def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
+                      bias: Array | None, options: Options) -> Step:
+    """Inputs x, weight (C, KH, KW, 1), [bias]."""
+    batch, height, width, channels = known(inputs[0].shape)
+    _, out_height, out_width, _ = known(output.shape)
+    kh, kw = weight.shape[1:3]
+    g = Geometry(height, width, channels, out_height, out_width, kh, kw, *op.stride,
+                 *op.padding[:2], *op.dilation)
+    padding = -channels % LANES
+
+    def pack(w: Array) -> Array:
+        return np.pad(w.reshape(channels, -1).T, ((0, 0), (0, padding))).ravel()
+
+    packed = options.pack(weight, "depthwise", pack)
+    packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
+    zeros = np.zeros(LANES, np.float32)
+    low, high, finish = epilogue(op.activation)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        x, flat = arrays[0].reshape(-1), y.reshape(-1)
+
+        def run() -> None:
+            depthwise2d(x, packed, packed_bias, zeros, flat, batch, g, low, high,
+                        options.threads)
+            if finish is not None:
+                finish(flat, options.threads)
+        return run
+
+    suffix = "" if op.activation is None else f"_{op.activation.kind.lower()}"
+    return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)

@@ -1,0 +1,25 @@
+"""Linear layers: a matrix product is a 1x1 convolution over an image of one row of samples.
+
+With one sample the micro-kernel of one row streams each weight through once (a GEMV, bound by
+memory); with TILE_ROWS samples or more it is the register-blocked GEMM of conv.py.
+"""
+from __future__ import annotations
+
+from ..ops import Linear, TensorSpec, count, known
+from ..step import Array, Options, Step
+from .conv import BLOCK_VECTORS, TILE_ROWS, Geometry, prepare_tiled
+from .jit import LANES
+
+
+def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: Options) -> Step:
+    """y = activation(x @ weight.T + bias) for x (..., in)."""
+    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
+    if weight is None or (bias is None and len(weights) > 2):
+        raise ValueError("Linear: weight and bias must be constants of the network")
+    features = known(inputs[0].shape)[-1]
+    samples = count(inputs[0].shape[:-1])
+    g = Geometry(1, samples, features, 1, samples, len(weight), 1, 1, 1, 1, 0, 0, 1, 1, features)
+    kind = "gemv" if samples < TILE_ROWS // 2 else f"{TILE_ROWS}x{BLOCK_VECTORS * LANES}"
+    return prepare_tiled(f"linear_f32_{kind}", 1, g, (0, 0), 1, op.activation, weight, bias,
+                             options)

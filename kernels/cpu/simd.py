@@ -1,0 +1,298 @@
+"""Vector micro-kernels as LLVM IR: the only file that emits LLVM for the CPU.
+
+Numba's own loops do not keep a block of accumulators in registers, so the few innermost loops
+that decide the speed are written here as intrinsics on raw float pointers. Each takes its tile
+size as literal ints: the intrinsic itself stays a module-level global, which numba's disk cache
+needs, and every size compiles to code of its own. The other arguments come as one tuple.
+
+    conv_tile       tile_rows pixels x (vectors * LANES) channels of a convolution or GEMM
+    depthwise_tile  tile_rows pixels x LANES channels of a depthwise convolution
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from .jit import LANES
+
+F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
+VECTOR, INT_VECTOR = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+MASK = ir.VectorType(I1, LANES)
+FLOATS = types.CPointer(types.float32)
+Builder, Value = ir.IRBuilder, ir.Value
+
+
+# ---- building blocks --------------------------------------------------------------------------
+
+def i64(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+def splat(value: float) -> ir.Constant:
+    return ir.Constant(VECTOR, [float(value)] * LANES)
+
+
+def broadcast(b: Builder, scalar: Value) -> Value:
+    vector = ir.VectorType(scalar.type, LANES)
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = b.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return b.shuffle_vector(first, undefined, ir.Constant(INT_VECTOR, [0] * LANES))
+
+
+def advance(b: Builder, pointer: Value, *factors: Value | int) -> Value:
+    """pointer + product of the factors, in floats."""
+    offset = i64(1)
+    for factor in factors:
+        offset = b.mul(offset, i64(factor) if isinstance(factor, int) else factor)
+    return b.gep(pointer, [offset])
+
+
+def load(b: Builder, pointer: Value, mask: Value | None = None) -> Value:
+    """LANES floats, unaligned; lanes that the mask leaves out are 0 and are not touched."""
+    address = b.bitcast(pointer, VECTOR.as_pointer())
+    if mask is not None:
+        function = ir.FunctionType(VECTOR, [VECTOR.as_pointer(), I32, MASK, VECTOR])
+        name = f"llvm.masked.load.v{LANES}f32.p0"
+        masked = cgutils.get_or_insert_function(b.module, function, name)
+        return b.call(masked, [address, ir.Constant(I32, 4), mask, splat(0)])
+    value = b.load(address)
+    value.align = 4
+    return value
+
+
+def store(b: Builder, value: Value, pointer: Value, mask: Value | None = None) -> None:
+    address = b.bitcast(pointer, VECTOR.as_pointer())
+    if mask is not None:
+        function = ir.FunctionType(ir.VoidType(), [VECTOR, VECTOR.as_pointer(), I32, MASK])
+        name = f"llvm.masked.store.v{LANES}f32.p0"
+        masked = cgutils.get_or_insert_function(b.module, function, name)
+        b.call(masked, [value, address, ir.Constant(I32, 4), mask])
+        return
+    b.store(value, address).align = 4
+
+
+def first_lanes(b: Builder, lanes: Value) -> Value:
+    """Mask of the first `lanes` (an I64) lanes."""
+    wanted = broadcast(b, b.trunc(lanes, I32))
+    return b.icmp_signed("<", ir.Constant(INT_VECTOR, list(range(LANES))), wanted)
+
+
+def vector_call(b: Builder, name: str, *args: Value) -> Value:
+    """llvm.<name> on float vectors."""
+    function = ir.FunctionType(VECTOR, [VECTOR] * len(args))
+    callee = cgutils.get_or_insert_function(b.module, function, f"llvm.{name}.v{LANES}f32")
+    return b.call(callee, args)
+
+
+def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z, fused where the CPU can; plain multiply and add elsewhere."""
+    return vector_call(b, "fmuladd", x, y, z)
+
+
+def clip(b: Builder, value: Value, low: Value, high: Value) -> Value:
+    """min(max(value, low), high); NaN stays NaN, because each comparison with it is false."""
+    value = b.select(b.fcmp_ordered("<", value, low), low, value)
+    return b.select(b.fcmp_ordered(">", value, high), high, value)
+
+
+def counted_loop(b: Builder, name: str, trips: Value, carried: list[Value],
+                 body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
+    """`for i in range(trips): carried = body(i, carried)`. Returns the last values."""
+    entry = b.block
+    loop, done = b.append_basic_block(name), b.append_basic_block(f"{name}.done")
+    b.cbranch(b.icmp_signed(">", trips, i64(0)), loop, done)
+    b.position_at_end(loop)
+    index = b.phi(I64)
+    index.add_incoming(i64(0), entry)
+    phis = [b.phi(value.type) for value in carried]
+    results = body(index, phis)
+    following, end = b.add(index, i64(1)), b.block
+    index.add_incoming(following, end)
+    b.cbranch(b.icmp_signed("<", following, trips), loop, done)
+    b.position_at_end(done)
+    last = [b.phi(value.type) for value in carried]
+    for before, phi, result, after in zip(carried, phis, results, last, strict=True):
+        phi.add_incoming(before, entry)
+        phi.add_incoming(result, end)
+        after.add_incoming(before, entry)
+        after.add_incoming(result, end)
+    return last
+
+
+def literal_ints(*arguments: Any) -> list[int] | None:
+    """The values of literal arguments, or None while numba tries the call without literals."""
+    if all(isinstance(argument, types.IntegerLiteral) for argument in arguments):
+        return [argument.literal_value for argument in arguments]
+    return None
+
+
+@intrinsic
+def at(typingctx, array, offset):
+    """(float32 array, element offset) -> pointer, without bounds or wrap-around code."""
+    def codegen(context, b, sig, args):
+        return b.gep(make_array(sig.args[0])(context, b, args[0]).data, [args[1]])
+    return FLOATS(array, types.intp), codegen
+
+
+@intrinsic
+def copy_floats(typingctx, target, source, count):
+    """Copy `count` floats from one pointer to another; the ranges must not overlap."""
+    def codegen(context, b, sig, args):
+        cgutils.raw_memcpy(b, *args, itemsize=4)
+        return context.get_dummy_value()
+    return types.void(FLOATS, FLOATS, types.intp), codegen
+
+
+@intrinsic
+def zero_floats(typingctx, target, count):
+    """Write `count` zeros."""
+    def codegen(context, b, sig, args):
+        cgutils.memset(b, args[0], b.mul(args[1], i64(4)), 0)
+        return context.get_dummy_value()
+    return types.void(FLOATS, types.intp), codegen
+
+
+# ---- convolution and matrix product -----------------------------------------------------------
+
+@intrinsic(prefer_literal=True)
+def conv_tile(typingctx, tile_rows, vectors, arguments):
+    """arguments: (x, x_step, lines, x_line, length, w, bias, residual, has_residual, y, y_step,
+    valid, low, high)
+
+    y[r, c] = clip(sum over l, k of x[r*x_step + l*x_line + k] * w[l*length + k, c]
+                      + bias[c] + residual[r*y_step + c], low, high)
+
+    for r < tile_rows, c < vectors * LANES, l < lines, k < length. All accumulators stay in
+    registers through both loops. Of the last vector only the first `valid` channels are read
+    from `residual` and written. Pointers are to float32; steps count floats.
+    """
+    sizes = literal_ints(tile_rows, vectors)
+    if sizes is None:
+        return None
+    mr, nv = sizes
+
+    def codegen(context, b, sig, args):
+        (x, x_step, lines, x_line, length, w, bias, residual, has_residual,
+         y, y_step, valid, low, high) = cgutils.unpack_tuple(b, args[2])
+        start = [load(b, advance(b, bias, j * LANES)) for _ in range(mr) for j in range(nv)]
+
+        def kernel_line(line, carried):
+            weights, *acc = carried
+            first = advance(b, x, line, x_line)
+            pixels = [advance(b, first, x_step, r) for r in range(mr)]
+
+            def tap(k, acc):
+                w_line = advance(b, weights, k, nv * LANES)
+                w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
+                total = []
+                for r in range(mr):
+                    pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
+                    total += [fma(b, pixel, w_vectors[j], acc[r * nv + j]) for j in range(nv)]
+                return total
+
+            acc = counted_loop(b, "tap", length, acc, tap)
+            return [advance(b, weights, length, nv * LANES), *acc]
+
+        _, *acc = counted_loop(b, "kernel_line", lines, [w, *start], kernel_line)
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def write(mask, add_residual):
+            for r in range(mr):
+                for j in range(nv):
+                    last = mask if j == nv - 1 else None
+                    value = acc[r * nv + j]
+                    if add_residual:
+                        other = advance(b, advance(b, residual, y_step, r), j * LANES)
+                        value = b.fadd(value, load(b, other, last))
+                    target = advance(b, advance(b, y, y_step, r), j * LANES)
+                    store(b, clip(b, value, low, high), target, last)
+
+        with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
+            for branch, add_residual in ((then, True), (otherwise, False)):
+                with branch:
+                    _full_or_masked(b, valid, lambda mask, add=add_residual: write(mask, add))
+        return context.get_dummy_value()
+
+    return types.void(tile_rows, vectors, arguments), codegen
+
+
+def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], None]) -> None:
+    """emit(None) where all lanes are valid: plain stores are faster than masked ones."""
+    with b.if_else(b.icmp_signed("==", valid, i64(LANES))) as (full, partial):
+        with full:
+            emit(None)
+        with partial:
+            emit(first_lanes(b, valid))
+
+
+# ---- depthwise convolution --------------------------------------------------------------------
+
+@intrinsic(prefer_literal=True)
+def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, arguments):
+    """arguments: (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
+    stride, bias, y, valid, low, high)
+
+    y[r, c] = clip(sum over l, t of x[l, column + r*stride + t*dilation, c] * w[l, t, c]
+                      + bias[c], low, high)
+
+    for r < tile_rows, c < valid <= LANES, l < lines, t < taps. `x` points to column 0 of the
+    first line; lines are x_line floats apart, columns `channels`, weights of a tap w_tap; a
+    column outside 0 .. width is read from `zeros`. w, bias and zeros are padded to whole
+    vectors; of x and y nothing beyond `valid` channels is touched. With fixed_taps > 0 taps and
+    stride are compile-time constants (and dilation is 1), so that neighbouring pixels share
+    their loads.
+    """
+    sizes = literal_ints(tile_rows, fixed_taps, fixed_stride)
+    if sizes is None:
+        return None
+    mr, kw, step = sizes
+
+    def codegen(context, b, sig, args):
+        (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
+         stride, bias, y, valid, low, high) = cgutils.unpack_tuple(b, args[3])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def tile(mask):
+            def pixel(first, offset):
+                index = b.add(column, offset)
+                inside = b.icmp_unsigned("<", index, width)
+                return load(b, b.select(inside, advance(b, first, index, channels), zeros), mask)
+
+            def fixed(first, weights, acc):
+                acc, loaded = list(acc), {}
+                for t in range(kw):
+                    weight = load(b, advance(b, weights, w_tap, t))
+                    for r in range(mr):
+                        offset = r * step + t
+                        if offset not in loaded:
+                            loaded[offset] = pixel(first, i64(offset))
+                        acc[r] = fma(b, loaded[offset], weight, acc[r])
+                return acc
+
+            def general(first, weights, acc):
+                def tap(t, acc):
+                    weight = load(b, advance(b, weights, w_tap, t))
+                    start = b.mul(t, dilation)
+                    return [fma(b, pixel(first, b.add(start, b.mul(stride, i64(r)))), weight,
+                                acc[r]) for r in range(mr)]
+                return counted_loop(b, "tap", taps, acc, tap)
+
+            def kernel_line(line, acc):
+                first = advance(b, x, line, x_line)
+                weights = advance(b, w, line, taps, w_tap)
+                return (fixed if kw else general)(first, weights, acc)
+
+            acc = counted_loop(b, "kernel_line", lines, [load(b, bias)] * mr, kernel_line)
+            for r in range(mr):
+                store(b, clip(b, acc[r], low, high), advance(b, y, channels, r), mask)
+
+        _full_or_masked(b, valid, tile)
+        return context.get_dummy_value()
+
+    return types.void(tile_rows, fixed_taps, fixed_stride, arguments), codegen

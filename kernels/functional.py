@@ -1,0 +1,155 @@
+"""One op at a time on arrays: `kernels.conv2d(x, weight, bias, padding=1)` and its siblings.
+
+Arrays are float32 and NHWC, convolution weights OHWI (out, height, width, in / groups), Linear
+weights (out, in). Results are new arrays. All take `threads`, the number of CPU threads (None:
+all that this process may use). ValueError says which shape or argument does not fit, TypeError
+which dtype.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import ops
+from .ops import Op, Pair, Padding, TensorSpec, count, known
+from .step import Options
+
+Array = np.ndarray
+Size = int | Sequence[int]
+
+
+def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Size = 1,
+           padding: Size = 0, dilation: Size = 1, groups: int = 1,
+           activation: ops.Unary | None = None, residual: Array | None = None,
+           threads: int | None = None) -> Array:
+    """activation(conv(x, weight) + bias + residual): (N, H, W, C) -> (N, OH, OW, O).
+
+    padding is one number, (height, width), or (top, left, bottom, right).
+    """
+    op = ops.Conv2d(_pair(stride, "stride"), _padding(padding), _pair(dilation, "dilation"),
+                    groups, activation)
+    if residual is not None and bias is None:
+        bias = np.zeros(len(weight), np.float32)
+    given = [array for array in (bias, residual) if array is not None]
+    return run(op, x, weight, *given, weights=(1, 2), threads=threads)
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None, *,
+           activation: ops.Unary | None = None, threads: int | None = None) -> Array:
+    """activation(x @ weight.T + bias): (..., in) -> (..., out)."""
+    given = [] if bias is None else [bias]
+    return run(ops.Linear(activation), x, weight, *given, weights=(1, 2), threads=threads)
+
+
+def max_pool2d(x: Array, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
+               dilation: Size = 1, ceil_mode: bool = False, *,
+               threads: int | None = None) -> Array:
+    """Greatest value of each window; stride None is kernel_size."""
+    kernel = _pair(kernel_size, "kernel_size")
+    op = ops.MaxPool2d(kernel, kernel if stride is None else _pair(stride, "stride"),
+                       _padding(padding), _pair(dilation, "dilation"), ceil_mode)
+    return run(op, x, threads=threads)
+
+
+def avg_pool2d(x: Array, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
+               ceil_mode: bool = False, count_include_pad: bool = True, *,
+               threads: int | None = None) -> Array:
+    """Mean of each window; stride None is kernel_size."""
+    kernel = _pair(kernel_size, "kernel_size")
+    op = ops.AvgPool2d(kernel, kernel if stride is None else _pair(stride, "stride"),
+                       _padding(padding), (1, 1), ceil_mode, count_include_pad)
+    return run(op, x, threads=threads)
+
+
+def global_avg_pool2d(x: Array, *, threads: int | None = None) -> Array:
+    """Mean over height and width: (N, H, W, C) -> (N, 1, 1, C)."""
+    return run(ops.GlobalAvgPool2d(), x, threads=threads)
+
+
+def relu(x: Array, *, threads: int | None = None) -> Array:
+    """max(x, 0)"""
+    return run(ops.Relu(), x, threads=threads)
+
+
+def clip(x: Array, low: float, high: float, *, threads: int | None = None) -> Array:
+    """min(max(x, low), high)"""
+    return run(ops.Clip(float(low), float(high)), x, threads=threads)
+
+
+def sigmoid(x: Array, *, threads: int | None = None) -> Array:
+    """1 / (1 + exp(-x))"""
+    return run(ops.Sigmoid(), x, threads=threads)
+
+
+def tanh(x: Array, *, threads: int | None = None) -> Array:
+    """tanh(x)"""
+    return run(ops.Tanh(), x, threads=threads)
+
+
+def add(a: Array, b: Array, *, threads: int | None = None) -> Array:
+    """a + b, broadcast as NumPy does."""
+    return run(ops.Add(), a, b, threads=threads)
+
+
+def mul(a: Array, b: Array, *, threads: int | None = None) -> Array:
+    """a * b, broadcast as NumPy does."""
+    return run(ops.Mul(), a, b, threads=threads)
+
+
+def concat(arrays: Sequence[Array], axis: int = -1, *, threads: int | None = None) -> Array:
+    """The arrays one after the other along `axis`."""
+    return run(ops.Concat(axis), *arrays, threads=threads)
+
+
+def softmax(x: Array, axis: int = -1, *, threads: int | None = None) -> Array:
+    """exp(x) / sum(exp(x)) along `axis`."""
+    return run(ops.Softmax(axis), x, threads=threads)
+
+
+def batch_norm(x: Array, mean: Array, var: Array, weight: Array, bias: Array,
+               eps: float = 1e-5, *, threads: int | None = None) -> Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis."""
+    return run(ops.BatchNorm(eps), x, weight, bias, mean, var, weights=(1, 2, 3, 4),
+               threads=threads)
+
+
+def run(op: Op, *arrays: Array, weights: Sequence[int] = (), threads: int | None = None) -> Array:
+    """Any op on the CPU; `weights` are the positions of the inputs that its kernel packs."""
+    from .cpu import backend
+    from .cpu.threads import check_threads, team
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+            got = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{op.kind} takes float32 NumPy arrays, not {got}; convert it with "
+                            f"np.asarray(x, np.float32)")
+    arrays = tuple(np.ascontiguousarray(array) for array in arrays)
+    specs = [TensorSpec(array.shape) for array in arrays]
+    output = TensorSpec(known(op.output_shape(*(array.shape for array in arrays))))
+    result = np.empty(known(output.shape), np.float32)
+    if count(output.shape) == 0:
+        return result
+    options = Options(check_threads(threads))
+    constants = [array if i in weights else None for i, array in enumerate(arrays)]
+    step = backend.prepare(op, specs, output, constants, options)
+    with team(options.threads):
+        step.bind(arrays, result, np.empty(step.workspace, np.uint8))()
+    return result
+
+
+def _pair(size: Size, name: str) -> Pair:
+    """One number for both axes, or (height, width)."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        raise ValueError(f"{name}={size!r} must be a whole number of at least 1, or two of them")
+    return pair
+
+
+def _padding(padding: Size) -> Padding:
+    """One number, (height, width), or (top, left, bottom, right)."""
+    sides = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+    sides = sides * 2 if len(sides) == 2 else sides
+    if len(sides) != 4 or not all(isinstance(n, int) and n >= 0 for n in sides):
+        raise ValueError(f"padding={padding!r} must be a whole number of at least 0, "
+                         f"(height, width) or (top, left, bottom, right)")
+    return sides

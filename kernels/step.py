@@ -1,0 +1,39 @@
+"""The contract between a backend and the executor: one op, prepared for fixed shapes."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Array = np.ndarray
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An op with its kernel chosen and its weights packed.
+
+    kernel     name of the kernel, as `Model.summary` shows it
+    bind       (inputs, output, workspace) -> a plain callable that computes output from inputs.
+               Inputs stand in the op's order and include constant ones; every array is
+               C-contiguous and of its spec's shape; workspace is uint8, 64-byte aligned
+    workspace  bytes of scratch memory that a run needs
+    """
+    kernel: str
+    bind: Callable[[Sequence[Array], Array, Array], Run]
+    workspace: int = 0
+
+
+@dataclass
+class Options:
+    """What all steps of one program share."""
+    threads: int = 1
+    packed: dict[tuple[int, str], tuple[Array, Array]] = field(default_factory=dict)
+
+    def pack(self, weight: Array, packing: str, make: Callable[[Array], Array]) -> Array:
+        """`make(weight)`, computed once per weight and packing, however many programs ask."""
+        key = id(weight), packing
+        if key not in self.packed:
+            self.packed[key] = weight, make(weight)     # keeps weight alive, so its id stays its own
+        return self.packed[key][1]

@@ -1,0 +1,237 @@
+"""Builds the benchmark networks as ONNX files: torchvision's architectures, random weights.
+
+Nodes and weights carry torchvision's names, and batch norm stays unfolded, as torch exports a
+network in eval mode. Weights are seeded: the same seed gives the same bytes.
+
+    python profiling/networks.py --list
+    python profiling/networks.py resnet50 -o resnet50.onnx
+"""
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+IR_VERSION = 8      # the one that came with opset 17, so that older runtimes read the file too
+
+
+class Builder:
+    """Grows an ONNX graph layer by layer.
+
+    Every layer takes the name of a value, adds one node, and returns the name of its output,
+    which is also the node's.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.channels = {"input": 3}
+
+    def node(self, operator: str, name: str, inputs: list[str], channels: int,
+             **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        self.channels[name] = channels
+        return name
+
+    def weight(self, name: str, values: np.ndarray) -> str:
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def normal(self, name: str, shape: tuple[int, ...], deviation: float) -> str:
+        return self.weight(name, deviation * self.rng.standard_normal(shape, dtype=np.float32))
+
+    def uniform(self, name: str, channels: int, low: float, high: float) -> str:
+        return self.weight(name, self.rng.uniform(low, high, channels))
+
+    def conv(self, x: str, name: str, channels: int, kernel: int, stride: int = 1,
+             groups: int = 1) -> str:
+        """Square, without bias, padded to keep the size at stride 1. He et al. 2015, fan in."""
+        shape = (channels, self.channels[x] // groups, kernel, kernel)
+        weight = self.normal(f"{name}.weight", shape, math.sqrt(2 / math.prod(shape[1:])))
+        return self.node("Conv", name, [x, weight], channels, kernel_shape=[kernel] * 2,
+                         strides=[stride] * 2, pads=[kernel // 2] * 4, dilations=[1, 1],
+                         group=groups)
+
+    def batch_norm(self, x: str, name: str, gain: float = 1.0) -> str:
+        """Scales by about `gain`; the running statistics are near those of He's weights."""
+        channels = self.channels[x]
+        parameters = [self.uniform(f"{name}.weight", channels, 0.8 * gain, 1.2 * gain),
+                      self.normal(f"{name}.bias", (channels,), 0.1),
+                      self.normal(f"{name}.running_mean", (channels,), 0.1),
+                      self.uniform(f"{name}.running_var", channels, 0.8, 1.2)]
+        return self.node("BatchNormalization", name, [x, *parameters], channels,
+                         epsilon=1e-5, momentum=0.9, training_mode=0)
+
+    def relu(self, x: str) -> str:
+        return self.node("Relu", f"{x}.relu", [x], self.channels[x])
+
+    def relu6(self, x: str) -> str:
+        bounds = [self.node("Constant", f"{x}.{bound}", [], 0,
+                            value=numpy_helper.from_array(np.array(value, np.float32)))
+                  for bound, value in (("min", 0), ("max", 6))]
+        return self.node("Clip", f"{x}.relu6", [x, *bounds], self.channels[x])
+
+    def add(self, a: str, b: str, name: str) -> str:
+        return self.node("Add", name, [a, b], self.channels[a])
+
+    def max_pool(self, x: str, name: str, kernel: int, stride: int, padding: int) -> str:
+        return self.node("MaxPool", name, [x], self.channels[x], kernel_shape=[kernel] * 2,
+                         strides=[stride] * 2, pads=[padding] * 4, ceil_mode=0)
+
+    def global_pool(self, x: str) -> str:
+        """(N, C, H, W) -> (N, C)"""
+        pooled = self.node("GlobalAveragePool", "avgpool", [x], self.channels[x])
+        return self.node("Flatten", "flatten", [pooled], self.channels[x], axis=1)
+
+    def linear(self, x: str, name: str, features: int) -> str:
+        """The last layer: its output is "logits"."""
+        shape = (features, self.channels[x])
+        parameters = [self.normal(f"{name}.weight", shape, math.sqrt(2 / shape[1])),
+                      self.normal(f"{name}.bias", shape[:1], 0.1)]
+        return self.node("Gemm", "logits", [x, *parameters], features, transB=1)
+
+    def model(self, name: str, size: int = 224) -> onnx.ModelProto:
+        """All layers so far, from "input" (N, 3, size, size) to "logits" (N, classes)."""
+        image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, size, size])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT,
+                                               ["N", self.channels["logits"]])
+        graph = helper.make_graph(self.nodes, name, [image], [logits], self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
+                                 ir_version=IR_VERSION, producer_name="profiling/networks.py")
+
+
+def resnet50(net: Builder) -> None:
+    """He et al. 2016 in torchvision's version 1.5: a block strides in its 3x3 convolution."""
+    x = net.relu(net.batch_norm(net.conv("input", "conv1", 64, 7, stride=2), "bn1"))
+    x = net.max_pool(x, "maxpool", 3, stride=2, padding=1)
+    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], start=1):
+        for block in range(blocks):
+            stride = 2 if block == 0 and stage > 1 else 1
+            x = bottleneck(net, x, f"layer{stage}.{block}", width, stride)
+    net.linear(net.global_pool(x), "fc", 1000)
+
+
+def bottleneck(net: Builder, x: str, name: str, width: int, stride: int) -> str:
+    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", width, 1), f"{name}.bn1"))
+    y = net.conv(y, f"{name}.conv2", width, 3, stride=stride)
+    y = net.relu(net.batch_norm(y, f"{name}.bn2"))
+    y = net.conv(y, f"{name}.conv3", 4 * width, 1)
+    # A gain well below 1 keeps the sum over a stage's blocks from growing.
+    y = net.batch_norm(y, f"{name}.bn3", gain=0.3)
+    if net.channels[x] != 4 * width:
+        x = net.conv(x, f"{name}.downsample.0", 4 * width, 1, stride=stride)
+        x = net.batch_norm(x, f"{name}.downsample.1")
+    return net.relu(net.add(y, x, f"{name}.add"))
+
+
+def mobilenet_v2(net: Builder) -> None:
+    """Sandler et al. 2018, as in torchvision."""
+    x = net.conv("input", "features.0.0", 32, 3, stride=2)
+    x = net.relu6(net.batch_norm(x, "features.0.1"))
+    stages = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+              (6, 160, 3, 2), (6, 320, 1, 1)]
+    index = 1
+    for expansion, channels, blocks, stride in stages:
+        for block in range(blocks):
+            x = inverted_residual(net, x, f"features.{index}", expansion, channels,
+                                  stride if block == 0 else 1)
+            index += 1
+    x = net.conv(x, "features.18.0", 1280, 1)
+    x = net.relu6(net.batch_norm(x, "features.18.1"))
+    net.linear(net.global_pool(x), "classifier.1", 1000)
+
+
+def inverted_residual(net: Builder, x: str, name: str, expansion: int, channels: int,
+                      stride: int) -> str:
+    y, layer, hidden = x, 0, expansion * net.channels[x]
+    if expansion > 1:
+        y = net.relu6(net.batch_norm(net.conv(y, f"{name}.conv.0.0", hidden, 1),
+                                     f"{name}.conv.0.1"))
+        layer = 1
+    y = net.conv(y, f"{name}.conv.{layer}.0", hidden, 3, stride=stride, groups=hidden)
+    y = net.relu6(net.batch_norm(y, f"{name}.conv.{layer}.1"))
+    y = net.conv(y, f"{name}.conv.{layer + 1}", channels, 1)
+    # No ReLU follows to halve the power that He's weights double: sqrt(0.5) does.
+    y = net.batch_norm(y, f"{name}.conv.{layer + 2}", gain=math.sqrt(0.5))
+    if stride == 1 and net.channels[x] == channels:
+        y = net.add(x, y, f"{name}.add")
+    return y
+
+
+NETWORKS: dict[str, Callable[[Builder], None]] = {
+    "resnet50": resnet50,
+    "mobilenet_v2": mobilenet_v2,
+}
+
+
+def build(name: str, seed: int = 0) -> onnx.ModelProto:
+    """The network of that name; ValueError where there is none.
+
+    Input "input" (N, 3, 224, 224) and output "logits" (N, 1000) are float32, N is free.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
+    net = Builder(seed)
+    NETWORKS[name](net)
+    return net.model(name)
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Trainable parameters, as torch counts them: running statistics are not among them."""
+    statistics = {name for node in model.graph.node if node.op_type == "BatchNormalization"
+                  for name in node.input[3:]}
+    return sum(math.prod(weight.dims) for weight in model.graph.initializer
+               if weight.name not in statistics)
+
+
+def dot_products(model: onnx.ModelProto) -> list[tuple[int, int]]:
+    """(terms, how many per image) of the dot products of each convolution and Gemm."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
+    for value in [*graph.value_info, *graph.output]:
+        shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    layers = []
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            outputs = shapes[node.output[0]][1:]
+            # Conv weights are (O, C / groups, KH, KW); the elements of either kind of weight
+            # divide by the output channels, however Gemm's transB turns them.
+            layers.append((math.prod(shapes[node.input[1]]) // outputs[0], math.prod(outputs)))
+    return layers
+
+
+def macs(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of all convolutions and Gemms for one image."""
+    return sum(terms * outputs for terms, outputs in dot_products(model))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=NETWORKS, help="the network to build")
+    parser.add_argument("-o", "--output", type=Path, help="file to write, default NAME.onnx")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, default 0")
+    parser.add_argument("--list", action="store_true", help="list all networks with their sizes")
+    args = parser.parse_args()
+    if args.list:
+        for name in NETWORKS:
+            model = build(name)
+            print(f"{name:14} {parameters(model):12,} parameters {macs(model) / 1e9:6.2f} GMACs")
+    elif args.name:
+        path = args.output or Path(f"{args.name}.onnx")
+        onnx.save(build(args.name, args.seed), path)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    else:
+        parser.error("name a network to build, or ask for --list")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The command line, run in this process so that kernels are loaded once."""
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn import cli
+
+ROOT = Path(__file__).parent.parent
+CAT = ROOT / "examples" / "cat.jpg"
+
+
+@pytest.fixture
+def cnn(monkeypatch, capsys):
+    """cnn("classify", ...) -> (exit status, stdout, stderr)."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cnn", *map(str, arguments)])
+        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=200))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=200))
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+    return call
+
+
+def test_classify_prints_a_table_with_bars_and_says_what_ran(cnn):
+    status, out, _ = cnn("classify", CAT)
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].startswith("Egyptian cat")
+    assert "█" in lines[0]
+    assert "%" in lines[0]
+    assert len(lines) == 6
+    assert "on cpu (" in lines[5]
+    assert "float32) with efficientnet_lite0.onnx" in lines[5]
+
+
+def test_json_and_csv_carry_the_same_predictions(cnn):
+    _, as_json, _ = cnn("classify", CAT, "--json", "--top", 2)
+    _, as_csv, _ = cnn("classify", CAT, "--csv", "--top", 2)
+    (result,) = json.loads(as_json)
+    rows = list(csv.DictReader(io.StringIO(as_csv)))
+    assert [row["label"] for row in rows] == [p["label"] for p in result["predictions"]]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        [p["probability"] for p in result["predictions"]], abs=1e-6)
+    assert result["predictions"][0]["index"] == 285
+
+
+def test_a_bad_file_among_many_is_reported_and_the_others_go_on(cnn, tmp_path):
+    for name in ("a", "c"):
+        Image.open(CAT).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.jpg").write_bytes(CAT.read_bytes()[:5000])
+    (tmp_path / "notes.txt").write_text("no picture")
+    status, out, err = cnn("classify", tmp_path, "--json", "--batch", 2)
+    results = json.loads(out)
+    assert status == 1
+    assert [Path(result["file"]).name for result in results] == ["a.png", "b.jpg", "c.png"]
+    assert results[0]["predictions"] == results[2]["predictions"]
+    assert "b.jpg" in results[1]["error"]
+    assert "b.jpg" in err
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["classify", "missing.jpg"], "missing.jpg"),
+    (["classify", CAT, "--model", "resnet"], "'resnet' is no model of the zoo; it has "
+                                             "['efficientnet_lite0']"),
+    (["classify", CAT, "--model", "missing.onnx"], "missing.onnx: there is no such file"),
+    (["classify", CAT, "--device", "tpu"], "device='tpu' is unknown"),
+    (["classify", CAT, "--device", "cuda"], "device='cuda'"),
+    (["classify", CAT, "--dtype", "int4"], "dtype='int4' is not supported"),
+    (["classify", CAT, "--threads", "999"], "threads=999"),
+    (["summary", "setup.py"], "setup.py: a model file ends in .onnx or .safetensors"),
+])
+def test_bad_input_is_one_sentence_without_a_traceback(cnn, arguments, sentence):
+    status, out, err = cnn(*arguments)
+    assert status != 0
+    assert sentence in err
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_debug_shows_the_traceback():
+    done = subprocess.run([sys.executable, "-m", "cnn", "classify", "missing.jpg", "--debug"],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "missing.jpg" in done.stderr
+
+
+def test_usage_errors_and_help(cnn):
+    status, _, err = cnn("classify")
+    assert status == 2
+    assert "IMAGE_OR_FOLDER" in err
+    for command in ([], ["classify"], ["summary"]):
+        status, out, _ = cnn(*command, "--help")
+        assert status == 0
+        assert "Examples:" in out
+    status, out, _ = cnn("--version")
+    assert status == 0
+    assert "version 0." in out
+
+
+def test_an_empty_folder_is_said(cnn, tmp_path):
+    status, _, err = cnn("classify", tmp_path)
+    assert status == 1
+    assert f"{tmp_path}: the folder holds no picture" in err
+
+
+def test_summary_lists_every_layer_and_the_totals(cnn):
+    status, out, _ = cnn("summary")
+    assert status == 0
+    assert "4,652,008 parameters" in out
+    assert "depthwise_3x3_f32" in out
+    assert "1x1000" in out
+    assert "activation of the output: softmax" in out
+
+
+def test_doctor_names_versions_cpu_threads_and_cache(cnn):
+    status, out, _ = cnn("doctor")
+    assert status == 0
+    for word in ("cnn", "python", "numba", "cpu features", "threads", "gpu", "cache", "zoo"):
+        assert word in out
+
+
+def test_batches_of_any_size_agree(cnn, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    answers = [cnn("classify", tmp_path, "--json", "--batch", size)[1] for size in (1, 2, 5, 8)]
+    assert len(set(answers)) == 1
