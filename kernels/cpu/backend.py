@@ -8,4 +8,35 @@ from ..ops import Op, TensorSpec
 from ..step import Array, Options, Step
 from . import conv, copy, elementwise, matmul, norm, pool, softmax
 
-Prepare = Callable[..., Step]
+PREPARE: dict[type[Op], Callable[..., Step]] = {
+    ops.Conv2d: conv.prepare_conv2d,
+    ops.Linear: matmul.prepare_linear,
+    ops.MaxPool2d: pool.prepare_pool2d,
+    ops.AvgPool2d: pool.prepare_pool2d,
+    ops.GlobalAvgPool2d: pool.prepare_global_avg_pool2d,
+    ops.Relu: elementwise.prepare_unary,
+    ops.Clip: elementwise.prepare_unary,
+    ops.Sigmoid: elementwise.prepare_unary,
+    ops.Tanh: elementwise.prepare_unary,
+    ops.Add: elementwise.prepare_binary,
+    ops.Mul: elementwise.prepare_binary,
+    ops.Softmax: softmax.prepare_softmax,
+    ops.BatchNorm: norm.prepare_batch_norm,
+    ops.Concat: copy.prepare_concat,
+    ops.Transpose: copy.prepare_transpose,
+    ops.Reshape: copy.prepare_reshape,
+    ops.Flatten: copy.prepare_reshape,
+}
+
+
+def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[Array | None],
+            options: Options) -> Step:
+    """Choose a kernel for an op of these shapes.
+
+    weights[i] is the array of input i where that is a constant of the network, else None.
+    ValueError where an op can not run so: an unknown op, a weight that is not constant.
+    """
+    if type(op) not in PREPARE:
+        raise ValueError(f"the CPU has no kernel for {op.kind}; it has "
+                         f"{sorted(known.__name__ for known in PREPARE)}")
+    return PREPARE[type(op)](op, inputs, output, weights, options)

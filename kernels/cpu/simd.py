@@ -158,6 +158,15 @@ def zero_floats(typingctx, target, count):
     return types.void(FLOATS, types.intp), codegen
 
 
+@intrinsic
+def power_of_two(typingctx, exponent):
+    """2.0 ** exponent as float32 for an int32 from -127 (gives 0) to 128 (gives infinity)."""
+    def codegen(context, b, sig, args):
+        biased = b.add(args[0], ir.Constant(I32, 127))
+        return b.bitcast(b.shl(biased, ir.Constant(I32, 23)), F32)
+    return types.float32(types.int32), codegen
+
+
 # ---- convolution and matrix product -----------------------------------------------------------
 
 @intrinsic(prefer_literal=True)

@@ -1,0 +1,90 @@
+"""Ops that only move data: concat, transpose, reshape."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import prange
+
+from ..ops import Concat, Flatten, Reshape, TensorSpec, Transpose, count, known, normal_axis
+from ..step import Array, Options, Run, Step
+from .jit import njit
+from .simd import at, copy_floats
+
+BLOCK = 32      # a 32 x 32 block of float32 is read and written while it lies in L1
+
+
+@njit(parallel=True)
+def copy_columns(x, y, first, threads):
+    """y[:, first:first + width] = x for 2-D x and y, row by row."""
+    rows, width = x.shape
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    for thread in prange(threads):
+        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
+            copy_floats(at(flat_y, row * y.shape[1] + first), at(flat_x, row * width), width)
+
+
+def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: Options) -> Step:
+    axis = normal_axis(op.axis, len(output.shape))
+    rows = count(output.shape[:axis])
+    ends = np.cumsum([count(spec.shape[axis:]) for spec in inputs])
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        columns = y.reshape(rows, ends[-1])
+        parts = [array.reshape(rows, -1) for array in arrays]
+        starts = [int(end) - part.shape[1] for end, part in zip(ends, parts, strict=True)]
+
+        def run() -> None:
+            for part, first in zip(parts, starts, strict=True):
+                copy_columns(part, columns, first, options.threads)
+        return run
+
+    return Step("concat_f32", bind)
+
+
+@njit(parallel=True)
+def transpose_matrices(x, y, threads):
+    """y[b, j, i] = x[b, i, j], a block at a time."""
+    batch, rows, columns = x.shape
+    stripes = -(-rows // BLOCK)
+    for thread in prange(threads):
+        for unit in range(thread * batch * stripes // threads,
+                          (thread + 1) * batch * stripes // threads):
+            b, first_row = unit // stripes, unit % stripes * BLOCK
+            for first_column in range(0, columns, BLOCK):
+                for j in range(first_column, min(first_column + BLOCK, columns)):
+                    for i in range(first_row, min(first_row + BLOCK, rows)):
+                        y[b, j, i] = x[b, i, j]
+
+
+def as_matrices(shape: tuple[int, ...], permutation: Sequence[int]) -> tuple[int, int, int] | None:
+    """(batch, rows, columns) if the permutation only swaps two runs of axes, as NHWC <-> NCHW."""
+    fixed = next((i for i, axis in enumerate(permutation) if axis != i), len(shape))
+    split = permutation[fixed] if fixed < len(shape) else fixed
+    swapped = (*range(fixed), *range(split, len(shape)), *range(fixed, split))
+    if tuple(permutation) != swapped:
+        return None
+    return count(shape[:fixed]), count(shape[fixed:split]), count(shape[split:])
+
+
+def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,
+                      weights: list[Array | None], options: Options) -> Step:
+    matrices = as_matrices(known(inputs[0].shape), op.permutation)
+    if matrices is None:
+        return Step("transpose_numpy", lambda arrays, y, workspace: lambda: np.copyto(
+            y, arrays[0].transpose(op.permutation)))
+    batch, rows, columns = matrices
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        source, target = arrays[0].reshape(matrices), y.reshape(batch, columns, rows)
+        return lambda: transpose_matrices(source, target, options.threads)
+
+    return Step("transpose_f32", bind)
+
+
+def prepare_reshape(op: Reshape | Flatten, inputs: list[TensorSpec], output: TensorSpec,
+                    weights: list[Array | None], options: Options) -> Step:
+    """The executor makes views of these; a copy is needed only where one is asked for alone."""
+    return Step("copy_numpy", lambda arrays, y, workspace: lambda: np.copyto(
+        y, arrays[0].reshape(y.shape)))

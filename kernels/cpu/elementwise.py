@@ -1,0 +1,131 @@
+"""Elementwise ops: one expression each, swept over flat arrays by all threads."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numba import prange
+
+from .. import ops
+from ..ops import Op, Shape, TensorSpec, Unary, count, known
+from ..step import Array, Options, Run, Step
+from . import scalar
+from .jit import njit
+
+CLIP, SIGMOID, TANH = range(3)
+ADD, MUL = range(2)
+
+
+# ---- one input --------------------------------------------------------------------------------
+
+@njit(parallel=True)
+def unary(code, low, high, x, y, threads):
+    """y = f(x); x may be y."""
+    for thread in prange(threads):
+        first, end = thread * len(y) // threads, (thread + 1) * len(y) // threads
+        if code == CLIP:
+            for i in range(first, end):
+                y[i] = scalar.clip(x[i], low, high)
+        elif code == SIGMOID:
+            for i in range(first, end):
+                y[i] = scalar.sigmoid(x[i])
+        else:
+            for i in range(first, end):
+                y[i] = scalar.tanh(x[i])
+
+
+def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
+    """(code, low, high) as `unary` takes them; Relu is a clip."""
+    if isinstance(op, ops.Relu):
+        return CLIP, np.float32(0), np.float32(np.inf)
+    if isinstance(op, ops.Clip):
+        return CLIP, np.float32(op.low), np.float32(op.high)
+    code = {ops.Sigmoid: SIGMOID, ops.Tanh: TANH}[type(op)]     # type: ignore[index]
+    return code, np.float32(0), np.float32(0)
+
+
+def in_place(op: Unary) -> Callable[[Array, int], None]:
+    """A function (flat array, threads) that applies the op to the array itself."""
+    code, low, high = unary_code(op)
+    return lambda y, threads: unary(code, low, high, y, y, threads)
+
+
+def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
+                  weights: list[Array | None], options: Options) -> Step:
+    code, low, high = unary_code(op)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        flat_x, flat_y = arrays[0].reshape(-1), y.reshape(-1)
+        return lambda: unary(code, low, high, flat_x, flat_y, options.threads)
+
+    return Step(f"{op.kind.lower()}_f32", bind)
+
+
+# ---- two inputs -------------------------------------------------------------------------------
+
+@njit(parallel=True)
+def binary(code, a, b, y, sizes, a_steps, b_steps, threads):
+    """y = a op b over the collapsed axes `sizes`; steps count elements, 0 along a broadcast.
+
+    The last axis is the inner loop; there a steps by 1 and b by 1 or 0.
+    """
+    inner, last = sizes[-1], len(sizes) - 1
+    for thread in prange(threads):
+        i, end = thread * len(y) // threads, (thread + 1) * len(y) // threads
+        while i < end:
+            row, column = i // inner, i % inner
+            run = min(inner - column, end - i)
+            a_first, b_first = column * a_steps[last], column * b_steps[last]
+            for axis in range(last - 1, -1, -1):
+                a_first += row % sizes[axis] * a_steps[axis]
+                b_first += row % sizes[axis] * b_steps[axis]
+                row //= sizes[axis]
+            if b_steps[last] == 0 and code == ADD:
+                for k in range(run):
+                    y[i + k] = a[a_first + k] + b[b_first]
+            elif b_steps[last] == 0:
+                for k in range(run):
+                    y[i + k] = a[a_first + k] * b[b_first]
+            elif code == ADD:
+                for k in range(run):
+                    y[i + k] = a[a_first + k] + b[b_first + k]
+            else:
+                for k in range(run):
+                    y[i + k] = a[a_first + k] * b[b_first + k]
+            i += run
+
+
+def collapse(shape: Shape, *operands: Shape) -> tuple[Array, list[Array]]:
+    """(sizes, steps of each operand) with neighbouring axes merged where all operands allow it."""
+    sizes = list(known(shape))
+    steps = []
+    for operand in operands:
+        padded = (1,) * (len(sizes) - len(operand)) + known(operand)
+        dense = [int(np.prod(padded[i + 1:])) for i in range(len(padded))]
+        steps.append([0 if p == 1 else step for p, step in zip(padded, dense, strict=True)])
+    kept = [i for i, size in enumerate(sizes) if size != 1] or [len(sizes) - 1]
+    sizes, steps = [sizes[i] for i in kept], [[step[i] for i in kept] for step in steps]
+    for i in range(len(sizes) - 2, -1, -1):
+        if all(step[i] == step[i + 1] * sizes[i + 1] for step in steps):
+            sizes[i:i + 2] = [sizes[i] * sizes[i + 1]]
+            for step in steps:
+                del step[i]
+    return np.array(sizes, np.int64), [np.array(step, np.int64) for step in steps]
+
+
+def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: Options) -> Step:
+    shape = output.shape or (1,)
+    sizes, (a_steps, b_steps) = collapse(shape, inputs[0].shape, inputs[1].shape)
+    swap = a_steps[-1] == 0 and b_steps[-1] != 0      # both ops commute: let a be the dense one
+    if swap:
+        a_steps, b_steps = b_steps, a_steps
+    code = {ops.Add: ADD, ops.Mul: MUL}[type(op)]     # type: ignore[index]
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        a, b = (array.reshape(-1) for array in (arrays[::-1] if swap else arrays))
+        flat = y.reshape(-1)
+        return lambda: binary(code, a, b, flat, sizes, a_steps, b_steps, options.threads)
+
+    broadcast = "" if count(inputs[0].shape) == count(inputs[1].shape) else "_broadcast"
+    return Step(f"{op.kind.lower()}_f32{broadcast}", bind)

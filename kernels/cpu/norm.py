@@ -1,0 +1,40 @@
+"""Batch norm that no convolution could take in: one multiply and one add per element."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import prange
+
+from ..ops import BatchNorm, TensorSpec
+from ..step import Array, Options, Run, Step
+from .jit import njit
+
+
+@njit(parallel=True)
+def scale_shift(x, scale, shift, y, threads):
+    """y[.., c] = x[.., c] * scale[c] + shift[c] on flat arrays."""
+    channels = len(scale)
+    rows = len(x) // channels
+    for thread in prange(threads):
+        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
+            first = row * channels
+            for c in range(channels):
+                y[first + c] = x[first + c] * scale[c] + shift[c]
+
+
+def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,
+                       weights: list[Array | None], options: Options) -> Step:
+    constants = [weight for weight in weights[1:] if weight is not None]
+    if len(constants) != 4:
+        raise ValueError("BatchNorm: scale, bias, mean and variance must be constants of the "
+                         "network")
+    weight, bias, mean, var = (constant.astype(np.float64) for constant in constants)
+    exact = weight / np.sqrt(var + op.epsilon)
+    scale, shift = exact.astype(np.float32), (bias - mean * exact).astype(np.float32)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        flat_x, flat_y = arrays[0].reshape(-1), y.reshape(-1)
+        return lambda: scale_shift(flat_x, scale, shift, flat_y, options.threads)
+
+    return Step("batch_norm_f32", bind)

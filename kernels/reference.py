@@ -1,0 +1,141 @@
+"""What each op MEANS: plain NumPy in float64, the truth that every backend is tested against.
+
+Written to be obviously right, not fast. Images are NHWC, convolution weights OHWI.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from . import ops
+from .ops import Conv2d, Op, Pool2d
+
+Array = np.ndarray
+
+
+def run(op: Op, *inputs: Array) -> Array:
+    """The op's output for these inputs, float64."""
+    arrays = [np.asarray(array, np.float64) for array in inputs]
+    with np.errstate(all="ignore"):         # NaN and infinity are values like others here
+        return MEANINGS[type(op)](op, *arrays)
+
+
+def conv2d(op: Conv2d, x: Array, weight: Array, bias: Array | None = None,
+           residual: Array | None = None) -> Array:
+    """Sum of one product per tap: each is a shifted, strided view of the padded image."""
+    y = np.zeros(ops.known(op.output_shape(x.shape, weight.shape)))
+    out_per_group, in_per_group = len(weight) // op.groups, weight.shape[3]
+    for view, i, j in _taps(x, op, weight.shape[1:3], y.shape, fill=0.0):
+        for group in range(op.groups):
+            outputs = slice(group * out_per_group, (group + 1) * out_per_group)
+            inputs = slice(group * in_per_group, (group + 1) * in_per_group)
+            y[..., outputs] += view[..., inputs] @ weight[outputs, i, j].T
+    if bias is not None:
+        y = y + bias
+    if residual is not None:
+        y = y + residual
+    return y if op.activation is None else run(op.activation, y)
+
+
+def linear(op: ops.Linear, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    y = x @ weight.T
+    if bias is not None:
+        y = y + bias
+    return y if op.activation is None else run(op.activation, y)
+
+
+def max_pool2d(op: ops.MaxPool2d, x: Array) -> Array:
+    """Padding counts as minus infinity; NaN wins over everything."""
+    y = np.full(ops.known(op.output_shape(x.shape)), -np.inf)
+    for view, _, _ in _taps(x, op, op.kernel_size, y.shape, fill=-np.inf):
+        y = np.maximum(y, view)
+    return y
+
+
+def avg_pool2d(op: ops.AvgPool2d, x: Array) -> Array:
+    """Sum over the window / number of its elements that count."""
+    shape = ops.known(op.output_shape(x.shape))
+    total, elements = np.zeros(shape), np.zeros(shape)
+    counted = np.ones_like(x)
+    for (view, _, _), (ones, _, _) in zip(
+            _taps(x, op, op.kernel_size, shape, fill=0.0),
+            _taps(counted, op, op.kernel_size, shape, fill=float(op.count_include_pad),
+                  beyond=0.0), strict=True):
+        total += view
+        elements += ones
+    return total / elements
+
+
+def _taps(x: Array, op: Conv2d | Pool2d, kernel: tuple[int, ...], y_shape: tuple[int, ...],
+          fill: float, beyond: float | None = None):
+    """(view of x under tap (i, j) of every window, i, j). Padding holds `fill`; what windows of
+    ceil_mode reach beyond the padding holds `beyond`, or `fill` too."""
+    top, left, bottom, right = op.padding
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    over = tuple(max(0, (y_shape[k + 1] - 1) * op.stride[k] + (kernel[k] - 1) * op.dilation[k]
+                     + 1 - padded.shape[k + 1]) for k in (0, 1))
+    padded = np.pad(padded, ((0, 0), (0, over[0]), (0, over[1]), (0, 0)),
+                    constant_values=fill if beyond is None else beyond)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            first, column = i * op.dilation[0], j * op.dilation[1]
+            yield padded[:, first:first + (y_shape[1] - 1) * op.stride[0] + 1:op.stride[0],
+                         column:column + (y_shape[2] - 1) * op.stride[1] + 1:op.stride[1]], i, j
+
+
+def global_avg_pool2d(op: ops.GlobalAvgPool2d, x: Array) -> Array:
+    return x.mean(axis=(1, 2), keepdims=True)
+
+
+def relu(op: ops.Relu, x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def clip(op: ops.Clip, x: Array) -> Array:
+    return np.minimum(np.maximum(x, op.low), op.high)
+
+
+def sigmoid(op: ops.Sigmoid, x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def tanh(op: ops.Tanh, x: Array) -> Array:
+    return np.tanh(x)
+
+
+def add(op: ops.Add, a: Array, b: Array) -> Array:
+    return a + b
+
+
+def mul(op: ops.Mul, a: Array, b: Array) -> Array:
+    return a * b
+
+
+def batch_norm(op: ops.BatchNorm, x: Array, scale: Array, bias: Array, mean: Array,
+               var: Array) -> Array:
+    return (x - mean) / np.sqrt(var + op.epsilon) * scale + bias
+
+
+def concat(op: ops.Concat, *arrays: Array) -> Array:
+    return np.concatenate(arrays, axis=op.axis)
+
+
+def softmax(op: ops.Softmax, x: Array) -> Array:
+    exponent = np.exp(x - x.max(axis=op.axis, keepdims=True))
+    return exponent / exponent.sum(axis=op.axis, keepdims=True)
+
+
+def transpose(op: ops.Transpose, x: Array) -> Array:
+    return x.transpose(op.permutation)
+
+
+def reshape(op: ops.Reshape | ops.Flatten, x: Array) -> Array:
+    return x.reshape(ops.known(op.output_shape(x.shape)))
+
+
+MEANINGS = {
+    ops.Conv2d: conv2d, ops.Linear: linear, ops.MaxPool2d: max_pool2d,
+    ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d, ops.Relu: relu,
+    ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Add: add, ops.Mul: mul,
+    ops.BatchNorm: batch_norm, ops.Concat: concat, ops.Softmax: softmax,
+    ops.Transpose: transpose, ops.Reshape: reshape, ops.Flatten: reshape,
+}
