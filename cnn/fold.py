@@ -1,0 +1,181 @@
+"""Evaluates constant and shape-only glue in NumPy, in the tensors' own dtypes.
+
+Never through kernels/reference.py: INT64_MAX, the usual end of an ONNX Slice, does not survive
+float64. One function per operator, named after it; inputs come as arrays, attributes as keywords.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+from kernels import ops
+from kernels.ops import TensorSpec
+
+from .errors import ModelError
+from .graph import Glue, Graph, Node, infer_node
+
+Array = np.ndarray
+
+
+def Constant(*, value: Any = None, value_int: int | None = None,
+             value_ints: Sequence[int] | None = None, value_float: float | None = None,
+             value_floats: Sequence[float] | None = None) -> Array:
+    if value is not None:
+        return numpy_helper.to_array(value)
+    if value_int is not None or value_ints is not None:
+        return np.asarray(value_ints if value_int is None else value_int, np.int64)
+    return np.asarray(value_floats if value_float is None else value_float, np.float32)
+
+
+def ConstantOfShape(shape: Array, *, value: Any = None) -> Array:
+    filling = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
+    if np.prod(shape) > 1 << 24:
+        raise ValueError(f"a constant of shape {shape.tolist()} is too large to fold")
+    return np.full(tuple(shape), filling[0])
+
+
+def Gather(data: Array, indices: Array, *, axis: int = 0) -> Array:
+    return np.take(data, indices.astype(np.int64), axis=axis)
+
+
+def Unsqueeze(data: Array, axes_input: Array | None = None, *,
+              axes: Sequence[int] | None = None) -> Array:
+    wanted = axes if axes_input is None else axes_input.tolist()
+    return np.expand_dims(data, tuple(wanted or ()))
+
+
+def Squeeze(data: Array, axes_input: Array | None = None, *,
+            axes: Sequence[int] | None = None) -> Array:
+    wanted = axes if axes_input is None else axes_input.tolist()
+    return np.squeeze(data, None if wanted is None else tuple(wanted))
+
+
+def Concat(*arrays: Array, axis: int) -> Array:
+    return np.concatenate(arrays, axis=axis)
+
+
+def Slice(data: Array, starts: Array, ends: Array, axes: Array | None = None,
+          steps: Array | None = None) -> Array:
+    """Python's own slices clamp as ONNX wants, also at INT64_MAX and INT64_MIN."""
+    index = [slice(None)] * data.ndim
+    chosen = range(len(starts)) if axes is None else axes.tolist()
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    for axis, start, end, step in zip(chosen, starts.tolist(), ends.tolist(), strides,
+                                      strict=True):
+        if step < 0 and end < -data.shape[axis]:
+            end = None      # before the first element, which no plain index can say
+        index[axis] = slice(start, end, step)
+    return data[tuple(index)]
+
+
+def Cast(data: Array, *, to: int, saturate: int = 1) -> Array:
+    return data.astype(helper.tensor_dtype_to_np_dtype(to))
+
+
+def Add(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def Sub(a: Array, b: Array) -> Array:
+    return a - b
+
+
+def Mul(a: Array, b: Array) -> Array:
+    return a * b
+
+
+def Div(a: Array, b: Array) -> Array:
+    """Whole numbers divide towards zero."""
+    if np.issubdtype(a.dtype, np.floating):
+        return a / b
+    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
+
+
+def Identity(data: Array) -> Array:
+    return data
+
+
+def Reshape(data: Array, shape: Array, *, allowzero: int = 0) -> Array:
+    target = ops.Reshape(tuple(shape.tolist()), bool(allowzero)).output_shape(data.shape)
+    return data.reshape(ops.known(target))
+
+
+def Transpose(data: Array, *, perm: Sequence[int] | None = None) -> Array:
+    return np.transpose(data, perm)
+
+
+def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
+    return np.array(data.shape, np.int64)[start:end]
+
+
+EVALUATE: dict[str, Callable[..., Array]] = {
+    function.__name__: function for function in (
+        Constant, ConstantOfShape, Gather, Unsqueeze, Squeeze, Concat, Slice, Cast, Add, Sub, Mul,
+        Div, Identity, Reshape, Transpose, Shape)}
+
+
+def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:
+    """The operator's result; ModelError, naming the node, where its inputs do not fit."""
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(EVALUATE[op.operator](*arrays, **dict(op.attributes)))
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise ModelError(f"node {name!r}: {op.operator} can not be worked out: {error}") from None
+
+
+def fold(graph: Graph) -> Graph:
+    """The graph with all glue evaluated that its constants and known shapes decide; the graph
+    itself where there is nothing to fold."""
+    constants, nodes = dict(graph.constants), []
+    specs: dict[str, TensorSpec | None] = dict(graph.inputs)
+    specs.update((name, TensorSpec(a.shape, a.dtype.name)) for name, a in constants.items())
+    for node in graph.nodes:
+        value = _value(node, constants, specs)
+        if value is not None:
+            constants[node.output] = value
+            specs[node.output] = TensorSpec(value.shape, value.dtype.name)
+            continue
+        if isinstance(node.op, Glue) and node.op.operator == "Reshape":
+            node = _with_known_shape(node, constants)
+        specs[node.output] = infer_node(node, [specs[name] for name in node.inputs])
+        nodes.append(node)
+    if nodes == list(graph.nodes):
+        return graph
+    return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _value(node: Node, constants: dict[str, Array],
+           specs: dict[str, TensorSpec | None]) -> Array | None:
+    if not isinstance(node.op, Glue):
+        return None
+    if node.op.operator == "Shape":
+        spec = specs[node.inputs[0]]
+        if spec is None or None in spec.shape:
+            return None
+        stand_in = np.broadcast_to(np.zeros(()), ops.known(spec.shape))
+        return evaluate(node.op, node.name, stand_in)
+    if not all(name in constants for name in node.inputs):
+        return None
+    return evaluate(node.op, node.name, *(constants[name] for name in node.inputs))
+
+
+def _with_known_shape(node: Node, constants: dict[str, Array]) -> Node:
+    """A Reshape of a runtime value becomes a real op as soon as its shape is a constant."""
+    x, shape = node.inputs
+    if shape not in constants:
+        return node
+    assert isinstance(node.op, Glue)
+    allow_zero = bool(dict(node.op.attributes).get("allowzero", 0))
+    return replace(node, op=ops.Reshape(tuple(constants[shape].tolist()), allow_zero), inputs=(x,))
+
+
+def require_folded(graph: Graph) -> None:
+    """ModelError, naming operator and node, where glue is left that no shape decides."""
+    for node in graph.nodes:
+        if isinstance(node.op, Glue):
+            raise ModelError(f"node {node.name!r}: the operator {node.op.operator} is supported "
+                             f"only on constants and shapes, here it depends on the input's values")
