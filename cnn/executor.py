@@ -15,7 +15,7 @@ from . import fold, passes
 from .devices import CpuDevice
 from .errors import ModelError
 from .graph import Graph, Node
-from .plan import aliases, plan
+from .plan import plan, views
 
 # A model from a file is data: what it asks for is checked before it is allocated.
 MAX_ARENA_BYTES = 16 << 30
@@ -30,12 +30,13 @@ class Layer:
     step: Step | None
 
 
-def specialise(graph: Graph, shapes: Mapping[str, Shape]) -> Graph:
+def specialise(graph: Graph, shapes: Mapping[str, Shape],
+               keep: frozenset[str] = frozenset()) -> Graph:
     """The graph for inputs of these shapes, with all that they decide folded away."""
     fixed = graph.with_input_shapes(dict(shapes))
     folded = fold.fold(fixed)
     fold.require_folded(folded)
-    return folded if folded is fixed else passes.optimise(folded)
+    return folded if folded is fixed else passes.combine(passes.arrange(folded), keep)
 
 
 class Program:
@@ -48,10 +49,10 @@ class Program:
                  keep: frozenset[str] = frozenset()) -> None:
         self.graph, self.device = graph, device
         specs = {name: spec for name, spec in graph.infer().items() if spec is not None}
-        views = aliases(graph, keep)
-        self.layers = [self._layer(node, specs, views, options) for node in graph.nodes]
+        shared = views(graph)
+        self.layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
         workspaces = [layer.step.workspace if layer.step else 0 for layer in self.layers]
-        layout = plan(graph, specs, keep, workspaces)
+        layout = plan(graph, specs, workspaces, keep)
         if layout.size > MAX_ARENA_BYTES:
             raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
                              f"input shape {[s.shape for s in graph.inputs.values()]}; the limit "
@@ -69,10 +70,10 @@ class Program:
                       if layer.step is not None]
         self._lock = threading.Lock()
 
-    def _layer(self, node: Node, specs: dict[str, TensorSpec], views: dict[str, str],
+    def _layer(self, node: Node, specs: dict[str, TensorSpec], shared: dict[str, str],
                options: Options) -> Layer:
         inputs, output = tuple(specs[name] for name in node.inputs), specs[node.output]
-        if node.output in views:
+        if node.output in shared:
             return Layer(node, inputs, output, None)
         weights = [self.graph.constants.get(name) for name in node.inputs]
         try:

@@ -1,0 +1,93 @@
+"""Where each value lives: one arena with offsets, planned from when values are born and last read.
+
+Greedy by size: the largest value first, each at the lowest offset that is free during its whole
+life (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels import ops
+from kernels.ops import TensorSpec
+
+from .graph import Graph
+
+ALIGNMENT = 64      # bytes: a cache line, and the widest vector
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Offsets in bytes: of every value that is not a constant, and of each node's workspace."""
+    offsets: dict[str, int]
+    workspaces: tuple[int, ...]
+    size: int
+
+
+@dataclass
+class Block:
+    """Bytes that are needed from step `born` to step `last`, both included."""
+    size: int
+    born: int
+    last: int
+    offset: int = -1
+
+    def meets(self, other: Block) -> bool:
+        """Whether some step needs both."""
+        return self.born <= other.last and other.born <= self.last
+
+
+def views(graph: Graph) -> dict[str, str]:
+    """Value -> the value whose memory it shares: what Reshape and Flatten give costs nothing."""
+    roots: dict[str, str] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, (ops.Reshape, ops.Flatten)) and (
+                node.inputs[0] not in graph.constants):
+            roots[node.output] = roots.get(node.inputs[0], node.inputs[0])
+    return roots
+
+
+def plan(graph: Graph, specs: Mapping[str, TensorSpec], workspaces: Sequence[int],
+         keep: frozenset[str] = frozenset()) -> Plan:
+    """Offsets for fully known `specs`.
+
+    workspaces: bytes of scratch that each node needs while it runs. Inputs are written before
+    the first node; outputs and the values in `keep` stay until after the last.
+    """
+    roots, end = views(graph), len(graph.nodes)
+    blocks: dict[str, Block] = {}
+    for step, name in [(-1, name) for name in graph.inputs] + [
+            (step, node.output) for step, node in enumerate(graph.nodes)]:
+        if name not in roots:
+            spec = specs[name]
+            blocks[name] = Block(ops.count(spec.shape) * np.dtype(spec.dtype).itemsize, step, step)
+    reads = [(step, name) for step, node in enumerate(graph.nodes) for name in node.inputs]
+    for step, name in reads + [(end, name) for name in (*graph.outputs, *keep)]:
+        root = roots.get(name, name)
+        if root not in graph.constants:
+            blocks[root].last = max(blocks[root].last, step)
+    scratch = [Block(size, step, step) for step, size in enumerate(workspaces)]
+    size = place([*blocks.values(), *scratch])
+    offsets = {name: block.offset for name, block in blocks.items()}
+    offsets.update((name, offsets[root]) for name, root in roots.items())
+    return Plan(offsets, tuple(block.offset for block in scratch), size)
+
+
+def place(blocks: Sequence[Block]) -> int:
+    """Set each block's offset, so that blocks that meet do not overlap; returns bytes in all."""
+    placed: list[Block] = []
+    for block in sorted(blocks, key=lambda b: -b.size):
+        block.offset = 0
+        for other in sorted(placed, key=lambda b: b.offset):
+            if block.meets(other):
+                if block.offset + block.size <= other.offset:
+                    break
+                block.offset = max(block.offset, _aligned(other.offset + other.size))
+        placed.append(block)
+    return max((block.offset + block.size for block in placed), default=0)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
