@@ -1,0 +1,160 @@
+"""Convolution on the tiled micro-kernel: shapes swept, each path forced and named."""
+import numpy as np
+import pytest
+from checks import assert_exact, assert_within, integers, normal, prepare, run, sum_bound
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import ops
+from kernels.cpu import conv
+from kernels.cpu.jit import LANES
+from kernels.ops import Conv2d
+
+WEIGHTS = (1, 2)
+BLOCK = conv.BLOCK_VECTORS * LANES
+TILE = conv.TILE_ROWS
+
+
+def arrays(make, op, n, h, w, c, o, kernel, residual=False, seed=0):
+    rng = np.random.default_rng(seed)
+    x, weight = make(rng, n, h, w, c), make(rng, o, *kernel, c // op.groups)
+    found = [x, weight, make(rng, o)]
+    if residual:
+        found.append(make(rng, *op.output_shape(x.shape, weight.shape)))
+    return found
+
+
+@st.composite
+def problems(draw):
+    """Any convolution that fits: odd sizes, one-sided padding, dilation, groups, stride > kernel."""
+    small = st.integers(1, 4)
+    kernel = draw(small), draw(small)
+    dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = tuple(draw(st.integers(0, 3)) for _ in range(4))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    h = draw(st.integers(max(1, reach[0] - padding[0] - padding[2]), 20))
+    w = draw(st.integers(max(1, reach[1] - padding[1] - padding[3]), 40))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    c = groups * draw(st.integers(1, 9))
+    o = groups * draw(st.sampled_from([1, 2, 5, LANES, LANES + 1, BLOCK, BLOCK + LANES + 3]))
+    op = Conv2d((draw(st.integers(1, 4)), draw(st.integers(1, 4))), padding, dilation, groups,
+                draw(st.sampled_from([None, ops.Relu(), ops.Clip(-3.0, 6.0)])))
+    return op, (draw(st.integers(1, 3)), h, w, c, o, kernel, draw(st.booleans()))
+
+
+@given(problems(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_any_convolution_is_exact_on_integers(problem, seed):
+    op, shape = problem
+    assert_exact(op, *arrays(integers, op, *shape, seed=seed), weights=WEIGHTS)
+
+
+@given(problems(), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_any_convolution_is_within_the_bound_on_floats(problem, seed):
+    op, shape = problem
+    inputs = arrays(normal, op, *shape, seed=seed)
+    plain = Conv2d(op.stride, op.padding, op.dilation, op.groups)
+    bound = sum_bound(plain, inputs[1][0].size, *inputs)
+    assert_within(bound, op, *inputs, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "outputs", "kernel", "op", "tiles"), [
+    (8, TILE * 2, 5, BLOCK, (3, 3), Conv2d(padding=(1, 1, 1, 1)), "direct"),
+    (8, TILE * 2, 64, 7, (1, 1), Conv2d(), "direct"),
+    (9, TILE * 2, 3, 32, (7, 7), Conv2d((2, 2), (3, 3, 3, 3)), "direct"),
+    (3, TILE + 1, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1)), "gather"),
+    (8, TILE, 6, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "gather"),
+    (8, TILE, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "gather"),
+])
+def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, channels, outputs,
+                                                    kernel, op, tiles):
+    cut = []
+    across = conv.cut_across
+    monkeypatch.setattr(conv, "cut_across",
+                        lambda *arguments: cut.append("gather") or across(*arguments))
+    inputs = arrays(integers, op, 1, height, width, channels, outputs, kernel)
+    assert_exact(op, *inputs, weights=WEIGHTS, kernel=f"conv2d_{kernel[0]}x{kernel[1]}_f32")
+    assert set(cut) == ({"gather"} if tiles == "gather" else set())
+
+
+@pytest.mark.parametrize("length", range(1, 4 * TILE + 2))
+def test_cover_covers_every_pixel_with_the_sizes_there_are(length):
+    covered = set()
+    for start, rows in conv.cover(length):
+        assert rows in (TILE, conv.HALF_ROWS, 1)
+        assert 0 <= start
+        assert start + rows <= length
+        covered.update(range(start, start + rows))
+    assert covered == set(range(length))
+
+
+@pytest.mark.parametrize("outputs", [1, LANES - 1, LANES, LANES + 1, BLOCK, 3 * BLOCK + LANES // 2])
+def test_many_passes_over_large_weights(outputs, monkeypatch):
+    """Weights beyond PASS_BYTES: several passes, and several blocks in one."""
+    op = Conv2d(padding=(1, 1, 1, 1))
+    inputs = arrays(integers, op, 1, 5, TILE, 40, outputs, (3, 3))
+    for at_once in (1, 2):
+        monkeypatch.setattr(conv, "PASS_BYTES", at_once * 9 * 40 * BLOCK * 4)
+        assert_exact(op, *inputs, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize(("activation", "kernel"), [
+    (None, "conv2d_3x3_f32_"), (ops.Relu(), "_relu"), (ops.Clip(0.0, 6.0), "_clip"),
+    (ops.Sigmoid(), "_sigmoid"), (ops.Tanh(), "_tanh")])
+def test_fused_activations_and_residual(activation, kernel):
+    op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
+    inputs = arrays(normal, op, 2, 6, 9, 8, 20, (3, 3), residual=True)
+    assert kernel in prepare(op, inputs, WEIGHTS).kernel
+    plain = Conv2d(padding=(1, 1, 1, 1))
+    # No activation's slope exceeds 1; sigmoid and tanh round a few times more.
+    assert_within(sum_bound(plain, 72, *inputs) + 4e-7, op, *inputs, weights=WEIGHTS)
+
+
+def test_a_convolution_without_bias():
+    op = Conv2d()
+    x, weight, _ = arrays(integers, op, 1, 4, 5, 3, 6, (2, 2))
+    assert_exact(op, x, weight, weights=(1,))
+
+
+@pytest.mark.parametrize("op", [Conv2d(padding=(1, 1, 1, 1)),
+                                Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)),
+                                Conv2d(padding=(1, 1, 1, 1), activation=ops.Relu())])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_travel_as_ieee_says(op, value):
+    x, weight, bias = arrays(integers, op, 1, 9, TILE, 4, 8, (3, 3))
+    weight[weight == 0] = 1
+    x[0, 4, 5, 1] = value
+    assert_exact(op, x, weight, bias, weights=WEIGHTS)
+
+
+def test_the_input_beside_a_tile_is_never_read():
+    """Everything beyond the image is NaN: a tile that reads one float too many shows."""
+    op = Conv2d()
+    x, weight, bias = arrays(integers, op, 1, 5, TILE + 2, 7, 9, (3, 3))
+    block = np.full(x.size + 256, np.nan, np.float32)
+    inside = block[128:128 + x.size].reshape(x.shape)
+    inside[...] = x
+    assert_exact(op, inside, weight, bias, weights=WEIGHTS)
+
+
+def test_weights_are_packed_once_for_all_programs():
+    op = Conv2d()
+    inputs = arrays(integers, op, 1, 4, 5, 3, 6, (2, 2))
+    from checks import TensorSpec
+    from kernels.cpu import backend
+    from kernels.step import Options
+    options = Options(1)
+    for batch in (1, 2):
+        spec = TensorSpec((batch, 4, 5, 3))
+        backend.prepare(op, [spec, *(TensorSpec(a.shape) for a in inputs[1:])],
+                        TensorSpec(op.output_shape(spec.shape, inputs[1].shape)),
+                        [None, *inputs[1:]], options)
+    assert len(options.packed) == 1
+
+
+def test_weights_must_be_constants():
+    op = Conv2d()
+    inputs = arrays(integers, op, 1, 4, 5, 3, 6, (2, 2))
+    with pytest.raises(ValueError, match="must be constants"):
+        run(op, *inputs, weights=())

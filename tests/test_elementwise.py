@@ -1,0 +1,83 @@
+"""Elementwise ops, with broadcasting, and at the edges of float32."""
+import numpy as np
+import pytest
+from checks import EPS, TINY, assert_exact, assert_within, integers, normal, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import ops, reference
+from kernels.cpu import elementwise
+
+EDGES = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1, -1, 88, 88.5, 89, -87, -88, -104, 1e30, -1e30,
+                  np.inf, -np.inf, np.nan], np.float32)
+
+
+@pytest.mark.parametrize("op", [ops.Relu(), ops.Clip(0.0, 6.0), ops.Clip(-2.0), ops.Clip()])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 1000])
+def test_clips_are_exact(op, size):
+    x = np.resize(np.concatenate([EDGES, normal(np.random.default_rng(0), 100) * 9]), size)
+    assert_exact(op, np.where(np.abs(x) < 1e30, x, np.copysign(np.inf, x)).astype(np.float32),
+                 kernel=f"{op.kind.lower()}_f32")
+
+
+@pytest.mark.parametrize("op", [ops.Sigmoid(), ops.Tanh()])
+def test_sigmoid_and_tanh_are_within_four_roundings(op):
+    x = np.concatenate([np.linspace(-100, 100, 200_001), np.linspace(-1, 1, 100_001)])
+    x = x.astype(np.float32)
+    # exp adds a rounding of its argument to its own two; 1 + e and the division are two more.
+    bound = 8 * EPS * np.abs(reference.run(op, x))
+    assert_within(bound, op, x, kernel=f"{op.kind.lower()}_f32")
+
+
+def test_sigmoid_and_tanh_at_the_edges():
+    with np.errstate(over="ignore"):
+        for op in (ops.Sigmoid(), ops.Tanh()):
+            found, expected = run(op, EDGES), reference.run(op, EDGES)
+            assert np.array_equal(np.isnan(found), np.isnan(expected))
+            finite = ~np.isnan(expected)
+            assert (np.abs(found - expected)[finite]
+                    <= 8 * EPS * np.abs(expected[finite]) + TINY).all()
+    assert run(ops.Sigmoid(), np.array([-np.inf, np.inf], np.float32)).tolist() == [0, 1]
+
+
+@st.composite
+def broadcasts(draw):
+    """Two shapes of up to six axes that broadcast."""
+    full = [draw(st.integers(1, 5)) for _ in range(draw(st.integers(1, 6)))]
+    pair = [[draw(st.sampled_from([size, size, 1])) for size in full] for _ in range(2)]
+    cut = draw(st.integers(0, len(full) - 1))
+    pair[draw(st.integers(0, 1))] = pair[draw(st.integers(0, 1))][cut:]
+    return pair
+
+
+@given(broadcasts(), st.sampled_from([ops.Add(), ops.Mul()]), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_any_broadcast_is_exact(shapes, op, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (integers(rng, *shape) for shape in shapes)
+    assert_exact(op, a, b, kernel=f"{op.kind.lower()}_f32")
+
+
+@pytest.mark.parametrize(("a", "b", "axes"), [
+    ((2, 3, 4, 5), (2, 3, 4, 5), 1),      # the same shape: one long axis
+    ((2, 3, 4, 5), (5,), 2),              # per channel
+    ((2, 3, 4, 5), (1,), 1),              # a scalar
+    ((2, 3, 4, 5), (2, 1, 1, 5), 3),      # per image and channel
+])
+def test_axes_are_merged_where_they_can_be(a, b, axes):
+    sizes, _ = elementwise.collapse(np.broadcast_shapes(a, b), a, b)
+    assert len(sizes) == axes
+
+
+@pytest.mark.parametrize("op", [ops.Add(), ops.Mul()])
+def test_large_arrays_are_shared_by_the_threads(op):
+    rng = np.random.default_rng(0)
+    assert_exact(op, integers(rng, 3, 50, 41), integers(rng, 50, 1))
+    assert_exact(op, EDGES[[0, 1, 5, 15, 16]], np.float32([2, -3, 0, 1, 5]))
+
+
+@pytest.mark.parametrize("op", [ops.Add(), ops.Mul()])
+def test_random_floats_round_once(op):
+    rng = np.random.default_rng(0)
+    a, b = normal(rng, 4, 5, 6), normal(rng, 6)
+    assert_within(EPS * np.abs(reference.run(op, a, b)), op, a, b)

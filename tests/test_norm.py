@@ -1,0 +1,27 @@
+"""Batch norm that stands alone."""
+import numpy as np
+import pytest
+from checks import EPS, assert_within, normal, run
+
+from kernels import reference
+from kernels.ops import BatchNorm
+
+WEIGHTS = (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 7, 7, 64), (9, 33), (1, 1)])
+def test_floats_are_within_the_bound(shape):
+    rng = np.random.default_rng(0)
+    scale, bias, mean = (normal(rng, shape[-1]) for _ in range(3))
+    var = rng.uniform(0.1, 2, shape[-1]).astype(np.float32)
+    x, op = normal(rng, *shape), BatchNorm(1e-3)
+    s = np.abs(scale.astype(np.float64)) / np.sqrt(var + 1e-3)
+    bound = 3 * EPS * (np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
+    assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS, kernel="batch_norm_f32")
+    assert reference.run(op, x, scale, bias, mean, var).shape == shape
+
+
+def test_parameters_must_be_constants():
+    one = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="must be constants"):
+        run(BatchNorm(), np.ones((2, 3), np.float32), one, one, one, one)

@@ -1,0 +1,69 @@
+"""Pooling: overlapping, padded, ceil_mode, count_include_pad; any number of channels."""
+import numpy as np
+import pytest
+from checks import EPS, assert_exact, assert_within, integers, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import ops, reference
+from kernels.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+
+
+@st.composite
+def problems(draw, dilated):
+    kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 3))) if dilated else (1, 1)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    most = [draw(st.integers(0, reach[i % 2] // 2)) for i in range(4)]
+    h = draw(st.integers(max(1, reach[0] - most[0] - most[2]), 15))
+    w = draw(st.integers(max(1, reach[1] - most[1] - most[3]), 15))
+    stride = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    shape = draw(st.integers(1, 3)), h, w, draw(st.sampled_from([1, 3, 16, 21, 70]))
+    return shape, kernel, stride, tuple(most), dilation, draw(st.booleans())
+
+
+@given(problems(dilated=True), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_max_pool_is_exact(problem, seed):
+    shape, kernel, stride, padding, dilation, ceil_mode = problem
+    op = MaxPool2d(kernel, stride, padding, dilation, ceil_mode)
+    x = normal(np.random.default_rng(seed), *shape) - 3     # so that padding with 0 would show
+    assert_exact(op, x, kernel=f"max_pool2d_{kernel[0]}x{kernel[1]}_f32")
+
+
+@given(problems(dilated=False), st.booleans(), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_avg_pool_is_within_the_bound(problem, include_pad, seed):
+    shape, kernel, stride, padding, dilation, ceil_mode = problem
+    op = AvgPool2d(kernel, stride, padding, dilation, ceil_mode, include_pad)
+    x = normal(np.random.default_rng(seed), *shape)
+    bound = (kernel[0] * kernel[1] + 2) * EPS * reference.run(op, np.abs(x))
+    assert_within(bound, op, x, kernel=f"avg_pool2d_{kernel[0]}x{kernel[1]}_f32")
+
+
+@pytest.mark.parametrize("include_pad", [False, True])
+def test_avg_pool_of_whole_numbers_over_windows_of_four_is_exact(include_pad):
+    op = AvgPool2d((2, 2), (2, 2), (1, 1, 0, 0), (1, 1), False, include_pad)
+    assert_exact(op, integers(np.random.default_rng(0), 2, 7, 9, 5) * 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 7, 130), (1, 1, 9, 64), (3, 5, 1, 63)])
+def test_global_average(shape):
+    x = normal(np.random.default_rng(0), *shape)
+    bound = (shape[1] * shape[2] + 2) * EPS * reference.run(GlobalAvgPool2d(), np.abs(x))
+    assert_within(bound, GlobalAvgPool2d(), x, kernel="global_avg_pool2d_f32")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("op", [MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), GlobalAvgPool2d(),
+                                AvgPool2d((2, 2), (1, 1))])
+def test_nan_and_infinity_travel_as_ieee_says(op, value):
+    x = integers(np.random.default_rng(0), 1, 4, 4, 20)
+    for place in ((0, 0, 0, 3), (0, 2, 2, 7), (0, 3, 3, 19)):
+        x[place] = value
+    assert_exact(op, x)
+
+
+def test_padding_that_no_window_could_see_is_refused():
+    with pytest.raises(ValueError, match="see no input"):
+        ops.MaxPool2d((2, 2), padding=(2, 0, 0, 0)).output_shape((1, 8, 8, 1))

@@ -1,0 +1,93 @@
+"""The reference against an engine from outside: ONNX Runtime on models of one node."""
+import itertools
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from kernels import ops, reference
+
+RNG = np.random.default_rng(0)
+
+
+def outside(operator, *arrays, **attributes):
+    """ONNX Runtime's result for NCHW arrays."""
+    names = [f"i{k}" for k in range(len(arrays))]
+    graph = helper.make_graph(
+        [helper.make_node(operator, names, ["y"], **attributes)], "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape)
+         for n, a in zip(names, arrays, strict=True)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(),
+                                           providers=["CPUExecutionProvider"])
+    return session.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+
+def whole(*shape):
+    return RNG.integers(-4, 5, shape).astype(np.float32)
+
+
+def nhwc(array):
+    return array.transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("stride", "pads", "dilation", "groups"), [
+    ((1, 1), (0, 0, 0, 0), (1, 1), 1), ((2, 1), (1, 0, 2, 1), (1, 1), 1),
+    ((1, 2), (2, 2, 2, 2), (2, 1), 2), ((3, 3), (0, 1, 1, 0), (1, 2), 4)])
+def test_conv(stride, pads, dilation, groups):
+    x, w, b = whole(2, 4, 9, 10), whole(8, 4 // groups, 3, 2), whole(8)
+    theirs = outside("Conv", x, w, b, strides=stride, pads=pads, dilations=dilation, group=groups)
+    ours = reference.run(ops.Conv2d(stride, pads, dilation, groups), nhwc(x),
+                         w.transpose(0, 2, 3, 1), b)
+    np.testing.assert_array_equal(ours, nhwc(theirs))
+
+
+GEOMETRIES = list(itertools.product([(2, 2), (3, 2)], [(1, 1), (2, 3)],
+                                    [(0, 0, 0, 0), (1, 0, 1, 1)], [False, True]))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pads", "ceil_mode"), GEOMETRIES)
+def test_max_pool(kernel, stride, pads, ceil_mode):
+    x = whole(1, 3, 9, 10) - 9
+    theirs = outside("MaxPool", x, kernel_shape=kernel, strides=stride, pads=pads,
+                     ceil_mode=int(ceil_mode))
+    ours = reference.run(ops.MaxPool2d(kernel, stride, pads, (1, 1), ceil_mode), nhwc(x))
+    np.testing.assert_array_equal(ours, nhwc(theirs))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pads", "ceil_mode"), GEOMETRIES)
+@pytest.mark.parametrize("include_pad", [False, True])
+def test_avg_pool(kernel, stride, pads, ceil_mode, include_pad):
+    x = whole(1, 3, 9, 10)
+    theirs = outside("AveragePool", x, kernel_shape=kernel, strides=stride, pads=pads,
+                     ceil_mode=int(ceil_mode), count_include_pad=int(include_pad))
+    op = ops.AvgPool2d(kernel, stride, pads, (1, 1), ceil_mode, include_pad)
+    np.testing.assert_allclose(reference.run(op, nhwc(x)), nhwc(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("operator", "op"), [
+    ("Relu", ops.Relu()), ("Sigmoid", ops.Sigmoid()), ("Tanh", ops.Tanh()),
+    ("Softmax", ops.Softmax(-1)), ("GlobalAveragePool", None)])
+def test_the_others(operator, op):
+    x = whole(2, 3, 4, 5)
+    theirs = outside(operator, x)
+    ours = (reference.run(ops.GlobalAvgPool2d(), nhwc(x)).transpose(0, 3, 1, 2) if op is None
+            else reference.run(op, x))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_batch_norm():
+    x, scale, bias, mean = whole(2, 3, 4, 5), whole(3), whole(3), whole(3)
+    var = np.float32([0.5, 1, 2])
+    theirs = outside("BatchNormalization", x, scale, bias, mean, var, epsilon=1e-3)
+    ours = reference.run(ops.BatchNorm(1e-3), nhwc(x), scale, bias, mean, var)
+    np.testing.assert_allclose(ours, nhwc(theirs), rtol=0, atol=1e-5)
+
+
+def test_nan_and_infinity_are_values_like_others():
+    x = np.array([np.nan, np.inf, -np.inf, 1])
+    np.testing.assert_array_equal(reference.run(ops.Relu(), x), [np.nan, np.inf, 0, 1])
+    np.testing.assert_array_equal(reference.run(ops.Clip(-1, 2), x), [np.nan, 2, -1, 1])
+    np.testing.assert_array_equal(reference.run(ops.Sigmoid(), x)[:3], [np.nan, 1, 0])
