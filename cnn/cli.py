@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ def classify(images: Sequence[str], source: str | None, device: str, dtype: str,
              threads: int | None, top: int, batch: int, form: str | None) -> None:
     """Say what the images show.
 
-    A folder stands for all pictures in it and below. A file that can not be read is reported and
-    the others go on; the exit status is then 1.
+    A folder stands for all pictures in it and below. Among several, a file that can not be read is
+    reported and the others go on; the exit status is then 1.
     """
     from .model import load
     files = list(_expand(images))
@@ -138,6 +139,8 @@ def _classify(model: Any, files: Sequence[Path], top: int,
                 try:
                     pictures[i] = model.preprocess(path)
                 except ImageError as error:
+                    if len(files) == 1:
+                        raise
                     answers[i] = {"error": str(error)}
                     progress.console.print(f"cnn: {error}", style="red", soft_wrap=True,
                                            markup=False)
@@ -161,7 +164,7 @@ def _show(path: Path, predictions: Sequence[Any], several: bool) -> None:
 
 
 def _json(results: Sequence[dict[str, Any]]) -> str:
-    plain = [{**result, "predictions": [one._asdict() for one in result["predictions"]]}
+    plain = [{**result, "predictions": [asdict(one) for one in result["predictions"]]}
              if "predictions" in result else result for result in results]
     return json.dumps(plain, indent=2, ensure_ascii=False)
 

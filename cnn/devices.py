@@ -21,7 +21,7 @@ class CpuDevice:
 
     def __init__(self, threads: int | None = None) -> None:
         """DeviceError where that many threads can not be had; None asks for all there are."""
-        from kernels.cpu import threads as cpu_threads      # numba is imported only when asked for
+        from kernels.cpu import threads as cpu_threads  # numba is imported only when asked for
         try:
             self.threads = cpu_threads.check_threads(threads)
         except ValueError as error:

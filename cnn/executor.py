@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.ops import Shape, TensorSpec, count
+from kernels.ops import Shape, TensorSpec, count, known
 from kernels.step import Array, Options, Step
 
 from . import fold, passes
@@ -64,7 +64,7 @@ class Program:
             spec = specs[name]
             size = count(spec.shape) * np.dtype(spec.dtype).itemsize
             block = self._arena[offset:offset + size]
-            self._values[name] = block.view(spec.dtype).reshape(spec.shape)
+            self._values[name] = block.view(spec.dtype).reshape(known(spec.shape))
         self._runs = [self._bind(layer, offset, size) for layer, offset, size
                       in zip(self.layers, layout.workspaces, workspaces, strict=True)
                       if layer.step is not None]

@@ -23,7 +23,7 @@ Size = int | Sequence[int]
 
 
 class Layer:
-    """Base of all layers. `arguments` rebuild it; `weights` hold float32 arrays by torch's names."""
+    """Base of all layers. `arguments` rebuild it; `weights` are float32 arrays by torch's names."""
 
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments

@@ -5,9 +5,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,8 @@ ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """One of the classes that a picture may show."""
     label: str
     index: int
@@ -139,6 +140,8 @@ class Model:
         """
         name, shape = self._image_input()
         batch = _checked(batch, f"{self.name}: batch", shape)
+        if not len(batch):
+            return np.empty((0, self._classes() or 0), np.float32)
         result = self._program({name: batch}).run({name: batch})[self._graph.outputs[0]]
         return _probabilities(result.reshape(len(result), -1), self.activation)
 
@@ -196,6 +199,8 @@ class Model:
     def _program(self, arrays: Mapping[str, Array]) -> Program:
         """The program for these shapes: one of the few used last, or a new one."""
         shapes = {name: array.shape for name, array in arrays.items()}
+        if any(0 in shape for shape in shapes.values()):
+            raise ModelError(f"{self.name}: there is nothing to run in inputs of shapes {shapes}")
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._programs:

@@ -40,7 +40,7 @@ def opset(model: onnx.ModelProto, path: Path) -> int:
     """Version of the standard operators; ModelError for one that is not understood."""
     version = next((entry.version for entry in model.opset_import
                     if entry.domain in ("", "ai.onnx")), None)
-    if version not in OPSETS:
+    if version is None or version not in OPSETS:
         raise ModelError(f"{path}: it uses opset {version}; supported are {OPSETS[0]} to "
                          f"{OPSETS[-1]}")
     return version

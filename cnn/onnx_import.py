@@ -199,7 +199,7 @@ def _padding(net: Importer, x: Value, auto_pad: str, pads: Ints | None, kernel: 
 # ---- matrix products --------------------------------------------------------------------------
 
 def Gemm(net: Importer, a: Value, b: Value, c: Value | None = None, *, alpha: float = 1.0,
-         beta: float = 1.0, transA: int = 0, transB: int = 0) -> Value:  # noqa: N803 - ONNX's
+         beta: float = 1.0, transA: int = 0, transB: int = 0) -> Value:
     if transA:
         raise net.error("Gemm with transA=1 is not supported")
     matrix = net.weight(b, "second input", rank=2)
@@ -227,7 +227,7 @@ def Relu(net: Importer, x: Value) -> Value:
 
 
 def Clip(net: Importer, x: Value, low: Value | None = None, high: Value | None = None, *,
-         min: float | None = None, max: float | None = None) -> Value:   # noqa: A002 - ONNX's
+         min: float | None = None, max: float | None = None) -> Value:
     bounds = [attribute if value is None else float(net.array(value, "bound").reshape(()))
               for value, attribute in ((low, min), (high, max))]
     return net.emit(ops.Clip(-np.inf if bounds[0] is None else bounds[0],

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import ops
-from .ops import Op, Pair, Padding, TensorSpec, count, known
+from .ops import Op, Padding, Pair, TensorSpec, count, known
 from .step import Options
 
 Array = np.ndarray

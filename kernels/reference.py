@@ -4,6 +4,8 @@ Written to be obviously right, not fast. Images are NHWC, convolution weights OH
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from . import ops
@@ -132,7 +134,7 @@ def reshape(op: ops.Reshape | ops.Flatten, x: Array) -> Array:
     return x.reshape(ops.known(op.output_shape(x.shape)))
 
 
-MEANINGS = {
+MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.Conv2d: conv2d, ops.Linear: linear, ops.MaxPool2d: max_pool2d,
     ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d, ops.Relu: relu,
     ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Add: add, ops.Mul: mul,

@@ -35,5 +35,6 @@ class Options:
         """`make(weight)`, computed once per weight and packing, however many programs ask."""
         key = id(weight), packing
         if key not in self.packed:
-            self.packed[key] = weight, make(weight)     # keeps weight alive, so its id stays its own
+            # Holding on to the weight as well keeps its id from being given to another.
+            self.packed[key] = weight, make(weight)
         return self.packed[key][1]

@@ -59,7 +59,7 @@ def test_the_users_own_numba_cache_folder_is_left_alone():
     import numba
 
     from kernels.cpu import depthwise, jit
-    assert numba.config.CACHE_DIR != str(jit.CACHE_DIR)
+    assert str(jit.CACHE_DIR) != numba.config.CACHE_DIR
     assert str(jit.CACHE_DIR) in depthwise.depthwise2d._cache.cache_path
 
 

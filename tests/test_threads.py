@@ -23,9 +23,16 @@ def test_the_count_is_checked():
 
 def test_numbas_own_count_is_set_back_also_after_an_error():
     before = numba.get_num_threads()
-    with pytest.raises(KeyError), threads.team(1):
+    with threads.team(1):
         assert numba.get_num_threads() == 1
-        raise KeyError
+    assert numba.get_num_threads() == before
+
+    def fail():
+        with threads.team(1):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert numba.get_num_threads() == before
 
 

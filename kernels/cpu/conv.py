@@ -214,7 +214,8 @@ def cut_across(batch: int, g: Geometry) -> Array:
 def cut_blocks(out_channels: int, groups: int, depth: int) -> tuple[Array, Array]:
     """blocks [.., 5]: first channel, vectors, valid channels of the last vector, offset of its
     weights, offset of its bias; passes [.., 3]: first block, end block, group."""
-    blocks, passes = [], []
+    blocks: list[tuple[int, int, int, int, int]] = []
+    passes: list[tuple[int, int, int]] = []
     w_offset = bias_offset = 0
     per_group = out_channels // groups
     for group in range(groups):

@@ -40,8 +40,7 @@ def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
         return CLIP, np.float32(0), np.float32(np.inf)
     if isinstance(op, ops.Clip):
         return CLIP, np.float32(op.low), np.float32(op.high)
-    code = {ops.Sigmoid: SIGMOID, ops.Tanh: TANH}[type(op)]     # type: ignore[index]
-    return code, np.float32(0), np.float32(0)
+    return SIGMOID if isinstance(op, ops.Sigmoid) else TANH, np.float32(0), np.float32(0)
 
 
 def in_place(op: Unary) -> Callable[[Array, int], None]:
@@ -120,7 +119,7 @@ def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,
     swap = a_steps[-1] == 0 and b_steps[-1] != 0      # both ops commute: let a be the dense one
     if swap:
         a_steps, b_steps = b_steps, a_steps
-    code = {ops.Add: ADD, ops.Mul: MUL}[type(op)]     # type: ignore[index]
+    code = ADD if isinstance(op, ops.Add) else MUL
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         a, b = (array.reshape(-1) for array in (arrays[::-1] if swap else arrays))

@@ -19,7 +19,8 @@ TANH_SMALL = np.float32(0.625)
 E0, E1, E2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 E3, E4, E5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 T0, T1 = np.float32(-5.70498872745e-3), np.float32(2.06390887954e-2)
-T2, T3, T4 = np.float32(-5.37397155531e-2), np.float32(1.33314422036e-1), np.float32(-0.333332819422)
+T2 = np.float32(-5.37397155531e-2)
+T3, T4 = np.float32(1.33314422036e-1), np.float32(-3.33332819422e-1)
 
 
 @njit(inline="always")
@@ -37,7 +38,7 @@ def exp(x):
     r = (bounded - n * LN2_HIGH) - n * LN2_LOW
     p = ((((E0 * r + E1) * r + E2) * r + E3) * r + E4) * r + E5
     result = (p * (r * r) + r + ONE) * power_of_two(np.int32(n))
-    return x if x != x else result      # noqa: PLR0124 - NaN
+    return x if x != x else result
 
 
 @njit(inline="always")

@@ -11,7 +11,7 @@ needs, and every size compiles to code of its own. The other arguments come as o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -25,7 +25,8 @@ F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64
 VECTOR, INT_VECTOR = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 MASK = ir.VectorType(I1, LANES)
 FLOATS = types.CPointer(types.float32)
-Builder, Value = ir.IRBuilder, ir.Value
+Builder: TypeAlias = ir.IRBuilder
+Value: TypeAlias = ir.Value
 
 
 # ---- building blocks --------------------------------------------------------------------------
@@ -223,9 +224,10 @@ def conv_tile(typingctx, tile_rows, vectors, arguments):
                     store(b, clip(b, value, low, high), target, last)
 
         with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
-            for branch, add_residual in ((then, True), (otherwise, False)):
-                with branch:
-                    _full_or_masked(b, valid, lambda mask, add=add_residual: write(mask, add))
+            with then:
+                _full_or_masked(b, valid, lambda mask: write(mask, True))
+            with otherwise:
+                _full_or_masked(b, valid, lambda mask: write(mask, False))
         return context.get_dummy_value()
 
     return types.void(tile_rows, vectors, arguments), codegen
