@@ -181,4 +181,4 @@ def prepare(pixels: np.ndarray, settings: Preprocess) -> np.ndarray:
         picture = picture.convert("L")
     picture = picture.resize(settings.size[::-1], FILTERS[settings.interpolation])
     values = np.asarray(picture, np.float32).reshape(*settings.size, settings.channels)
-    return (values - np.float32(settings.mean)) / np.float32(settings.std)
+    return (values - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)

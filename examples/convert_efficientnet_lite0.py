@@ -51,7 +51,7 @@ class Builder:
         return output
 
     def constant(self, name: str, array: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def half(self, name: str, array: np.ndarray) -> str:
