@@ -1,0 +1,83 @@
+"""Glue is worked out in the tensors' own dtypes, and what is left is said."""
+import numpy as np
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from cnn import ModelError, fold
+from cnn.graph import Glue, Graph, Node
+from kernels import ops
+from kernels.ops import TensorSpec
+
+INT64_MAX = np.iinfo(np.int64).max
+
+
+def i64(*values):
+    return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize(("start", "end", "step", "expected"), [
+    (0, INT64_MAX, 1, slice(None)), (-2, INT64_MAX, 1, slice(-2, None)),
+    (1, -1, 2, slice(1, -1, 2)), (INT64_MAX, -INT64_MAX - 1, -1, slice(None, None, -1)),
+    (3, 0, -1, slice(3, 0, -1)), (5, 2, 1, slice(5, 2))])
+def test_slice_survives_the_ends_that_onnx_writes(start, end, step, expected):
+    data = np.arange(7)
+    found = fold.Slice(data, i64(start), i64(end), i64(0), i64(step))
+    np.testing.assert_array_equal(found, data[expected])
+
+
+def test_div_of_whole_numbers_goes_towards_zero():
+    np.testing.assert_array_equal(fold.Div(i64(7, -7, 7, -7), i64(2, 2, -2, -2)), [3, -3, -3, 3])
+    assert fold.Div(np.float32([1]), np.float32([4]))[0] == 0.25
+
+
+def test_dtypes_are_kept():
+    huge = i64(INT64_MAX - 1)
+    assert fold.Add(huge, i64(1))[0] == INT64_MAX
+    assert fold.Cast(np.float16([1.5]), to=TensorProto.FLOAT).dtype == np.float32
+    assert fold.Constant(value_ints=[1, 2]).dtype == np.int64
+    assert fold.Constant(value_float=1.5).dtype == np.float32
+    assert fold.Constant(value=numpy_helper.from_array(np.int32([3]))).dtype == np.int32
+    assert fold.ConstantOfShape(i64(2, 3)).tolist() == [[0, 0, 0]] * 2
+
+
+def test_shapes():
+    assert fold.Unsqueeze(np.ones(3), i64(0, 2)).shape == (1, 3, 1)
+    assert fold.Unsqueeze(np.ones(3), axes=(0,)).shape == (1, 3)
+    assert fold.Squeeze(np.ones((1, 3, 1))).shape == (3,)
+    assert fold.Squeeze(np.ones((1, 3, 1)), i64(0)).shape == (3, 1)
+    assert fold.Gather(i64(5, 6, 7), np.array(1)).tolist() == 6
+    assert fold.Reshape(np.ones((2, 6)), i64(0, -1, 3)).shape == (2, 2, 3)
+    assert fold.Shape(np.ones((4, 5, 6)), start=1).tolist() == [5, 6]
+
+
+def flatten_graph(batch):
+    """What torch's exporter makes of x.reshape(x.shape[0], -1) with a dynamic batch."""
+    nodes = (
+        Node(Glue("Shape"), ("x",), "shape", "shape"),
+        Node(Glue("Gather"), ("shape", "zero"), "n", "gather"),
+        Node(Glue("Unsqueeze"), ("n", "axes"), "n1", "unsqueeze"),
+        Node(Glue("Concat", (("axis", 0),)), ("n1", "rest"), "target", "concat"),
+        Node(Glue("Reshape"), ("x", "target"), "flat", "reshape"),
+        Node(ops.Relu(), ("flat",), "y", "relu"))
+    constants = {"zero": np.array(0), "axes": i64(0), "rest": i64(-1)}
+    return Graph({"x": TensorSpec((batch, 2, 3, 4))}, ("y",), nodes, constants)
+
+
+def test_a_shape_folds_as_soon_as_it_is_known():
+    unknown = flatten_graph(None)
+    assert fold.fold(unknown) is unknown
+    with pytest.raises(ModelError, match="node 'shape': the operator Shape is supported only"):
+        fold.require_folded(unknown)
+    known = fold.fold(flatten_graph(5))
+    fold.require_folded(known)
+    assert [node.op for node in known.nodes] == [ops.Reshape((5, -1)), ops.Relu()]
+    assert known.infer()["y"].shape == (5, 24)
+
+
+def test_what_does_not_fit_names_the_node():
+    graph = Graph({}, ("y",), (Node(Glue("Gather"), ("d", "i"), "y", "bad"),),
+                  {"d": i64(1, 2), "i": i64(7)})
+    with pytest.raises(ModelError, match="node 'bad': Gather can not be worked out"):
+        fold.fold(graph)
+    with pytest.raises(ModelError, match="too large to fold"):
+        fold.evaluate(Glue("ConstantOfShape"), "big", i64(1 << 20, 1 << 20))

@@ -1,0 +1,99 @@
+"""The memory plan: nothing that lives at the same time may overlap."""
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnn.graph import Graph, Node
+from cnn.plan import ALIGNMENT, Block, place, plan, views
+from kernels import ops
+from kernels.ops import TensorSpec
+
+
+@st.composite
+def graphs(draw):
+    """Random DAGs of adds, reshapes and activations over vectors of several sizes."""
+    inputs = {f"i{k}": TensorSpec((draw(st.integers(1, 300)),)) for k in range(2)}
+    sizes = {name: spec.shape[0] for name, spec in inputs.items()}
+    nodes = []
+    for step in range(draw(st.integers(1, 15))):
+        first = draw(st.sampled_from(sorted(sizes)))
+        kind = draw(st.sampled_from(["relu", "reshape", "concat"]))
+        name = f"v{step}"
+        if kind == "concat":
+            second = draw(st.sampled_from(sorted(sizes)))
+            nodes.append(Node(ops.Concat(0), (first, second), name, name))
+            sizes[name] = sizes[first] + sizes[second]
+        else:
+            op = ops.Relu() if kind == "relu" else ops.Reshape((-1,))
+            nodes.append(Node(op, (first,), name, name))
+            sizes[name] = sizes[first]
+        if sizes[name] > 3000:
+            break
+    outputs = (nodes[-1].output, draw(st.sampled_from(sorted(sizes))))
+    return Graph(inputs, tuple(dict.fromkeys(outputs)), tuple(nodes))
+
+
+@given(graphs(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
+    """Simulated with owners: each value marks its bytes; a reader must find its own marks."""
+    keep = frozenset(data.draw(st.sets(st.sampled_from([n.output for n in graph.nodes]),
+                                       max_size=2)))
+    workspaces = [data.draw(st.sampled_from([0, 0, 100])) for _ in graph.nodes]
+    specs = graph.infer()
+    made = plan(graph, specs, workspaces, keep)
+    roots = views(graph)
+    owner = [None] * made.size
+
+    def span(name):
+        return range(made.offsets[name], made.offsets[name] + 4 * specs[name].shape[0])
+
+    def write(name):
+        for byte in span(name):
+            owner[byte] = roots.get(name, name)
+
+    def check(name):
+        assert all(owner[byte] == roots.get(name, name) for byte in span(name)), name
+
+    for name in graph.inputs:
+        write(name)
+    for node, offset, size in zip(graph.nodes, made.workspaces, workspaces, strict=True):
+        for byte in range(offset, offset + size):
+            owner[byte] = "scratch"
+        if node.output not in roots:
+            write(node.output)
+        for name in node.inputs:        # after the write: an output must not overlap its inputs
+            check(name)
+        assert all(owner[byte] == "scratch" for byte in range(offset, offset + size))
+    for name in (*graph.outputs, *keep):
+        check(name)
+    assert all(offset % ALIGNMENT == 0 for offset in made.offsets.values())
+
+
+def test_a_chain_needs_room_for_two_values():
+    nodes = [Node(ops.Relu(), (f"v{i}",), f"v{i + 1}", f"n{i}") for i in range(10)]
+    graph = Graph({"v0": TensorSpec((1024,))}, ("v10",), tuple(nodes))
+    assert plan(graph, graph.infer(), [0] * 10).size == 2 * 4096
+
+
+def test_a_residual_block_needs_room_for_three():
+    ops_in_order = [("a", ops.Relu(), ("x",)), ("b", ops.Relu(), ("a",)),
+                    ("c", ops.Add(), ("b", "x"))]
+    nodes = [Node(op, inputs, name, name) for name, op, inputs in ops_in_order]
+    graph = Graph({"x": TensorSpec((1024,))}, ("c",), tuple(nodes))
+    assert plan(graph, graph.infer(), [0] * 3).size == 3 * 4096
+
+
+def test_views_share_memory_and_constants_never_do():
+    nodes = (Node(ops.Flatten(1), ("x",), "f", "f"), Node(ops.Reshape((-1,)), ("f",), "r", "r"),
+             Node(ops.Reshape((-1,)), ("c",), "s", "s"), Node(ops.Add(), ("r", "s"), "y", "y"))
+    graph = Graph({"x": TensorSpec((1, 2, 3))}, ("y",), nodes)
+    assert views(graph) == {"f": "x", "r": "x", "s": "c"}
+    import numpy as np
+    graph = Graph(graph.inputs, graph.outputs, nodes, {"c": np.ones((2, 3), np.float32)})
+    assert views(graph) == {"f": "x", "r": "x"}
+
+
+def test_a_gap_is_used_again():
+    blocks = [Block(100, 0, 1), Block(300, 0, 5), Block(100, 2, 5)]
+    assert place(blocks) == 320 + 100
+    assert blocks[0].offset == blocks[2].offset == 320
