@@ -1,0 +1,97 @@
+"""ONNX's own backend node tests, for every operator that is supported.
+
+What these tests give as inputs at run time and we take as constants (weights, shapes, axes) becomes
+an initializer first. A case that is refused must be listed in REFUSED with its reason, and the
+number of those that run is asserted, so that none can vanish unseen.
+"""
+import re
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx.backend.test.loader import load_model_tests
+
+import cnn
+from cnn.onnx_import import OPERATORS
+
+# Operators of a network, each with the positions of its inputs that are constants here.
+CONSTANTS = {"Conv": (1, 2), "BatchNormalization": (1, 2, 3, 4), "Gemm": (1, 2), "MatMul": (1,),
+             "Clip": (1, 2), "Reshape": (1,), "Squeeze": (1,), "Unsqueeze": (1,),
+             "ReduceMean": (1,), "Dropout": (1, 2)}
+
+# Name (a pattern) -> what the refusal says.
+REFUSED = {
+    r"batchnorm_.*training_mode": "with 3 outputs",
+    r"training_dropout.*mask": "2 outputs|training mode|not computed",
+    r"training_dropout": "training mode",
+    r"dropout_default_mask": "'z' is not computed",
+    r"(maxpool|averagepool)_[13]d": "only 2-D images|must be four",
+    r"averagepool_2d_dilations": "dilations",
+    r"maxpool_with_argmax": "2 outputs",
+    r"maxpool_2d_uint8": "only float32 is supported",
+    r"gemm_transposeA|gemm_all_attributes": "transA=1",
+    r"gemm_default_matrix_bias": "its bias has shape",
+    r"reduce_mean": "ReduceMean over axes",
+    r"reshape_allowzero_reordered": "nothing to run",
+    r"matmul_(3d|4d|1d|bcast)": "2 axes",
+    r"(add|mul)_(uint|int)": "only float32 is supported",
+    r"(identity|clip)_.*(int8|sequence|opt)": "only float32|has no shape",
+}
+
+
+def cases():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # ONNX's own generators overflow on purpose
+        made = load_model_tests(kind="node")
+    for case in made:
+        nodes = case.model.graph.node
+        # Cast is left out: its cases are all about data types, and values are float32 here.
+        if len(nodes) == 1 and nodes[0].op_type in OPERATORS.keys() - {"Cast"}:
+            yield pytest.param(case, id=case.name.removeprefix("test_"))
+
+
+CASES = list(cases())
+
+
+def with_constants(case):
+    """The model with its constant inputs as initializers, and the inputs that are left."""
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    (node,), (inputs, outputs) = model.graph.node, case.data_sets[0]
+    fixed = {node.input[i] for i in CONSTANTS.get(node.op_type, ()) if i < len(node.input)}
+    left = {}
+    for info, value in zip(list(model.graph.input), inputs, strict=True):
+        if info.name in fixed:
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), info.name))
+            model.graph.input.remove(info)
+        else:
+            left[info.name] = value
+    return model, left, outputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_node(case, tmp_path):
+    if not case.data_sets:
+        pytest.fail("the case brings no data")
+    model, inputs, outputs = with_constants(case)
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    name = case.name.removeprefix("test_")
+    refusal = next((text for pattern, text in REFUSED.items() if re.match(pattern, name)), None)
+    if refusal is not None:
+        with pytest.raises(cnn.ModelError, match=refusal):
+            cnn.load(path).run(inputs)
+        return
+    found = cnn.load(path).run(inputs)
+    assert len(found) == len(outputs)
+    for ours, theirs in zip(found.values(), outputs, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=case.rtol, atol=case.atol)
+
+
+def test_enough_of_the_cases_run():
+    names = [case.values[0].name.removeprefix("test_") for case in CASES]
+    refused = [name for name in names if any(re.match(pattern, name) for pattern in REFUSED)]
+    assert len(names) - len(refused) >= 123     # with onnx 1.23; newer ones may add cases
