@@ -33,10 +33,9 @@ class Layer:
 def specialise(graph: Graph, shapes: Mapping[str, Shape],
                keep: frozenset[str] = frozenset()) -> Graph:
     """The graph for inputs of these shapes, with all that they decide folded away."""
-    fixed = graph.with_input_shapes(dict(shapes))
-    folded = fold.fold(fixed)
+    folded = fold.fold(graph.with_input_shapes(dict(shapes)))
     fold.require_folded(folded)
-    return folded if folded is fixed else passes.combine(passes.arrange(folded), keep)
+    return passes.combine(passes.arrange(folded), keep)
 
 
 class Program:

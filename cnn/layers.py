@@ -1,413 +1,489 @@
-"""Networks by hand, with torch.nn's names for layers and arguments.
+"""Building a network by hand, with torch.nn's names for layers and arguments.
 
-Weights are kept as torch keeps them, so that `state_dict` and `load_state_dict` speak its names and
-layouts. Images are NHWC: a net is called on (N, H, W, C) batches.
+Values are NHWC, (N, features) after Flatten. Weights are kept under torch's names and in torch's
+layouts; `emit` is where they become those of `kernels.ops`. Networks here infer and do not train:
+Dropout passes values through, BatchNorm2d uses its running statistics.
+
+Every layer raises ModelError for an argument that does not fit, naming layer, argument and value.
 """
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kernels import ops
 from kernels.ops import Op, Padding, Pair, Shape, TensorSpec
 
+from . import arguments
+from .arguments import flag, number, pair, refused, whole
 from .errors import ModelError
 from .graph import Graph, Node, infer_node
 
+if TYPE_CHECKING:
+    from .image import Preprocess
+    from .model import Model
+
 Array = np.ndarray
 Size = int | Sequence[int]
+Emitted = list[tuple[Op, dict[str, Array]]]
+
+MAX_MODELS = 4      # image sizes for which `Sequential.__call__` keeps a prepared Model
 
 
 class Layer:
-    """Base of all layers. `arguments` rebuild it; `weights` are float32 arrays by torch's names."""
+    """One layer; the fields of a subclass are its arguments.
 
-    def __init__(self, **arguments: Any) -> None:
-        self.arguments = arguments
-        self.weights: dict[str, Array] = {}
+    Weights that nobody loaded are drawn when they are first needed, by torch's default rule, from
+    np.random.default_rng(seed); `Sequential` gives each of its layers its own seed.
+    """
+    seed: Pair = (0, 0)
+    _weights: dict[str, Array] | None = None
 
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"{type(self).__name__}({shown})"
+    def emit(self, shape: Shape) -> Emitted:
+        """The ops that compute this layer one after the other for an input of this shape, each
+        with its weights by name. ValueError for a shape that the layer does not take."""
+        raise NotImplementedError
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the weights by name."""
+        """Name -> shape of the weights, in torch's layouts and order."""
         return {}
 
-    def initialise(self, rng: np.random.Generator) -> None:
-        """Draw weights as torch does: uniform within 1 / sqrt(inputs of one output)."""
+    @property
+    def weights(self) -> dict[str, Array]:
+        """Name -> float32 array, of `shapes`. Arrays are replaced, never written into."""
+        if self._weights is None:
+            self._weights = self.draw(np.random.default_rng(self.seed))
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: dict[str, Array] | None) -> None:
+        self._weights = weights
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Array]:
+        """Fresh weights, uniform in +-1 / sqrt(inputs per output): what torch's
+        kaiming_uniform_(a=sqrt(5)) and its rule for biases amount to."""
         shapes = self.shapes()
-        if shapes:
-            bound = 1 / math.sqrt(max(1, math.prod(shapes["weight"][1:])))
-            self.weights = {name: rng.uniform(-bound, bound, shape).astype(np.float32)
-                            for name, shape in shapes.items()}
-
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        """Append this layer's nodes; returns the value it gives."""
-        raise TypeError(f"{type(self).__name__} is no layer of its own")
-
-
-@dataclass
-class Builder:
-    """The graph so far."""
-    specs: dict[str, TensorSpec | None]
-    nodes: list[Node] = field(default_factory=list)
-    constants: dict[str, Array] = field(default_factory=dict)
-
-    def emit(self, op: Op, name: str, x: str, **weights: Array) -> str:
-        inputs = [x]
-        for key, array in weights.items():
-            self.constants[f"{name}.{key}"] = np.ascontiguousarray(array)
-            self.specs[f"{name}.{key}"] = TensorSpec(array.shape)
-            inputs.append(f"{name}.{key}")
-        node = Node(op, tuple(inputs), f"{name}:{len(self.nodes)}", name)
-        self.specs[node.output] = infer_node(node, [self.specs[value] for value in inputs])
-        self.nodes.append(node)
-        return node.output
-
-    def rank(self, value: str) -> int:
-        spec = self.specs[value]
-        return 0 if spec is None else len(spec.shape)
-
-
-def _check(layer: str, **values: Any) -> None:
-    """Every value must be a whole number of at least 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(f"{layer}: {name}={value!r} must be a whole number of at least 1")
-
-
-def _pair(layer: str, name: str, size: Size, least: int = 1) -> Pair:
-    """One number for both axes, or (height, width)."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < least
-                             for n in pair):
-        raise ModelError(f"{layer}: {name}={size!r} must be a whole number of at least {least}, or "
-                         f"two of them")
-    return pair[0], pair[1]
-
-
-def _padding(layer: str, padding: Size) -> Padding:
-    """One number, (height, width), or (top, left, bottom, right)."""
-    if isinstance(padding, Sequence) and len(padding) == 4:
-        begin, end = _padding(layer, padding[:2]), _padding(layer, padding[2:])
-        return begin[0], begin[1], end[0], end[1]
-    height, width = _pair(layer, "padding", padding, least=0)
-    return height, width, height, width
+        reach = 1 / math.sqrt(math.prod(shapes["weight"][1:])) if shapes else 0.0
+        return {name: (rng.random(shape, np.float32) * 2 - 1) * np.float32(reach)
+                for name, shape in shapes.items()}
 
 
 # ---- layers with weights ----------------------------------------------------------------------
 
+@dataclass(eq=False)
 class Conv2d(Layer):
-    """2-D convolution; weight (out, in / groups, KH, KW).
+    """Weights: weight (out_channels, in_channels / groups, KH, KW), bias (out_channels,).
 
-    padding is one number, (height, width), (top, left, bottom, right), "valid", or "same" (with
-    stride 1: the output has the input's size, an odd pixel going to the bottom and right).
+    kernel_size, stride, dilation are one number or (height, width). padding is one number,
+    (height, width), (top, left, bottom, right), "valid" (none) or "same" (stride 1 only; the
+    output is as large as the input, an odd element of padding goes to the bottom and right).
     """
+    in_channels: int
+    out_channels: int
+    kernel_size: Size
+    stride: Size = 1
+    padding: Size | str = 0
+    dilation: Size = 1
+    groups: int = 1
+    bias: bool = True
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1,
-                 padding: Size | str = 0, dilation: Size = 1, groups: int = 1,
-                 bias: bool = True) -> None:
-        super().__init__(in_channels=in_channels, out_channels=out_channels,
-                         kernel_size=kernel_size, stride=stride, padding=padding,
-                         dilation=dilation, groups=groups, bias=bias)
-        _check("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
-        if in_channels % groups or out_channels % groups:
-            raise ModelError(f"Conv2d: groups={groups} must divide in_channels={in_channels} and "
-                             f"out_channels={out_channels}")
-        self.kernel = _pair("Conv2d", "kernel_size", kernel_size)
-        self.op = ops.Conv2d(_pair("Conv2d", "stride", stride), (0, 0, 0, 0),
-                             _pair("Conv2d", "dilation", dilation), groups)
-        self.op = ops.Conv2d(self.op.stride, self._sides(padding), self.op.dilation, groups)
-
-    def _sides(self, padding: Size | str) -> Padding:
-        if padding == "valid":
-            return 0, 0, 0, 0
-        if not isinstance(padding, str):
-            return _padding("Conv2d", padding)
-        if padding != "same" or self.op.stride != (1, 1):
-            raise ModelError(f"Conv2d: padding={padding!r} must be a number, 'valid', or, with "
-                             f"stride 1, 'same'; stride is {self.op.stride}")
-        height, width = (d * (k - 1) for d, k in zip(self.op.dilation, self.kernel, strict=True))
-        return height // 2, width // 2, height - height // 2, width - width // 2
+    def __post_init__(self) -> None:
+        self.groups, self.bias = whole(self, "groups"), flag(self, "bias")
+        for argument in ("in_channels", "out_channels"):
+            setattr(self, argument, whole(self, argument))
+            if getattr(self, argument) % self.groups:
+                raise refused(self, argument, f"must divide into groups={self.groups}")
+        for argument in ("kernel_size", "stride", "dilation"):
+            setattr(self, argument, pair(self, argument))
+        if not isinstance(self.padding, str):
+            self.padding = arguments.padding(self)
+        elif self.padding not in ("same", "valid"):
+            raise refused(self, "padding", "can be a number, 'same' or 'valid'")
+        elif self.padding == "same" and self.stride != (1, 1):
+            raise refused(self, "padding", f"needs stride 1, not {self.stride}")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        a = self.arguments
-        weight = (a["out_channels"], a["in_channels"] // a["groups"], *self.kernel)
-        return {"weight": weight, **({"bias": weight[:1]} if a["bias"] else {})}
+        kernel = pair(self, "kernel_size")
+        return _with_bias(self.bias, (self.out_channels, self.in_channels // self.groups, *kernel))
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        weights = dict(self.weights, weight=self.weights["weight"].transpose(0, 2, 3, 1))
-        return builder.emit(self.op, name, x, **weights)
+    def emit(self, shape: Shape) -> Emitted:
+        op = ops.Conv2d(pair(self, "stride"), self._sides(), pair(self, "dilation"), self.groups)
+        ohwi = np.ascontiguousarray(self.weights["weight"].transpose(0, 2, 3, 1))
+        return [(op, {**self.weights, "weight": ohwi})]
+
+    def _sides(self) -> Padding:
+        if self.padding == "valid":
+            return (0, 0, 0, 0)
+        if self.padding != "same":
+            return arguments.padding(self)
+        height, width = (d * (k - 1) for d, k in zip(pair(self, "dilation"),
+                                                     pair(self, "kernel_size"), strict=True))
+        return (height // 2, width // 2, height - height // 2, width - width // 2)
 
 
+@dataclass(eq=False)
 class Linear(Layer):
-    """Fully connected layer; weight (out, in)."""
+    """(N, in_features) -> (N, out_features). Weights: weight (out, in), bias (out,)."""
+    in_features: int
+    out_features: int
+    bias: bool = True
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__(in_features=in_features, out_features=out_features, bias=bias)
-        _check("Linear", in_features=in_features, out_features=out_features)
+    def __post_init__(self) -> None:
+        self.in_features = whole(self, "in_features")
+        self.out_features = whole(self, "out_features")
+        self.bias = flag(self, "bias")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        weight = (self.arguments["out_features"], self.arguments["in_features"])
-        return {"weight": weight, **({"bias": weight[:1]} if self.arguments["bias"] else {})}
+        return _with_bias(self.bias, (self.out_features, self.in_features))
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(ops.Linear(), name, x, **self.weights)
+    def emit(self, shape: Shape) -> Emitted:
+        if len(shape) == 4:     # torch would multiply along the width, NHWC along the channels
+            raise ValueError(f"Linear takes (N, {self.in_features}), not an image of shape "
+                             f"{shape}; put Flatten() before it")
+        return [(ops.Linear(), self.weights)]
 
 
+def _with_bias(bias: bool, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"weight": weight, "bias": weight[:1]} if bias else {"weight": weight}
+
+
+@dataclass(eq=False)
 class BatchNorm2d(Layer):
-    """Batch norm with the running statistics, as torch does in eval mode."""
+    """(x - running_mean) / sqrt(running_var + eps) * weight + bias, of images.
 
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__(num_features=num_features, eps=eps)
-        _check("BatchNorm2d", num_features=num_features)
-        if not isinstance(eps, float) or not 0 < eps < 1:
-            raise ModelError(f"BatchNorm2d: eps={eps!r} must be a number between 0 and 1")
+    Weights, each (num_features,): weight, bias, running_mean, running_var; torch's
+    num_batches_tracked is accepted by load_state_dict and not kept.
+    """
+    num_features: int
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self.num_features, self.eps = whole(self, "num_features"), number(self, "eps", 1.0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        shape = (self.arguments["num_features"],)
-        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), shape)
+        names = ("weight", "bias", "running_mean", "running_var")
+        return dict.fromkeys(names, (self.num_features,))
 
-    def initialise(self, rng: np.random.Generator) -> None:
-        """Ones and zeros, so that it does nothing yet."""
-        self.weights = {name: np.full(shape, name in ("weight", "running_var"), np.float32)
-                        for name, shape in self.shapes().items()}
+    def draw(self, rng: np.random.Generator) -> dict[str, Array]:
+        """Ones and zeros: the layer changes nothing yet, as in torch."""
+        return {name: np.full(shape, name in ("weight", "running_var"), np.float32)
+                for name, shape in self.shapes().items()}
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(ops.BatchNorm(self.arguments["eps"]), name, x, **self.weights)
+    def emit(self, shape: Shape) -> Emitted:
+        if len(shape) != 4:
+            raise ValueError(f"BatchNorm2d takes (N, H, W, {self.num_features}), not {shape}")
+        return [(ops.BatchNorm(self.eps), self.weights)]
 
 
 # ---- layers without weights -------------------------------------------------------------------
 
-class _Elementwise(Layer):
-    op: Op
+@dataclass(eq=False)
+class ReLU(Layer):
+    """max(x, 0). inplace changes no result here."""
+    inplace: bool = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __post_init__(self) -> None:
+        flag(self, "inplace")
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(self.op, name, x)
-
-
-class ReLU(_Elementwise):
-    """max(x, 0)"""
-    op = ops.Relu()
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.Relu(), {})]
 
 
-class ReLU6(_Elementwise):
-    """min(max(x, 0), 6)"""
-    op = ops.Clip(0.0, 6.0)
+class ReLU6(ReLU):
+    """min(max(x, 0), 6). inplace changes no result here."""
+
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.Clip(0.0, 6.0), {})]
 
 
-class Sigmoid(_Elementwise):
-    """1 / (1 + exp(-x))"""
-    op = ops.Sigmoid()
-
-
-class Tanh(_Elementwise):
+@dataclass(eq=False)
+class Tanh(Layer):
     """tanh(x)"""
-    op = ops.Tanh()
+
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.Tanh(), {})]
 
 
+@dataclass(eq=False)
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x))"""
+
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.Sigmoid(), {})]
+
+
+@dataclass(eq=False)
 class Softmax(Layer):
-    """Softmax along `dim`, an axis of our NHWC (or (N, features)) value; -1 are the channels."""
+    """exp(x) / sum(exp(x)) over the classes or, of an image, the channels: always the last axis.
 
-    def __init__(self, dim: int = -1) -> None:
-        super().__init__(dim=dim)
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise ModelError(f"Softmax: dim={dim!r} must be a whole number")
+    dim counts NHWC axes: -1, or 1 after Flatten, or 3 for an image (torch's dim=1 there).
+    """
+    dim: int = -1
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(ops.Softmax(self.arguments["dim"]), name, x)
+    def __post_init__(self) -> None:
+        self.dim = whole(self, "dim", least=-4)
 
-
-class MaxPool2d(Layer):
-    """Greatest value of each window; stride None is kernel_size."""
-
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
-                 dilation: Size = 1, ceil_mode: bool = False) -> None:
-        super().__init__(kernel_size=kernel_size, stride=stride, padding=padding,
-                         dilation=dilation, ceil_mode=ceil_mode)
-        kernel = _pair("MaxPool2d", "kernel_size", kernel_size)
-        self.op = ops.MaxPool2d(
-            kernel, kernel if stride is None else _pair("MaxPool2d", "stride", stride),
-            _padding("MaxPool2d", padding), _pair("MaxPool2d", "dilation", dilation),
-            bool(ceil_mode))
-
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(self.op, name, x)
+    def emit(self, shape: Shape) -> Emitted:
+        if ops.normal_axis(self.dim, len(shape)) != len(shape) - 1:
+            raise ValueError(f"Softmax(dim={self.dim}) of a value of shape {shape} is not "
+                             f"supported; channels and classes are the last axis here, dim=-1")
+        return [(ops.Softmax(-1), {})]
 
 
-class AvgPool2d(Layer):
-    """Mean of each window; stride None is kernel_size."""
+class Pool(Layer):
+    """What both kinds of pooling have in common."""
+    kernel_size: Size
+    stride: Size | None
+    padding: Size
+    dilation: Size = 1
+    ceil_mode: bool
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
-                 ceil_mode: bool = False, count_include_pad: bool = True) -> None:
-        super().__init__(kernel_size=kernel_size, stride=stride, padding=padding,
-                         ceil_mode=ceil_mode, count_include_pad=count_include_pad)
-        kernel = _pair("AvgPool2d", "kernel_size", kernel_size)
-        self.op = ops.AvgPool2d(
-            kernel, kernel if stride is None else _pair("AvgPool2d", "stride", stride),
-            _padding("AvgPool2d", padding), (1, 1), bool(ceil_mode), bool(count_include_pad))
+    def __post_init__(self) -> None:
+        kernel = self.kernel_size = pair(self, "kernel_size")
+        self.stride = kernel if self.stride is None else pair(self, "stride")
+        self.padding, self.ceil_mode = arguments.padding(self), flag(self, "ceil_mode")
+        dilation = self.dilation = pair(self, "dilation")
+        window = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+        if any(2 * side > size for side, size in zip(self.padding, window * 2, strict=True)):
+            raise refused(self, "padding", f"must be at most half of the window {window}")
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(self.op, name, x)
+    def window(self) -> tuple[Pair, Pair, Padding, Pair, bool]:
+        """The arguments of kernels.ops.Pool2d."""
+        return (pair(self, "kernel_size"), pair(self, "stride"), arguments.padding(self),
+                pair(self, "dilation"), self.ceil_mode)
 
 
+@dataclass(eq=False)
+class MaxPool2d(Pool):
+    """Greatest value of each window, padding taking no part; arguments as in AvgPool2d."""
+    kernel_size: Size
+    stride: Size | None = None
+    padding: Size = 0
+    dilation: Size = 1
+    ceil_mode: bool = False
+
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.MaxPool2d(*self.window()), {})]
+
+
+@dataclass(eq=False)
+class AvgPool2d(Pool):
+    """Mean of each window; padding counts as zeros unless count_include_pad is False.
+
+    kernel_size and stride (None: kernel_size) are one number or (height, width); padding is one
+    number, (height, width) or (top, left, bottom, right), at most half a window. With ceil_mode a
+    last window may hang over the end.
+    """
+    kernel_size: Size
+    stride: Size | None = None
+    padding: Size = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.count_include_pad = flag(self, "count_include_pad")
+
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.AvgPool2d(*self.window(), self.count_include_pad), {})]
+
+
+@dataclass(eq=False)
 class AdaptiveAvgPool2d(Layer):
-    """Mean over height and width; only output_size=1 is there."""
+    """Mean over the whole image, (N, H, W, C) -> (N, 1, 1, C): output_size can only be 1."""
+    output_size: Size
 
-    def __init__(self, output_size: Size = 1) -> None:
-        super().__init__(output_size=output_size)
-        if _pair("AdaptiveAvgPool2d", "output_size", output_size) != (1, 1):
-            raise ModelError(f"AdaptiveAvgPool2d: output_size={output_size!r} is not supported, "
-                             f"only 1; use AvgPool2d")
+    def __post_init__(self) -> None:
+        self.output_size = pair(self, "output_size")
+        if self.output_size != (1, 1):
+            raise refused(self, "output_size", "is not supported, only 1; use AvgPool2d")
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return builder.emit(ops.GlobalAvgPool2d(), name, x)
+    def emit(self, shape: Shape) -> Emitted:
+        return [(ops.GlobalAvgPool2d(), {})]
 
 
+@dataclass(eq=False)
 class Flatten(Layer):
-    """(N, H, W, C) -> (N, C * H * W) in torch's channel-first order, so that the weights of a
-    Linear after it mean the same."""
+    """(N, H, W, C) -> (N, C * H * W), in torch's order: all of channel 0 first. A Linear after
+    it so takes torch's weights as they are. start_dim can only be 1."""
+    start_dim: int = 1
 
-    def __init__(self, start_dim: int = 1) -> None:
-        super().__init__(start_dim=start_dim)
-        if start_dim != 1:
-            raise ModelError(f"Flatten: start_dim={start_dim!r} is not supported, only 1")
+    def __post_init__(self) -> None:
+        if not arguments.is_whole(self.start_dim, 1) or self.start_dim != 1:
+            raise refused(self, "start_dim", "is not supported, only 1: the batch stays")
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        if builder.rank(x) == 4:
-            x = builder.emit(ops.Transpose((0, 3, 1, 2)), f"{name}:nchw", x)
-        return builder.emit(ops.Flatten(1), name, x)
+    def emit(self, shape: Shape) -> Emitted:
+        channels_first: Emitted = [(ops.Transpose((0, 3, 1, 2)), {})]
+        return (channels_first if len(shape) == 4 else []) + [(ops.Flatten(1), {})]
 
 
+@dataclass(eq=False)
 class Identity(Layer):
-    """Passes its input on."""
+    """x"""
 
-    def __init__(self) -> None:
-        super().__init__()
-
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        return x
+    def emit(self, shape: Shape) -> Emitted:
+        return []
 
 
-class Dropout(Identity):
-    """Passes its input on: nets here only infer."""
+@dataclass(eq=False)
+class Dropout(Layer):
+    """x: values are dropped in training only. inplace changes no result here."""
+    p: float = 0.5
+    inplace: bool = False
 
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__()
-        self.arguments = {"p": p}
+    def __post_init__(self) -> None:
+        self.p = number(self, "p", 1.0)
+        flag(self, "inplace")
+
+    def emit(self, shape: Shape) -> Emitted:
+        return []
 
 
 # ---- networks ---------------------------------------------------------------------------------
 
-class Sequential(Layer):
-    """Layers one after the other, named "0", "1", ... or by the keys of one mapping.
+class Sequential:
+    """Layers one after the other; a layer may be a Sequential itself.
 
-    Weights start random, the same in each run; `load_state_dict` sets them.
+    layers  the layers, named "0", "1" ..., or one mapping of name -> layer, as in torch.nn
+
+    Weights start as torch's do, but always the same: layer number i draws its own from
+    np.random.default_rng((0, i)), unless it already has some. ModelError for what is no layer.
     """
 
-    def __init__(self, *layers: Layer | Mapping[str, Layer]) -> None:
-        super().__init__()
-        named = (dict(layers[0]) if len(layers) == 1 and isinstance(layers[0], Mapping)
-                 else {str(i): layer for i, layer in enumerate(layers)})
+    def __init__(self, *layers: Layer | Sequential | Mapping[str, Any]) -> None:
+        named: Mapping[str, Any] = {str(i): layer for i, layer in enumerate(layers)}
+        if len(layers) == 1 and isinstance(layers[0], Mapping):
+            named = layers[0]
         for name, layer in named.items():
-            if not isinstance(layer, Layer):
-                raise ModelError(f"Sequential: {name!r} is {layer!r}, which is no layer of cnn")
-            if not name or "." in name:
-                raise ModelError(f"Sequential: the name {name!r} must not be empty or have a dot")
-        self.layers: dict[str, Layer] = named       # type: ignore[assignment]
-        self._models: dict[Shape, Any] = {}
-        rng = np.random.default_rng(0)
-        for _, layer in self.leaves():
-            if not layer.weights:
-                layer.initialise(rng)
+            if not isinstance(name, str) or not name or set(name) & set(".:"):
+                raise ModelError(f"Sequential: {name!r} can not be a layer's name; a name is a "
+                                 f"string without '.' and ':'")
+            if not isinstance(layer, (Layer, Sequential)):
+                raise ModelError(f"Sequential: layer {name!r} is {layer!r}, which is no layer of "
+                                 f"cnn; give objects such as cnn.ReLU()")
+        self.layers: dict[str, Layer | Sequential] = dict(named)
+        self._models: dict[Shape, Model] = {}
+        self._prepared: list[Array] = []        # the weights that _models were made with
+        for i, (_, leaf) in enumerate(self.leaves()):
+            leaf.seed = (0, i)                  # without effect on weights that it has
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer | Sequential]:
+        return iter(self.layers.values())
+
+    def __getitem__(self, index: int) -> Layer | Sequential:
+        return list(self.layers.values())[index]
 
     def __repr__(self) -> str:
-        lines = (f"  {name}: {layer!r}".replace("\n", "\n  ") for name, layer in
-                 self.layers.items())
-        return "\n".join(["Sequential(", *lines, ")"])
+        lines = [f"({name}): {layer!r}" for name, layer in self.layers.items()]
+        body = "\n".join(lines).replace("\n", "\n  ")
+        return f"Sequential(\n  {body}\n)" if lines else "Sequential()"
 
-    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-        """(dotted path, layer) of all layers that are not containers, in order."""
+    def leaves(self) -> Iterator[tuple[str, Layer]]:
+        """(torch's dotted path, layer) of every layer, those of nested Sequentials included."""
         for name, layer in self.layers.items():
-            if isinstance(layer, Sequential):
-                yield from layer.leaves(f"{prefix}{name}.")
+            if isinstance(layer, Layer):
+                yield name, layer
             else:
-                yield prefix + name, layer
+                yield from ((f"{name}.{path}", leaf) for path, leaf in layer.leaves())
+
+    # ---- weights ------------------------------------------------------------------------------
+
+    def reset_parameters(self, seed: int = 0) -> None:
+        """Forget all weights; layer number i draws new ones from default_rng((seed, i))."""
+        if not arguments.is_whole(seed, 0):
+            raise ModelError(f"reset_parameters: seed={seed!r} must be a whole number of at least "
+                             f"0")
+        for i, (_, layer) in enumerate(self.leaves()):
+            layer.seed, layer.weights = (int(seed), i), None
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all weights by torch's names."""
+        """Copies of all weights, float32, by torch's names ("0.weight") and in its layouts."""
         return {f"{path}.{name}": array.copy() for path, layer in self.leaves()
                 for name, array in layer.weights.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the weights from arrays or CPU tensors, by torch's names and in its layouts.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take all weights from a mapping as torch's `state_dict()` gives it.
 
-        ModelError that lists every missing, unexpected and misshapen key; nothing is changed
-        then. Floating-point weights of other widths become float32.
+        Values are float arrays or torch tensors of torch's shapes; they are converted to float32
+        and copied. ModelError lists every key that is missing, unexpected, misshapen or no float;
+        nothing is changed then.
         """
-        wanted = {f"{path}.{name}": shape for path, layer in self.leaves()
+        from .weights import fitting
+        shapes = {f"{path}.{name}": shape for path, layer in self.leaves()
                   for name, shape in layer.shapes().items()}
-        counters = {f"{path}.num_batches_tracked" for path, layer in self.leaves()
-                    if isinstance(layer, BatchNorm2d)}
-        given = {key: _as_array(value) for key, value in state.items() if key not in counters}
-        problems = [f"missing {key!r} {shape}" for key, shape in wanted.items()
-                    if key not in given]
-        problems += [f"unexpected {key!r}" for key in given if key not in wanted]
-        problems += [f"{key!r} is {array.dtype} {array.shape}, float {wanted[key]} is needed"
-                     for key, array in given.items() if key in wanted
-                     and (array.shape != wanted[key] or array.dtype.kind != "f")]
-        if problems:
-            raise ModelError(f"the weights do not fit the network: {'; '.join(problems)}")
+        ignored = {f"{path}.num_batches_tracked" for path, layer in self.leaves()
+                   if isinstance(layer, BatchNorm2d)}
+        arrays = fitting(state_dict, shapes, ignored)
         for path, layer in self.leaves():
-            layer.weights = {name: np.array(given[f"{path}.{name}"], np.float32)
-                             for name in layer.shapes()}
-        self._models.clear()
+            layer.weights = {name: arrays[f"{path}.{name}"] for name in layer.shapes()}
 
-    def build(self, builder: Builder, x: str, name: str) -> str:
-        for key, layer in self.layers.items():
-            x = layer.build(builder, x, f"{name}.{key}" if name else key)
-        return x
+    def save(self, path: str | os.PathLike, *, labels: Sequence[str] | None = None,
+             preprocess: Preprocess | None = None, input_shape: Shape | None = None) -> None:
+        """Write layers and weights to a .safetensors file, which `cnn.load` rebuilds bit for bit.
 
-    def graph(self, input_shape: Shape) -> Graph:
-        """The network for (N, H, W, C) inputs, N usually None; input "input", output "output".
-
-        ModelError, naming the layer, where the layers do not fit each other.
-        """
-        spec = TensorSpec(tuple(input_shape))
-        builder = Builder({"input": spec})
-        last = self.build(builder, "input", "")
-        if not builder.nodes:
-            raise ModelError("Sequential: the network has no layer that computes anything")
-        renamed = [Node(node.op, node.inputs, "output", node.name) if node.output == last else node
-                   for node in builder.nodes]
-        return Graph({"input": spec}, ("output",), tuple(renamed), builder.constants)
-
-    def __call__(self, batch: Array) -> Array:
-        """The network's raw output for an (N, H, W, C) float32 batch, on the CPU."""
-        from .model import Model
-        size = np.shape(batch)[1:]
-        if size not in self._models:
-            self._models[size] = Model(self, input_shape=(None, *size), device="cpu")
-        return self._models[size].run({"input": batch})["output"]
-
-    def save(self, path: Any, *, input_shape: Shape | None = None,
-             labels: Sequence[str] | None = None, preprocess: Any = None) -> None:
-        """Write weights and layers to a .safetensors file, which `cnn.load` rebuilds bit for bit.
-
-        input_shape (H, W, C), labels and preprocess go with them, so that the file alone makes a
-        Model.
+        labels, preprocess and input_shape (H, W, C), as in `cnn.Model`, are kept with them, so
+        that the file alone classifies photos. ModelError where the file can not be written; one
+        that was there is then untouched.
         """
         from .weights import save_layers
-        save_layers(self, path, input_shape, labels, preprocess)
+        save_layers(self, path, labels=labels, preprocess=preprocess, input_shape=input_shape)
+
+    # ---- running ------------------------------------------------------------------------------
+
+    def graph(self, input_shape: Shape) -> Graph:
+        """The network for an input of this shape: NHWC (or (N, features)), None for any size.
+
+        Its input is named "input", its output "output", a node by its layer's dotted path.
+        ModelError, naming the layer, where shapes do not fit.
+        """
+        value, spec = "input", TensorSpec(arguments.shape(input_shape, "input_shape"))
+        inputs, nodes, constants = {value: spec}, list[Node](), dict[str, Array]()
+        for path, layer in self.leaves():
+            for op, weights in _emit(path, layer, spec.shape):
+                own = {f"{path}.{name}": array for name, array in weights.items()}
+                name = f"{path}:nchw" if isinstance(op, ops.Transpose) else path
+                node = Node(op, (value, *own), f"{name}:out", name)
+                found = infer_node(node, [spec, *(TensorSpec(a.shape) for a in own.values())])
+                assert found is not None
+                value, spec = node.output, found
+                nodes.append(node)
+                constants |= own
+        if not nodes:
+            raise ModelError("Sequential: it has no layer that computes anything")
+        nodes[-1] = replace(nodes[-1], output="output")
+        return Graph(inputs, ("output",), tuple(nodes), constants)
+
+    def __call__(self, batch: Array) -> Array:
+        """The network's raw output for an NHWC (or (N, features)) float32 batch, on the CPU.
+
+        A Model prepared for the batch's image size is kept for later calls. ModelError for a
+        batch that does not fit.
+        """
+        from .model import Model
+        if not isinstance(batch, np.ndarray) or batch.ndim < 2:
+            got = f"shape {batch.shape}" if isinstance(batch, np.ndarray) else repr(batch)[:80]
+            raise ModelError(f"Sequential: a batch is a NumPy array (N, H, W, C), not {got}")
+        weights = [a for _, layer in self.leaves() for a in layer.weights.values()]
+        if [*map(id, weights)] != [*map(id, self._prepared)]:
+            self._models, self._prepared = {}, weights
+        size = batch.shape[1:]
+        if size not in self._models:
+            if len(self._models) >= MAX_MODELS:
+                del self._models[next(iter(self._models))]
+            self._models[size] = Model(self, input_shape=size, device="cpu")
+        return self._models[size].run({"input": batch})["output"]
 
 
-def _as_array(value: Any) -> Array:
-    """An array, also of a torch tensor that requires a gradient."""
-    return np.asarray(value.detach() if hasattr(value, "detach") else value)
+def _emit(path: str, layer: Layer, shape: Shape) -> Emitted:
+    try:
+        return layer.emit(shape)
+    except ValueError as error:
+        raise ModelError(f"layer {path!r}: {error}") from None

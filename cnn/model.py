@@ -1,6 +1,7 @@
 """Model: load, preprocess, predict, classify, run, trace, summary. What people call."""
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -140,10 +141,9 @@ class Model:
         """
         name, shape = self._image_input()
         batch = _checked(batch, f"{self.name}: batch", shape)
-        if not len(batch):
-            return np.empty((0, self._classes() or 0), np.float32)
-        result = self._program({name: batch}).run({name: batch})[self._graph.outputs[0]]
-        return _probabilities(result.reshape(len(result), -1), self.activation)
+        result = self._compute({name: batch})[self._graph.outputs[0]]
+        return _probabilities(result.reshape(len(result), math.prod(result.shape[1:])),
+                              self.activation)
 
     def classify(self, images: Any, top: int = 5, batch_size: int = 1) -> Any:
         """What a photo shows: the `top` likeliest Predictions, likeliest first.
@@ -194,13 +194,22 @@ class Model:
             shape = tuple(spec.shape[i] for i in (0, 3, 1, 2)) if nchw else spec.shape
             array = _checked(inputs[name], f"{self.name}: input {name!r}", shape)
             arrays[name] = array.transpose(0, 2, 3, 1) if nchw else array
-        return self._program(arrays).run(arrays)
+        return self._compute(arrays)
 
-    def _program(self, arrays: Mapping[str, Array]) -> Program:
-        """The program for these shapes: one of the few used last, or a new one."""
+    def _compute(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs; those of an empty batch are empty, and nothing runs for them."""
         shapes = {name: array.shape for name, array in arrays.items()}
-        if any(0 in shape for shape in shapes.values()):
+        if not any(0 in shape for shape in shapes.values()):
+            return self._program(shapes).run(arrays)
+        specs = specialise(self._graph, shapes).infer()
+        found = {name: np.empty(ops.known(spec.shape), np.float32)
+                 for name, spec in specs.items() if spec and name in self._graph.outputs}
+        if any(array.size for array in found.values()):
             raise ModelError(f"{self.name}: there is nothing to run in inputs of shapes {shapes}")
+        return found
+
+    def _program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program:
+        """The program for these shapes: one of the few used last, or a new one."""
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._programs:

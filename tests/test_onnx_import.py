@@ -207,13 +207,13 @@ def test_a_truncated_model_is_refused(tmp_path):
     path = tmp_path / "net.onnx"
     for size in range(1, len(data) - 1, 7):
         path.write_bytes(data[:size])
-        with pytest.raises(ModelError, match="net.onnx"):
+        with pytest.raises(ModelError, match=r"net.onnx"):
             cnn.load(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "missing.onnx", tmp_path):
-        with pytest.raises(ModelError, match="there is no such file"):
+        with pytest.raises(ModelError, match=r"there is no such file"):
             load_onnx(path)
 
 
@@ -225,7 +225,7 @@ def test_sizes_are_checked_before_they_are_believed(tmp_path):
     with pytest.raises(ModelError, match=r"tensor 'c' has shape \[1099511627776\]"):
         load_onnx(saved(tmp_path, model))
     model.graph.initializer[0].dims[:] = [1 << 20]
-    with pytest.raises(ModelError, match="tensor 'c' has shape .* 4194304 are needed"):
+    with pytest.raises(ModelError, match=r"tensor 'c' has shape .* 4194304 are needed"):
         load_onnx(saved(tmp_path, model))
 
 
