@@ -117,10 +117,10 @@ def _warm(model: Any, batch: int) -> None:
     if not jit.is_cold():
         model.warmup([batch])
         return
-    with err.status("Compiling the kernels for this CPU. This happens once and takes about 20 s."):
-        if not err.is_terminal:
-            err.print("Compiling the kernels for this CPU. This happens once and takes about "
-                      "20 s.")
+    notice = "Compiling the kernels for this CPU. This happens once and takes up to half a minute."
+    if not err.is_terminal:
+        err.print(notice, soft_wrap=True)
+    with err.status(notice):
         model.warmup([batch])
 
 
