@@ -1,4 +1,5 @@
 """The memory plan: nothing that lives at the same time may overlap."""
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,45 @@ def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
     for name in (*graph.outputs, *keep):
         check(name)
     assert all(offset % ALIGNMENT == 0 for offset in made.offsets.values())
+    sizes = [4 * specs[name].shape[0] for name in made.offsets if name not in roots] + workspaces
+    assert made.size <= sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+
+
+def most_alive(graph, specs):
+    """Bytes alive in the worst step: no plan can need less."""
+    size = {name: 4 * ops.count(specs[name].shape) for name in specs if name not in graph.constants}
+    worst = 0
+    for step, node in enumerate(graph.nodes):
+        read_later = {name for later in graph.nodes[step:] for name in later.inputs}
+        made = {*graph.inputs, *(earlier.output for earlier in graph.nodes[:step])}
+        alive = (made & (read_later | set(graph.outputs))) | {node.output}
+        worst = max(worst, sum(size[name] for name in alive))
+    return worst
+
+
+def test_a_residual_network_needs_little_more_than_its_worst_step():
+    """Bottlenecks as in ResNet: the shortcut's size doubles where the image halves."""
+    nodes, constants, value = [], {}, "x"
+
+    def conv(x, inputs, outputs, stride, *residual):
+        name = f"v{len(nodes)}"
+        weights = f"{name}:weight", f"{name}:bias"
+        constants[weights[0]] = np.zeros((outputs, 1, 1, inputs), np.float32)
+        constants[weights[1]] = np.zeros(outputs, np.float32)
+        nodes.append(Node(ops.Conv2d((stride, stride)), (x, *weights, *residual), name, name))
+        return name
+
+    channels = 16
+    for stage in range(4):
+        for block in range(3):
+            width, stride = 16 << stage, 1 + (stage > 0 and block == 0)
+            shortcut = value if block else conv(value, channels, 4 * width, stride)
+            inner = conv(conv(value, channels, width, 1), width, width, stride)
+            value, channels = conv(inner, width, 4 * width, 1, shortcut), 4 * width
+    graph = Graph({"x": TensorSpec((1, 56, 56, 16))}, (value,), tuple(nodes), constants)
+    specs = graph.infer()
+    least = most_alive(graph, specs)
+    assert least <= plan(graph, specs, [0] * len(nodes)).size <= 1.2 * least
 
 
 def test_a_chain_needs_room_for_two_values():
@@ -88,7 +128,6 @@ def test_views_share_memory_and_constants_never_do():
              Node(ops.Reshape((-1,)), ("c",), "s", "s"), Node(ops.Add(), ("r", "s"), "y", "y"))
     graph = Graph({"x": TensorSpec((1, 2, 3))}, ("y",), nodes)
     assert views(graph) == {"f": "x", "r": "x", "s": "c"}
-    import numpy as np
     graph = Graph(graph.inputs, graph.outputs, nodes, {"c": np.ones((2, 3), np.float32)})
     assert views(graph) == {"f": "x", "r": "x"}
 

@@ -1,25 +1,27 @@
-"""Graph -> Graph: the same network with less to do. One idea a file."""
+"""Graph -> Graph: the same network with less to do. One idea a file.
+
+Values named in `keep` stay values that the network computes, whatever could be saved without them.
+"""
 from __future__ import annotations
 
 from ..graph import Graph
-from . import batch_norm, fuse, layout, prune
+from . import batch_norm, bias, fuse, layout, prune
 
 NOTHING: frozenset[str] = frozenset()
 
 
-def optimise(graph: Graph) -> Graph:
+def optimise(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     """All passes. The result is a fixed point: optimising it again changes nothing."""
-    return combine(arrange(graph))
+    return combine(arrange(graph, keep), keep)
 
 
-def arrange(graph: Graph) -> Graph:
+def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     """The same layers, on NHWC values with as few transposes as possible."""
-    return prune.prune(layout.arrange(prune.prune(graph)))
+    return prune.prune(layout.arrange(prune.prune(graph, keep), keep), keep)
 
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
-    """Fewer layers: batch norms folded, activations and residual adds fused into convolutions.
-
-    Values named in `keep` stay values that the network computes.
-    """
-    return prune.prune(fuse.fuse(batch_norm.fold(graph, keep), keep), keep)
+    """Fewer layers: batch norms folded; biases, activations and residual adds fused."""
+    for merge in (bias.absorb, batch_norm.fold, fuse.fuse):
+        graph = merge(graph, keep)
+    return prune.prune(graph, keep)

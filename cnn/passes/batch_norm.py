@@ -10,34 +10,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.ops import BatchNorm, Conv2d, Linear
+from kernels.ops import BatchNorm
 
 from ..graph import Graph, Node
+from .merge import Merger, merge
 
 
 def fold(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     """The graph with every batch norm folded whose convolution feeds nothing else."""
-    producer, consumers = graph.producer(), graph.consumers()
-    constants = dict(graph.constants)
-    done: dict[str, Node] = {}      # value of a folded convolution -> the node that replaces both
-    nodes = []
-    for node in graph.nodes:
-        conv = producer.get(node.inputs[0]) if isinstance(node.op, BatchNorm) else None
-        if (conv is None or not isinstance(conv.op, (Conv2d, Linear)) or conv.op.activation
-                or len(conv.inputs) > 3 or len(consumers[conv.output]) > 1
-                or conv.output in keep or conv.output in graph.outputs
-                or not all(name in constants for name in (*conv.inputs[1:], *node.inputs[1:]))):
-            nodes.append(node)
-            continue
-        assert isinstance(node.op, BatchNorm)
-        scale, bias, mean, var = (constants[name].astype(np.float64) for name in node.inputs[1:])
-        scale = scale / np.sqrt(var + node.op.epsilon)
-        weight = constants[conv.inputs[1]].astype(np.float64)
-        before = constants[conv.inputs[2]] if len(conv.inputs) > 2 else np.zeros(1)
-        names = f"{node.output}:weight", f"{node.output}:bias"
-        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-        constants[names[0]] = scaled.astype(np.float32)
-        constants[names[1]] = ((before - mean) * scale + bias).astype(np.float32)
-        done[conv.output] = replace(conv, inputs=(conv.inputs[0], *names), output=node.output)
-    nodes = [done.get(node.output, node) for node in nodes]
-    return replace(graph, nodes=tuple(nodes), constants=constants)
+    return merge(graph, keep, _batch_norm)
+
+
+def _batch_norm(state: Merger, node: Node) -> Node | None:
+    layer = state.layer(node.inputs[0]) if isinstance(node.op, BatchNorm) else None
+    if (layer is None or len(layer.inputs) > 3      # a residual is not scaled by the weight
+            or not all(name in state.constants for name in node.inputs[1:])):
+        return None
+    assert isinstance(node.op, BatchNorm)
+    scale, bias, mean, var = (state.constants[name].astype(np.float64) for name in node.inputs[1:])
+    scale = scale / np.sqrt(var + node.op.epsilon)
+    weight = state.constants[layer.inputs[1]].astype(np.float64)
+    before = state.constants[layer.inputs[2]] if len(layer.inputs) > 2 else np.zeros(1)
+    names = f"{node.output}:weight", f"{node.output}:bias"
+    scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    state.constants[names[0]] = scaled.astype(np.float32)
+    state.constants[names[1]] = ((before - mean) * scale + bias).astype(np.float32)
+    return replace(layer, inputs=(layer.inputs[0], *names))

@@ -39,18 +39,23 @@ class Reordered:
     op: Op
 
 
-def arrange(graph: Graph) -> Graph:
-    """The same network with as few transposes as this can reach."""
-    state = Layout(graph)
+def arrange(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
+    """The same network with as few transposes as this can reach, each node visited once. Outputs
+    and the values in `keep` are there under their own names, in their literal order."""
+    state, needed = Layout(graph), {*graph.outputs, *keep}
     for node in graph.nodes:
         state.visit(node)
-    for name in graph.outputs:
-        state.literal(name, as_output=True)
+        if node.output in needed:
+            state.literal(node.output)
     return replace(graph, nodes=tuple(state.nodes), constants=state.constants)
 
 
 class Layout:
-    """The graph being rebuilt; `pending` says which values are not there in their literal order."""
+    """The graph being rebuilt.
+
+    specs    of the values that are there: inputs, constants, what `nodes` give so far
+    pending  how a value of the old graph can be had from one that is there
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.nodes: list[Node] = []
@@ -59,48 +64,43 @@ class Layout:
         self.specs.update((name, TensorSpec(array.shape, array.dtype.name))
                           for name, array in graph.constants.items())
         self.pending: dict[str, Permuted | Reordered] = {}
-        self.layer = {node.output: node.name for node in graph.nodes}
-        self.transposes = {node.output for node in graph.nodes
-                           if isinstance(node.op, ops.Transpose)}
+        self.old = graph.producer()
 
     # ---- emitting -----------------------------------------------------------------------------
 
-    def emit(self, op: Op, inputs: Sequence[str], output: str, name: str) -> None:
+    def emit(self, op: Op, inputs: Sequence[str], output: str, name: str) -> str:
         node = Node(op, tuple(inputs), output, name)
         self.specs[output] = infer_node(node, [self.specs[value] for value in inputs])
         self.nodes.append(node)
+        return output
 
     def shape(self, value: str) -> Shape | None:
         spec = self.specs.get(value)
         return None if spec is None else spec.shape
 
-    def literal(self, value: str, as_output: bool = False) -> str:
-        """A value in its literal order, emitting the transpose that it waits for."""
-        waiting = self.pending.get(value)
-        if waiting is None:
+    def literal(self, value: str) -> str:
+        """A value under its own name, in its literal order; emits the transpose it waits for."""
+        if value in self.specs:
             return value
+        waiting, old = self.pending[value], self.old[value]
         if isinstance(waiting, Reordered):
-            del self.pending[value]
-            self.emit(waiting.op, [self.literal(waiting.source)], value, self.layer[value])
-            return value
-        base, permutation = waiting.base, waiting.permutation
-        if _is_identity(permutation) and not as_output:
-            return base
-        del self.pending[value]
-        moved = self.shape(base)
-        if moved is not None and _keeps_order(moved, permutation):
-            target = tuple(moved[i] for i in permutation)
-            op: Op = ops.Reshape(tuple(-1 if size is None else size for size in target))
-        else:
-            op = ops.Transpose(permutation)
-        suffix = "" if value in self.transposes else ":order"
-        self.emit(op, [base], value, self.layer[value] + suffix)
+            return self.emit(waiting.op, [self.literal(waiting.source)], value, old.name)
+        name = old.name if isinstance(old.op, ops.Transpose) else f"{old.name}:order"
+        op = _reordering(self.shape(waiting.base), waiting.permutation)
+        return self.emit(op, [waiting.base], value, name)
+
+    def settled(self, value: str) -> str:
+        """The value, or the one that it equals because its transposes have cancelled."""
+        waiting = self.pending.get(value)
+        if isinstance(waiting, Permuted) and _is_identity(waiting.permutation):
+            return waiting.base
         return value
 
     # ---- rules --------------------------------------------------------------------------------
 
     def visit(self, node: Node) -> None:
         """Emit the node, in some order of axes."""
+        node = replace(node, inputs=tuple(map(self.settled, node.inputs)))
         done = False
         if isinstance(node.op, ops.Transpose):
             done = self.transpose(node, node.op)
@@ -130,8 +130,7 @@ class Layout:
         waiting = self.pending.get(node.inputs[0])
         if waiting is None:
             return False
-        base = f"{node.output}:moved"
-        self.emit(node.op, [waiting.base], base, node.name)
+        base = self.emit(node.op, [waiting.base], f"{node.output}:moved", node.name)
         if isinstance(waiting, Permuted):
             self.pending[node.output] = replace(waiting, base=base)
         else:
@@ -140,35 +139,41 @@ class Layout:
         return True
 
     def any_order(self, node: Node) -> bool:
-        """Ops that work in any order of axes, where all inputs wait for the same permutation."""
-        waiting = [self.pending.get(value) for value in node.inputs]
-        orders = {w.permutation for w in waiting if isinstance(w, Permuted)}
+        """Ops that work in any order of axes, where all inputs can have the same one for free."""
+        orders = {waiting.permutation for value in node.inputs
+                  if isinstance(waiting := self.pending.get(value), Permuted)}
         if len(orders) != 1:
             return False
         (order,) = orders
-        inputs = []
-        for value, w in zip(node.inputs, waiting, strict=True):
-            if isinstance(w, Permuted):
-                inputs.append(w.base)
-            elif value in self.constants and self.constants[value].ndim <= len(order):
-                inputs.append(self._moved_constant(value, order))
-            else:
-                return False
+        inputs = [moved for value in node.inputs if (moved := self.moved(value, order))]
+        if len(inputs) < len(node.inputs):
+            return False
         op = node.op
         if isinstance(op, (ops.Concat, ops.Softmax)):
             op = replace(op, axis=order[ops.normal_axis(op.axis, len(order))])
-        base = f"{node.output}:moved"
-        self.emit(op, inputs, base, node.name)
+        base = self.emit(op, inputs, f"{node.output}:moved", node.name)
         self.pending[node.output] = Permuted(base, order)
         return True
 
-    def _moved_constant(self, value: str, order: Permutation) -> str:
-        """The constant that becomes `value` when its axes are permuted by `order`."""
-        array = self.constants[value]
-        full = array.reshape((1,) * (len(order) - array.ndim) + array.shape)
+    def moved(self, value: str, order: Permutation) -> str | None:
+        """What becomes `value` when its axes are permuted by `order`; None where making it would
+        cost a transpose."""
+        waiting, shape = self.pending.get(value), self.shape(value)
+        if isinstance(waiting, Permuted):
+            return waiting.base
+        if shape is None or len(shape) > len(order):
+            return None
+        full = (1,) * (len(order) - len(shape)) + shape
+        back = tuple(np.argsort(order).tolist())
         name = f"{value}:moved{''.join(map(str, order))}"
-        self.constants[name] = np.ascontiguousarray(full.transpose(np.argsort(order)))
-        self.specs[name] = TensorSpec(self.constants[name].shape, array.dtype.name)
+        if value in self.constants:
+            array = self.constants[value].reshape(ops.known(full)).transpose(back)
+            self.constants[name] = np.ascontiguousarray(array)
+            self.specs[name] = TensorSpec(array.shape, array.dtype.name)
+        elif not _keeps_order(full, back):
+            return None
+        elif name not in self.specs:        # such as the (N, C, 1, 1) gates of squeeze-excitation
+            self.emit(_reshape(full, back), [value], name, f"{value}:order")
         return name
 
     def flatten(self, node: Node) -> bool:
@@ -181,14 +186,12 @@ class Layout:
         shape = tuple(moved[i] for i in order)
         target = node.op.output_shape(shape)
         if _keeps_order(moved, order) and sum(size is None for size in target) <= 1:
-            op = ops.Reshape(tuple(-1 if size is None else size for size in target))
-            self.emit(op, [waiting.base], node.output, node.name)
+            self.emit(_reshape(target), [waiting.base], node.output, node.name)
             return True
         features = None if None in shape[1:] else math.prod(ops.known(shape[1:]))
         if features is None or order[0] != 0 or target != (shape[0], features):
             return False
-        base = f"{node.output}:moved"
-        self.emit(ops.Flatten(1), [waiting.base], base, node.name)
+        base = self.emit(ops.Flatten(1), [waiting.base], f"{node.output}:moved", node.name)
         back = np.arange(features).reshape(ops.known(moved[1:]))
         columns = tuple(back.transpose([i - 1 for i in order[1:]]).reshape(-1).tolist())
         self.pending[node.output] = Reordered(base, columns, node.inputs[0], node.op)
@@ -206,6 +209,21 @@ class Layout:
         self.constants[name], self.specs[name] = moved, TensorSpec(moved.shape)
         self.emit(node.op, [waiting.base, name, *node.inputs[2:]], node.output, node.name)
         return True
+
+
+def _reordering(shape: Shape | None, permutation: Permutation) -> Op:
+    """The op that permutes axes: a Reshape, which costs nothing, where no element moves."""
+    if _is_identity(permutation):
+        return ops.Reshape((0,) * len(permutation))
+    if shape is not None and _keeps_order(shape, permutation):
+        return _reshape(shape, permutation)
+    return ops.Transpose(permutation)
+
+
+def _reshape(shape: Shape, permutation: Permutation | None = None) -> ops.Reshape:
+    """To a shape, permuted so, of which one size at most is unknown."""
+    target = shape if permutation is None else tuple(shape[i] for i in permutation)
+    return ops.Reshape(tuple(-1 if size is None else size for size in target))
 
 
 def _is_identity(permutation: Permutation) -> bool:
