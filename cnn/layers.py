@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -186,19 +186,28 @@ class BatchNorm2d(Layer):
 class ReLU(Layer):
     """max(x, 0). inplace changes no result here."""
     inplace: bool = False
+    op: ClassVar[ops.Unary] = ops.Relu()
 
     def __post_init__(self) -> None:
         flag(self, "inplace")
 
     def emit(self, shape: Shape) -> Emitted:
-        return [(ops.Relu(), {})]
+        return [(self.op, {})]
 
 
 class ReLU6(ReLU):
     """min(max(x, 0), 6). inplace changes no result here."""
+    op = ops.Clip(0.0, 6.0)
 
-    def emit(self, shape: Shape) -> Emitted:
-        return [(ops.Clip(0.0, 6.0), {})]
+
+class SiLU(ReLU):
+    """x / (1 + exp(-x)). inplace changes no result here."""
+    op = ops.Silu()
+
+
+class Hardswish(ReLU):
+    """x * min(max(x + 3, 0), 6) / 6. inplace changes no result here."""
+    op = ops.HardSwish()
 
 
 @dataclass(eq=False)

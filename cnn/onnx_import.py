@@ -242,6 +242,16 @@ def Tanh(net: Importer, x: Value) -> Value:
     return net.emit(ops.Tanh(), x)
 
 
+def Swish(net: Importer, x: Value, *, alpha: float = 1.0) -> Value:
+    if alpha != 1:
+        raise net.error(f"Swish with alpha={alpha} is not supported, only 1")
+    return net.emit(ops.Silu(), x)
+
+
+def HardSwish(net: Importer, x: Value) -> Value:
+    return net.emit(ops.HardSwish(), x)
+
+
 def Add(net: Importer, a: Value, b: Value) -> Value:
     return net.emit(ops.Add(), a, b)
 
@@ -341,8 +351,8 @@ def Cast(net: Importer, x: Value, *, to: int, saturate: int = 1) -> Value:
 OPERATORS: dict[str, Callable[..., Value]] = {
     function.__name__: function for function in (
         Conv, MaxPool, AveragePool, GlobalAveragePool, ReduceMean, BatchNormalization, Gemm,
-        MatMul, Relu, Clip, Sigmoid, Tanh, Add, Mul, Sum, Softmax, Concat, Flatten, Reshape,
-        Squeeze, Unsqueeze, Transpose, Identity, Dropout, Cast)}
+        MatMul, Relu, Clip, Sigmoid, Tanh, Swish, HardSwish, Add, Mul, Sum, Softmax, Concat,
+        Flatten, Reshape, Squeeze, Unsqueeze, Transpose, Identity, Dropout, Cast)}
 
 
 # ---- whole files ------------------------------------------------------------------------------

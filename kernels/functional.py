@@ -87,6 +87,16 @@ def tanh(x: Array, *, threads: int | None = None) -> Array:
     return run(ops.Tanh(), x, threads=threads)
 
 
+def silu(x: Array, *, threads: int | None = None) -> Array:
+    """x / (1 + exp(-x))"""
+    return run(ops.Silu(), x, threads=threads)
+
+
+def hard_swish(x: Array, *, threads: int | None = None) -> Array:
+    """x * min(max(x + 3, 0), 6) / 6"""
+    return run(ops.HardSwish(), x, threads=threads)
+
+
 def add(a: Array, b: Array, *, threads: int | None = None) -> Array:
     """a + b, broadcast as NumPy does."""
     return run(ops.Add(), a, b, threads=threads)

@@ -93,6 +93,16 @@ class Tanh(Unary):
 
 
 @dataclass(frozen=True)
+class Silu(Unary):
+    """x / (1 + exp(-x)), also called Swish (Elfwing et al. 2018, arXiv:1702.03118)."""
+
+
+@dataclass(frozen=True)
+class HardSwish(Unary):
+    """x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019, arXiv:1905.02244)."""
+
+
+@dataclass(frozen=True)
 class Binary(Op):
     """y = f(a, b) with NumPy's broadcasting."""
     arity: ClassVar[Pair] = (2, 2)

@@ -104,6 +104,14 @@ def tanh(op: ops.Tanh, x: Array) -> Array:
     return np.tanh(x)
 
 
+def silu(op: ops.Silu, x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def hard_swish(op: ops.HardSwish, x: Array) -> Array:
+    return x * np.minimum(np.maximum(x + 3, 0), 6) / 6
+
+
 def add(op: ops.Add, a: Array, b: Array) -> Array:
     return a + b
 
@@ -137,7 +145,8 @@ def reshape(op: ops.Reshape | ops.Flatten, x: Array) -> Array:
 MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.Conv2d: conv2d, ops.Linear: linear, ops.MaxPool2d: max_pool2d,
     ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d, ops.Relu: relu,
-    ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Add: add, ops.Mul: mul,
-    ops.BatchNorm: batch_norm, ops.Concat: concat, ops.Softmax: softmax,
-    ops.Transpose: transpose, ops.Reshape: reshape, ops.Flatten: reshape,
+    ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu,
+    ops.HardSwish: hard_swish, ops.Add: add, ops.Mul: mul, ops.BatchNorm: batch_norm,
+    ops.Concat: concat, ops.Softmax: softmax, ops.Transpose: transpose,
+    ops.Reshape: reshape, ops.Flatten: reshape,
 }

@@ -87,7 +87,8 @@ def by_torchs_rules(state, x, act):
 
 
 ACTIVATIONS = {"ReLU": lambda x: np.maximum(x, 0), "Tanh": np.tanh,
-               "Sigmoid": lambda x: 1 / (1 + np.exp(-x))}
+               "Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "SiLU": lambda x: x / (1 + np.exp(-x)),
+               "Hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

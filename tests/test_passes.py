@@ -247,6 +247,26 @@ def test_glue_gets_its_input_in_literal_order():
     assert passes.optimise(done).nodes == done.nodes
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_value_times_its_sigmoid_becomes_the_layers_silu(swap):
+    net = Net(5, 5, 3)
+    conv = net.conv(net.x, 3, 4)
+    pair = (conv, net.add(ops.Sigmoid(), conv))
+    y = net.add(ops.Mul(), *(pair[::-1] if swap else pair))
+    graph = net.graph(net.add(ops.Transpose(TO_NHWC), y))
+    done = passes.optimise(graph)
+    assert kinds(done)[:1] == ["Conv2d"]
+    assert done.nodes[0].op.activation == ops.Silu()
+    assert not {"Sigmoid", "Mul"} & set(kinds(done))
+    x = integers(np.random.default_rng(1), 2, 5, 5, 3)
+    for ours, theirs in zip(outputs(done, {"input": x}), outputs(graph, {"input": x}), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-15)    # the one divides, the other also
+                                                                # multiplies: a rounding or two
+    other = Net(5, 5, 3)        # the sigmoid of something else is a gate and stays one
+    y = other.add(ops.Mul(), other.x, other.add(ops.Sigmoid(), other.conv(other.x, 3, 3)))
+    assert "Mul" in kinds(passes.optimise(other.graph(y)))
+
+
 def test_kept_values_stay_values():
     net = Net(5, 5, 4)
     conv = net.conv(net.x, 4, 4)

@@ -69,6 +69,7 @@ def test_avg_pool(kernel, stride, pads, ceil_mode, include_pad):
 
 @pytest.mark.parametrize(("operator", "op"), [
     ("Relu", ops.Relu()), ("Sigmoid", ops.Sigmoid()), ("Tanh", ops.Tanh()),
+    ("HardSwish", ops.HardSwish()),
     ("Softmax", ops.Softmax(-1)), ("GlobalAveragePool", None)])
 def test_the_others(operator, op):
     x = whole(2, 3, 4, 5)

@@ -18,6 +18,8 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Clip: elementwise.prepare_unary,
     ops.Sigmoid: elementwise.prepare_unary,
     ops.Tanh: elementwise.prepare_unary,
+    ops.Silu: elementwise.prepare_unary,
+    ops.HardSwish: elementwise.prepare_unary,
     ops.Add: elementwise.prepare_binary,
     ops.Mul: elementwise.prepare_binary,
     ops.Softmax: softmax.prepare_softmax,

@@ -12,7 +12,7 @@ from ..step import Array, Options, Run, Step
 from . import scalar
 from .jit import njit
 
-CLIP, SIGMOID, TANH = range(3)
+CLIP, SIGMOID, TANH, SILU, HARD_SWISH = range(5)
 ADD, MUL = range(2)
 
 
@@ -29,9 +29,15 @@ def unary(code, low, high, x, y, threads):
         elif code == SIGMOID:
             for i in range(first, end):
                 y[i] = scalar.sigmoid(x[i])
-        else:
+        elif code == TANH:
             for i in range(first, end):
                 y[i] = scalar.tanh(x[i])
+        elif code == SILU:
+            for i in range(first, end):
+                y[i] = scalar.silu(x[i])
+        else:
+            for i in range(first, end):
+                y[i] = scalar.hard_swish(x[i])
 
 
 def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
@@ -40,7 +46,9 @@ def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
         return CLIP, np.float32(0), np.float32(np.inf)
     if isinstance(op, ops.Clip):
         return CLIP, np.float32(op.low), np.float32(op.high)
-    return SIGMOID if isinstance(op, ops.Sigmoid) else TANH, np.float32(0), np.float32(0)
+    codes: dict[type[Op], int] = {ops.Sigmoid: SIGMOID, ops.Tanh: TANH, ops.Silu: SILU,
+                                  ops.HardSwish: HARD_SWISH}
+    return codes[type(op)], np.float32(0), np.float32(0)
 
 
 def in_place(op: Unary) -> Callable[[Array, int], None]:

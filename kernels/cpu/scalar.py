@@ -7,7 +7,8 @@ import numpy as np
 from .jit import njit
 from .simd import power_of_two
 
-ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+ZERO, ONE, TWO, HALF = np.float32(0), np.float32(1), np.float32(2), np.float32(0.5)
+THREE, SIX = np.float32(3), np.float32(6)
 LOG2_E = np.float32(1.44269504088896341)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 ROUND = np.float32(1.5 * 2 ** 23)       # adding and subtracting it rounds to a whole number
@@ -54,3 +55,17 @@ def tanh(x):
     near = ((((T0 * z + T1) * z + T2) * z + T3) * z + T4) * z * x + x
     far = ONE - TWO / (exp(TWO * abs(x)) + ONE)
     return near if abs(x) < TANH_SMALL else (-far if x < 0 else far)
+
+
+@njit(inline="always")
+def silu(x):
+    """x / (1 + e ** -x). Below 0 it is x * t * t / (1 + t * t) with t = e ** (x / 2): t * t alone
+    would underflow where the product with x does not yet."""
+    t = exp(-HALF * abs(x))
+    return (x if x > 0 else x * t * t) / (ONE + t * t)
+
+
+@njit(inline="always")
+def hard_swish(x):
+    """x * min(max(x + 3, 0), 6) / 6"""
+    return x * clip(x + THREE, ZERO, SIX) / SIX
