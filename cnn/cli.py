@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .errors import Error, ImageError
+from .errors import Error, ImageError, ModelError
 from .version import __version__
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -49,10 +49,16 @@ def cli() -> None:
 Examples:
   cnn classify cat.jpg
   cnn classify cat.jpg dog.png --model net.onnx --top 3
+  cnn classify cat.jpg --model resnet50.onnx --preprocess imagenet --labels imagenet
   cnn classify photos/ --batch 8 --json > labels.json""")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
 @click.option("--model", "source", metavar="MODEL", default=None,
               help="Zoo name or path (.onnx, .safetensors).  [default: efficientnet_lite0]")
+@click.option("--preprocess", metavar="HOW", default=None,
+              help="Where the file does not say how a photo becomes an input: imagenet (as "
+                   "torchvision's networks) or a JSON object (fields of cnn.Preprocess).")
+@click.option("--labels", metavar="FILE", default=None,
+              help="Names of the classes: a text file with one a line, or imagenet.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--dtype", default="float32", show_default=True, help="Compute type.")
 @click.option("--threads", type=int, default=None, help="CPU threads.  [default: all cores]")
@@ -63,8 +69,9 @@ Examples:
 @click.option("--json", "form", flag_value="json", help="Print JSON instead of a table.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV instead of a table.")
 @_debug
-def classify(images: Sequence[str], source: str | None, device: str, dtype: str,
-             threads: int | None, top: int, batch: int, form: str | None) -> None:
+def classify(images: Sequence[str], source: str | None, preprocess: str | None,
+             labels: str | None, device: str, dtype: str, threads: int | None, top: int,
+             batch: int, form: str | None) -> None:
     """Say what the images show.
 
     A folder stands for all pictures in it and below. Among several, a file that can not be read is
@@ -73,7 +80,8 @@ def classify(images: Sequence[str], source: str | None, device: str, dtype: str,
     from .model import load
     files = list(_expand(images))
     begin = time.perf_counter()
-    model = load(source, device=device, dtype=dtype, threads=threads)
+    model = load(source, device=device, dtype=dtype, threads=threads,
+                 labels=_read_labels(labels), preprocess=_read_preprocess(preprocess))
     _warm(model, batch)
     ready = time.perf_counter()
     results: list[dict[str, Any]] = []
@@ -94,6 +102,29 @@ def classify(images: Sequence[str], source: str | None, device: str, dtype: str,
                   f"loaded in {ready - begin:.2f} s", style="dim", soft_wrap=True)
     if failed:
         raise SystemExit(1)
+
+
+def _read_labels(source: str | None) -> Any:
+    """The lines of a text file; "imagenet" and None as they are."""
+    if source is None or source == "imagenet":
+        return source
+    try:
+        return Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ModelError(f"--labels {source}: can not be read: {reason}") from None
+
+
+def _read_preprocess(text: str | None) -> Any:
+    """A Preprocess from JSON; "imagenet" and None as they are."""
+    from .image import Preprocess
+    if text is None or text == "imagenet":
+        return text
+    try:
+        return Preprocess.from_json(text)
+    except ValueError as error:
+        raise ModelError(f"--preprocess {text}: neither imagenet nor what cnn.Preprocess takes: "
+                         f"{error}") from None
 
 
 def _expand(images: Sequence[str]) -> Iterator[Path]:

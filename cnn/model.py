@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,15 +43,16 @@ class Model:
 
     network      a `cnn.Sequential`, a `cnn.graph.Graph`, or what `cnn.onnx_import` returns
     input_shape  (H, W, C) or (N, H, W, C) with None for N; a Sequential needs it
-    labels       names of the classes, in the order of the output
-    preprocess   how a photo becomes an input
+    labels       names of the classes, in the order of the output; "imagenet" for its 1000
+    preprocess   how a photo becomes an input; "imagenet" for what torchvision's networks expect
     device, dtype, threads, activation   as in `load`
     """
 
     def __init__(self, network: Any, *, input_shape: Shape | None = None,
-                 labels: Sequence[str] | None = None, preprocess: Preprocess | None = None,
-                 device: str = "auto", dtype: str = "float32", threads: int | None = None,
-                 activation: str = "auto", name: str = "model") -> None:
+                 labels: Sequence[str] | None = None,
+                 preprocess: Preprocess | Literal["imagenet"] | None = None, device: str = "auto",
+                 dtype: str = "float32", threads: int | None = None, activation: str = "auto",
+                 name: str = "model") -> None:
         if activation not in ACTIVATIONS:
             raise ModelError(f"activation={activation!r}; it can be one of {ACTIVATIONS}")
         self._device = open_device(device, dtype, threads)
@@ -65,8 +66,8 @@ class Model:
         self._source: Graph = network.graph if self._channels_first else network
         self._graph = passes.optimise(self._source)
         self._options = Options(self._device.threads)
-        self.labels = None if labels is None else list(labels)
-        self.preprocessing = preprocess
+        self.labels = zoo.imagenet_labels() if labels == "imagenet" else labels and list(labels)
+        self.preprocessing = self._preprocessing(preprocess)
         self.activation = self._activation(activation)
         self._programs: OrderedDict[tuple, Program] = OrderedDict()
         self._lock = threading.Lock()
@@ -112,6 +113,14 @@ class Model:
         last = getattr(last, "activation", None) or last
         return "none" if isinstance(last, (ops.Softmax, ops.Sigmoid)) else "softmax"
 
+    def _preprocessing(self, wanted: Preprocess | str | None) -> Preprocess | None:
+        if wanted is None or isinstance(wanted, Preprocess):
+            return wanted
+        if wanted != "imagenet":
+            raise ModelError(f"preprocess={wanted!r}; it can be 'imagenet' or a cnn.Preprocess")
+        _, height, width, _ = self.input_shape
+        return Preprocess((height or 224, width or 224))
+
     # ---- running ------------------------------------------------------------------------------
 
     def preprocess(self, images: Any) -> Array:
@@ -131,7 +140,8 @@ class Model:
     def _settings(self) -> Preprocess:
         if self.preprocessing is None:
             raise ModelError(f"{self.name}: nothing says how a photo becomes its input "
-                             f"{self.input_shape}; give preprocess=cnn.Preprocess(...)")
+                             f"{self.input_shape}; give preprocess='imagenet' if it expects what "
+                             f"torchvision's networks do, else a cnn.Preprocess(...)")
         return self.preprocessing
 
     def predict(self, batch: Array) -> Array:
@@ -275,7 +285,8 @@ class Model:
 
 def load(source: str | os.PathLike | None = None, *, device: str = "auto",
          dtype: str = "float32", threads: int | None = None, activation: str = "auto",
-         labels: Sequence[str] | None = None, preprocess: Preprocess | None = None) -> Model:
+         labels: Sequence[str] | None = None,
+         preprocess: Preprocess | Literal["imagenet"] | None = None) -> Model:
     """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
 
     device      "auto", "cpu", "cuda", "cuda:N"; DeviceError where it can not be had
@@ -283,8 +294,9 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
     threads     number of CPU threads; None takes all cores that this process may use
     activation  "softmax", "sigmoid" or "none" makes probabilities of the output; "auto" takes
                 softmax unless the network already ends in softmax or sigmoid
-    labels      names of the classes, instead of those in the file
-    preprocess  how a photo becomes an input, instead of what the file says
+    labels      names of the classes, instead of those in the file; "imagenet" for its 1000
+    preprocess  how a photo becomes an input, instead of what the file says; "imagenet" for what
+                torchvision's networks expect (centre 87.5%, bilinear, ImageNet's mean and std)
 
     ModelError for a file that is missing, broken, or holds an operator that we lack.
     """

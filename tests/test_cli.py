@@ -79,6 +79,10 @@ def test_a_bad_file_among_many_is_reported_and_the_others_go_on(cnn, tmp_path):
     (["classify", CAT, "--device", "cuda"], "device='cuda'"),
     (["classify", CAT, "--dtype", "int4"], "dtype='int4' is not supported"),
     (["classify", CAT, "--threads", "999"], "threads=999"),
+    (["classify", CAT, "--preprocess", "torch"], "--preprocess torch: neither imagenet nor"),
+    (["classify", CAT, "--labels", "missing.txt"], "--labels missing.txt: can not be read"),
+    (["classify", CAT, "--labels", CAT], "it is not UTF-8 text"),
+    (["classify", CAT, "--labels", ROOT / "LICENSE"], "labels for 1000 classes"),
     (["summary", "setup.py"], "setup.py: a model file ends in .onnx or .safetensors"),
 ])
 def test_bad_input_is_one_sentence_without_a_traceback(cnn, arguments, sentence):
@@ -139,3 +143,16 @@ def test_batches_of_any_size_agree(cnn, tmp_path):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
     answers = [cnn("classify", tmp_path, "--json", "--batch", size)[1] for size in (1, 2, 5, 8)]
     assert len(set(answers)) == 1
+
+
+def test_labels_and_preprocessing_can_be_given(cnn, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"kind {i}" for i in range(1000)), encoding="utf-8")
+    settings = '{"size": [224, 224], "interpolation": "bicubic", "mean": [127], "std": [128]}'
+    status, _, err = cnn("classify", CAT, "--preprocess", settings)
+    assert status == 1      # a network of three channels can not look at grey pictures
+    assert "(1, 224, 224, 1)" in err
+    settings = settings.replace("[127]", "[127, 127, 127]").replace("[128]", "[128, 128, 128]")
+    status, out, _ = cnn("classify", CAT, "--preprocess", settings, "--labels", names, "--csv")
+    assert status == 0
+    assert "kind 282" in out

@@ -313,3 +313,22 @@ def test_a_network_by_hand_is_a_model_too():
     assert kinds <= {ops.Conv2d, ops.MaxPool2d, ops.Relu, ops.Flatten, ops.Linear}
     with pytest.raises(cnn.ModelError, match="input_shape"):
         cnn.Model(net)
+
+
+def bare_network():
+    """The embedded network as others would ship it: no word about labels and photos."""
+    made = onnx.load(ZOO_FILE)
+    del made.metadata_props[:]
+    return made
+
+
+def test_a_file_that_says_nothing_about_photos_can_be_told(tmp_path):
+    path = tmp_path / "bare.onnx"
+    onnx.save(bare_network(), path)
+    with pytest.raises(cnn.ModelError, match="give preprocess='imagenet'"):
+        cnn.load(path).classify(PHOTOS / "coffee.png")
+    model = cnn.load(path, preprocess="imagenet", labels="imagenet")
+    assert model.preprocessing == cnn.Preprocess((224, 224))
+    assert model.classify(PHOTOS / "coffee.png", top=1)[0].label == "espresso"
+    with pytest.raises(cnn.ModelError, match="preprocess='torch'; it can be 'imagenet'"):
+        cnn.load(path, preprocess="torch")
