@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import prange
 
+from ..axes import as_matrices
 from ..ops import Concat, Flatten, Reshape, TensorSpec, Transpose, count, known, normal_axis
 from ..step import Array, Options, Run, Step
 from .jit import njit
@@ -56,16 +57,6 @@ def transpose_matrices(x, y, threads):
                 for j in range(first_column, min(first_column + BLOCK, columns)):
                     for i in range(first_row, min(first_row + BLOCK, rows)):
                         y[b, j, i] = x[b, i, j]
-
-
-def as_matrices(shape: tuple[int, ...], permutation: Sequence[int]) -> tuple[int, int, int] | None:
-    """(batch, rows, columns) if the permutation only swaps two runs of axes, as NHWC <-> NCHW."""
-    fixed = next((i for i, axis in enumerate(permutation) if axis != i), len(shape))
-    split = permutation[fixed] if fixed < len(shape) else fixed
-    swapped = (*range(fixed), *range(split, len(shape)), *range(fixed, split))
-    if tuple(permutation) != swapped:
-        return None
-    return count(shape[:fixed]), count(shape[fixed:split]), count(shape[split:])
 
 
 def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,

@@ -7,7 +7,8 @@ import numpy as np
 from numba import prange
 
 from .. import ops
-from ..ops import Op, Shape, TensorSpec, Unary, count, known
+from ..axes import collapse
+from ..ops import Op, TensorSpec, Unary, count
 from ..step import Array, Options, Run, Step
 from . import scalar
 from .jit import njit
@@ -102,28 +103,11 @@ def binary(code, a, b, y, sizes, a_steps, b_steps, threads):
             i += run
 
 
-def collapse(shape: Shape, *operands: Shape) -> tuple[Array, list[Array]]:
-    """(sizes, steps of each operand) with neighbouring axes merged where all operands allow it."""
-    sizes = list(known(shape))
-    steps = []
-    for operand in operands:
-        padded = (1,) * (len(sizes) - len(operand)) + known(operand)
-        dense = [int(np.prod(padded[i + 1:])) for i in range(len(padded))]
-        steps.append([0 if p == 1 else step for p, step in zip(padded, dense, strict=True)])
-    kept = [i for i, size in enumerate(sizes) if size != 1] or [len(sizes) - 1]
-    sizes, steps = [sizes[i] for i in kept], [[step[i] for i in kept] for step in steps]
-    for i in range(len(sizes) - 2, -1, -1):
-        if all(step[i] == step[i + 1] * sizes[i + 1] for step in steps):
-            sizes[i:i + 2] = [sizes[i] * sizes[i + 1]]
-            for step in steps:
-                del step[i]
-    return np.array(sizes, np.int64), [np.array(step, np.int64) for step in steps]
-
-
 def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
     shape = output.shape or (1,)
-    sizes, (a_steps, b_steps) = collapse(shape, inputs[0].shape, inputs[1].shape)
+    merged, steps = collapse(shape, inputs[0].shape, inputs[1].shape)
+    sizes, a_steps, b_steps = (np.array(numbers, np.int64) for numbers in (merged, *steps))
     swap = a_steps[-1] == 0 and b_steps[-1] != 0      # both ops commute: let a be the dense one
     if swap:
         a_steps, b_steps = b_steps, a_steps

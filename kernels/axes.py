@@ -1,0 +1,48 @@
+"""Fewer axes: neighbours that every operand walks through in one stride become one axis."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .ops import Shape, count, known
+
+
+def dense_steps(shape: Shape) -> list[int]:
+    """By how many elements each axis of a C-contiguous array steps."""
+    return [count(shape[axis + 1:]) for axis in range(len(shape))]
+
+
+def broadcast_steps(shape: Shape, operand: Shape) -> list[int]:
+    """By how many elements `operand`, C-contiguous, steps along the axes of `shape` that it is
+    broadcast to: 0 where it has one element for all."""
+    padded = (1,) * (len(shape) - len(operand)) + known(operand)
+    return [0 if size == 1 else step
+            for size, step in zip(padded, dense_steps(padded), strict=True)]
+
+
+def merge_axes(sizes: Sequence[int], *steps: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """(sizes, steps of each operand) without axes of size 1, and with neighbouring axes merged
+    where all operands allow it. One axis at least is left."""
+    kept = [axis for axis, size in enumerate(sizes) if size != 1]
+    merged = [sizes[axis] for axis in kept] or [1]
+    result = [[step[axis] for axis in kept] or [1] for step in steps]
+    for i in range(len(merged) - 2, -1, -1):
+        if all(step[i] == step[i + 1] * merged[i + 1] for step in result):
+            merged[i:i + 2] = [merged[i] * merged[i + 1]]
+            for step in result:
+                del step[i]
+    return merged, result
+
+
+def collapse(shape: Shape, *operands: Shape) -> tuple[list[int], list[list[int]]]:
+    """`merge_axes` for operands that are broadcast to `shape`."""
+    return merge_axes(known(shape), *(broadcast_steps(shape, operand) for operand in operands))
+
+
+def as_matrices(shape: tuple[int, ...], permutation: Sequence[int]) -> tuple[int, int, int] | None:
+    """(batch, rows, columns) if the permutation only swaps two runs of axes, as NHWC <-> NCHW."""
+    fixed = next((i for i, axis in enumerate(permutation) if axis != i), len(shape))
+    split = permutation[fixed] if fixed < len(shape) else fixed
+    swapped = (*range(fixed), *range(split, len(shape)), *range(fixed, split))
+    if tuple(permutation) != swapped:
+        return None
+    return count(shape[:fixed]), count(shape[fixed:split]), count(shape[split:])
