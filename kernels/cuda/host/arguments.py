@@ -1,0 +1,36 @@
+"""What the host code of several kernels shares: grids, sizes, dtypes and axes as arguments."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...ops import TensorSpec, count
+from ..index import divisor
+
+Grid = tuple[int, int, int]
+MOST_ELEMENTS = (1 << 31) - 1
+
+
+def check_sizes(what: str, *specs: TensorSpec) -> None:
+    """ValueError for a tensor too large for the kernels' 32-bit indices."""
+    for spec in specs:
+        if count(spec.shape) > MOST_ELEMENTS:
+            raise ValueError(f"{what}: a tensor of shape {spec.shape} has {count(spec.shape):,} "
+                             f"elements; the CUDA kernels index at most {MOST_ELEMENTS:,}. Use a "
+                             f"smaller batch")
+
+
+def blocks(items: int, per_block: int) -> Grid:
+    """The one-dimensional grid in which each item has its thread, or each tile its block."""
+    return (-(-items // per_block), 1, 1)
+
+
+def four_axes(what: str, sizes: Sequence[int], *steps: Sequence[int]) -> tuple[int, ...]:
+    """Arguments of a kernel with strided operands: divisors of the last three of four axes, then
+    four steps an operand. ValueError where more than four axes are left after merging."""
+    missing = 4 - len(sizes)
+    if missing < 0:
+        raise ValueError(f"{what}: {len(sizes)} axes of sizes {tuple(sizes)} are left after "
+                         f"merging; the CUDA kernels walk over at most 4. Split the op in two")
+    padded = [1] * missing + list(sizes)
+    return (*(number for size in padded[1:] for number in divisor(size)),
+            *(number for step in steps for number in [0] * missing + list(step)))

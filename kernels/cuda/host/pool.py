@@ -1,0 +1,94 @@
+"""Pooling: which kernel, which grid, and over how many blocks a global average is split."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, known
+from ...step import Array, Step
+from .. import pool, vector
+from ..compiler import Kernel
+from ..index import divisor
+from ..launch import CudaOptions, Launch
+from .arguments import blocks, check_sizes
+
+COMPILED_IN = ((2, 2), (3, 3))      # windows whose taps are unrolled
+LEAST_PIXELS = pool.ROWS * pool.FLIGHT      # of a split: each thread of its block reads FLIGHT
+
+
+def window_kernel(kind: str, dtype: str, lanes: int, window: tuple[int, int]) -> Kernel:
+    compiled = window if window in COMPILED_IN else (0, 0)
+    size = f"{window[0]}x{window[1]}" if window in COMPILED_IN else "any"
+    return Kernel(f"{kind}_pool2d_{size}_{vector.short(dtype)}x{lanes}", pool.window,
+                  (kind, dtype, lanes, *compiled), pool.WINDOW_SIGNATURE, pool.THREADS,
+                  arch=vector.arch(dtype))
+
+
+def mean_kernel(source: str, target: str, lanes: int) -> Kernel:
+    """source, target: dtypes; partial sums are float32."""
+    return Kernel(f"global_avg_pool2d_{vector.short(source, target)}x{lanes}",
+                  pool.mean, (source, target, lanes), pool.MEAN_SIGNATURE, pool.MEAN_THREADS,
+                  arch=vector.arch(source, target))
+
+
+def kernels(dtype: str) -> list[Kernel]:
+    """Those that networks meet."""
+    wide = vector.lanes(dtype)
+    return [*(window_kernel(kind, dtype, lanes, window) for kind in ("max", "avg")
+              for lanes in (wide, 1) for window in ((2, 2), (3, 3), (0, 0))),
+            *(mean_kernel(dtype, dtype, lanes) for lanes in (wide, 1)),
+            mean_kernel(dtype, "float32", wide), mean_kernel("float32", dtype, 4)]
+
+
+def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: CudaOptions) -> Step:
+    check_sizes(op.kind, *inputs, output)
+    batch, height, width, channels = known(inputs[0].shape)
+    _, out_height, out_width, _ = known(output.shape)
+    lanes = vector.lanes(output.dtype, channels)
+    kind = "max" if isinstance(op, MaxPool2d) else "avg"
+    kernel = window_kernel(kind, output.dtype, lanes, op.kernel_size)
+    top, left, bottom, right = op.padding
+    threads = batch * out_height * out_width * (channels // lanes)
+    # What an average counts along each axis: the image, or the image and its padding.
+    margins, counted = (0, 0), (height, width)
+    if isinstance(op, AvgPool2d) and op.count_include_pad:
+        margins, counted = (top, left), (height + top + bottom, width + left + right)
+    numbers = (threads, channels, height, width, top, left, *op.kernel_size, *op.stride,
+               *op.dilation, *margins, *counted, *divisor(channels // lanes), *divisor(out_width),
+               *divisor(out_height))
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [Launch(kernel, blocks(threads, kernel.threads), (arrays[0], y, *numbers))]
+
+    return Step(kernel.name, bind)
+
+
+def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
+                              weights: list[Array | None], options: CudaOptions) -> Step:
+    """One launch, or, where channels and batch alone leave multiprocessors idle, partial sums of
+    pixels in the workspace and a second launch that sums those."""
+    check_sizes(op.kind, *inputs)
+    batch, height, width, channels = known(inputs[0].shape)
+    dtype, pixels = output.dtype, height * width
+    per_image = -(-channels // (vector.lanes(dtype, channels) * pool.VECTORS))
+    splits = max(1, min(pixels // LEAST_PIXELS, options.multiprocessors // (batch * per_image)))
+
+    def launch(source: str, target: str, x: Array, y: Array, pixels: int, splits: int,
+               divided_by: int) -> Launch:
+        lanes = vector.lanes(source, channels)
+        groups = -(-channels // (lanes * pool.VECTORS))
+        return Launch(mean_kernel(source, target, lanes), (batch * splits * groups, 1, 1),
+                      (x, y, pixels, -(-pixels // splits), channels, float(divided_by),
+                       *divisor(groups), *divisor(splits)))
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        (x,) = arrays
+        if splits == 1:
+            return [launch(dtype, dtype, x, y, pixels, 1, pixels)]
+        return [launch(dtype, "float32", x, workspace, pixels, splits, 1),
+                launch("float32", dtype, workspace, y, splits, 1, pixels)]
+
+    name = mean_kernel(dtype, dtype if splits == 1 else "float32",
+                       vector.lanes(dtype, channels)).name
+    return Step(name + (f"_split{splits}" if splits > 1 else ""), bind,
+                workspace=0 if splits == 1 else batch * splits * channels * 4)

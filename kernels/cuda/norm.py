@@ -1,0 +1,49 @@
+"""Batch norm that no convolution could take in: one multiply-add per element, in place if asked.
+
+Bound by memory. A thread takes one vector of channels through PIXELS neighbouring pixels, so that
+scale and shift are loaded once for all of them. The grid is exact.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import vector
+from .index import DIVISOR, split, thread_index
+from .ptx import cuda, float32, uint32, uint64
+
+THREADS = 256
+PIXELS = 4
+
+# x, scale, shift (fp32, one per channel), y, count of threads, pixels, channels, then the divisor
+# by which a thread finds its place: vectors
+SIGNATURE = ("pointer",) * 4 + ("uint32",) * 3 + DIVISOR
+
+
+def make(dtype: str, lanes: int) -> Callable:
+    """y[.., c] = x[.., c] * scale[c] + shift[c]"""
+    size, total = vector.STORAGE[dtype].bytes, PIXELS * lanes
+    load = vector.load(dtype, lanes, fill=0.0, shared_with_stores=True)
+    load_constant, store = vector.load("float32", lanes), vector.store(dtype, lanes)
+
+    def scale_shift(x, scale, shift, y, count, pixels, channels, vectors, vectors_m, vectors_s):
+        thread = thread_index(THREADS)
+        if thread >= count:
+            return
+        pixel, channel = split(thread, vectors, vectors_m, vectors_s)
+        pixel, channel = uint32(pixel * uint32(PIXELS)), uint32(channel * uint32(lanes))
+        value = cuda.local.array(total, float32)
+        a, b = cuda.local.array(lanes, float32), cuda.local.array(lanes, float32)
+        load_constant(a, 0, scale + uint64(channel) * uint64(4))
+        load_constant(b, 0, shift + uint64(channel) * uint64(4))
+        pitch = uint64(channels) * uint64(size)
+        offset = uint64(pixel) * pitch + uint64(channel) * uint64(size)
+        for p in range(PIXELS):
+            load(value, p * lanes, x + offset + uint64(p) * pitch,
+                 uint32(pixel + uint32(p)) < pixels)
+        for p in range(PIXELS):
+            for k in range(lanes):
+                value[p * lanes + k] = value[p * lanes + k] * a[k] + b[k]
+            if uint32(pixel + uint32(p)) < pixels:
+                store(y + offset + uint64(p) * pitch, value, p * lanes)
+
+    return scale_shift
