@@ -1,0 +1,54 @@
+"""Makes an image's pixels whole 16-byte chunks, which conv_mma.py copies.
+
+`fold` neighbouring columns become the channels of one, zeros fill up the last chunk:
+
+    y[n, h, w, j * C + c] = x[n, h, w * fold + j - left, c]
+
+With fold = stride, the convolution over y moves by whole columns and its kernel is `fold` times
+narrower. For the first layer of a network, 3 channels and stride 2, 8 channels are used 6 times
+out of 8: less than half the products of padding 3 channels to 8. The copy moves the smallest
+image once; reading it element by element inside the convolution would cost 8 times the load
+instructions of a chunk in each of its kernel's taps.
+
+With groups (fold is 1 then) each group's channels are filled up on their own.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import vector
+from .index import DIVISOR, split, thread_index
+from .ptx import cuda, uint32, uint64
+
+THREADS = 128
+
+# x, y, count of threads, width, channels, real channels of a group in y, left, fold, then divisors:
+# chunks of a pixel of y, width of y, channels of a group in y, channels of a group in x
+SIGNATURE = ("pointer", "pointer") + ("uint32",) * 6 + DIVISOR * 4
+
+
+def make(bits: str) -> Callable:
+    """bits: "bits16" or "bits32", the elements' storage."""
+    size = vector.STORAGE[bits].bytes
+    lanes = 16 // size
+    load, store = vector.load(bits, 1, fill=0.0), vector.store(bits, lanes)
+
+    def fold_columns(x, y, count, width, channels, used, left, fold, chunks, chunks_m, chunks_s,
+                     out_width, out_width_m, out_width_s, padded, padded_m, padded_s,
+                     group, group_m, group_s):
+        i = thread_index(THREADS)
+        if i >= count:
+            return
+        pixel, chunk = split(i, chunks, chunks_m, chunks_s)
+        row, column = split(pixel, out_width, out_width_m, out_width_s)
+        first = uint32(column * fold - left)
+        value = cuda.local.array(lanes, uint32)
+        for k in range(lanes):
+            which, e = split(uint32(chunk * uint32(lanes) + uint32(k)), padded, padded_m, padded_s)
+            j, c = split(e, group, group_m, group_s)
+            w = uint32(first + j)
+            at = uint64(uint32((row * width + w) * channels + which * group + c)) * uint64(size)
+            load(value, k, x + at, e < used and w < width)
+        store(y + uint64(i) * uint64(16), value, 0)
+
+    return fold_columns

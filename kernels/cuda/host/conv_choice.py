@@ -1,0 +1,78 @@
+"""Which tile and how many splits a tensor-core convolution gets: a model of its time in cycles.
+
+The model knows three things. A block's products take block_m * block_n * depth / rate cycles, at a
+rate that falls with the warp's tile, for a smaller one reads more shared memory per product. A
+multiprocessor with few warps does not reach that rate. And time passes in whole waves of blocks,
+each with a prologue and an epilogue. All numbers are rough; only their order decides.
+"""
+from __future__ import annotations
+
+from ..conv_mma import Tile
+from ..launch import CudaOptions
+
+# 64x64 is the largest warp tile without spills (see conv_mma.py). Four stages of 64-byte rows hide
+# about 3 slices of latency; the deep small tiles halve the number of barriers for the long sums of
+# late layers; 128x256 reads the image least often, where an image is large enough to fill it.
+TILES = (
+    Tile(128, 256, 128, 3, 64, 64),
+    Tile(128, 128, 64, 4, 64, 64),
+    Tile(128, 64, 64, 4, 64, 32),
+    Tile(64, 128, 64, 4, 32, 64),
+    Tile(64, 64, 128, 3, 32, 32),
+    Tile(128, 32, 64, 4, 32, 32),
+)
+RATE = {"float16": 1024, "bfloat16": 1024, "tf32": 512}     # products a cycle, one multiprocessor
+WARP_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}
+WARPS_FOR_FULL_RATE = 8
+WAVE_CYCLES = 1500          # prologue and epilogue of a block
+REDUCTION_CYCLES = 4000     # one more launch
+BYTES_PER_CYCLE = 12        # of one multiprocessor's share of L2, for partial sums
+LEAST_SLICES = 4            # of a split: as many as stages
+MOST_SPLITS = 16
+# Shared memory of one multiprocessor, KiB; a block may have all but one of them.
+SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_90a": 228, "sm_100": 228,
+              "sm_100a": 228, "sm_103": 228, "sm_103a": 228}
+OTHER_SHARED_KIB = 100
+
+
+def fits(tile: Tile, arch: str) -> bool:
+    """Whether a block's shared memory fits a multiprocessor of this architecture."""
+    return tile.shared_bytes <= (SHARED_KIB.get(arch, OTHER_SHARED_KIB) - 1) * 1024
+
+
+def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, groups: int,
+           dtype: str, options: CudaOptions) -> float:
+    """Estimated time of one convolution; out_channels are those of one group."""
+    processors = max(1, options.multiprocessors)
+    work = -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
+    waves = -(-work // processors)              # blocks that the busiest multiprocessor gets
+    warps = min(waves, 2) * tile.threads // 32
+    rate = (RATE[dtype] * WARP_EFFICIENCY[tile.warp_m, tile.warp_n]
+            * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5)
+    total = waves * (tile.block_m * tile.block_n * depth / splits / rate) + (
+        WAVE_CYCLES * max(1.0, waves / 2))
+    if splits > 1:
+        # Written by the splits, read by the reduction.
+        sums = 2 * 4 * splits * pixels * out_channels * groups
+        total += REDUCTION_CYCLES + sums / (BYTES_PER_CYCLE * processors)
+    return total
+
+
+def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
+           options: CudaOptions, tile: Tile | None = None, splits: int | None = None
+           ) -> tuple[Tile, int]:
+    """The (tile, splits) of the least estimate; a tile or splits that is given is kept."""
+    size = 4 if dtype == "tf32" else 2
+    candidates = []
+    for t in TILES if tile is None else (tile,):
+        slices = -(-depth * size // t.row_bytes)
+        most = max(1, min(MOST_SPLITS, slices // LEAST_SLICES))
+        counts = range(1, most + 1) if splits is None else (splits,)
+        if fits(t, options.arch):
+            candidates += [(cycles(t, s, pixels, out_channels, depth, groups, dtype, options),
+                            t, s) for s in counts]
+    if not candidates:
+        raise ValueError(f"Conv2d: tile {tile} needs more shared memory than {options.arch} has; "
+                         f"choose one of {[t for t in TILES if fits(t, options.arch)]}")
+    _, best, count = min(candidates, key=lambda candidate: candidate[0])
+    return best, count

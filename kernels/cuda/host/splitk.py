@@ -1,0 +1,34 @@
+"""The last launch of a split-K convolution or matrix product."""
+from __future__ import annotations
+
+from ...ops import Unary
+from ...step import Array
+from .. import splitk, vector
+from ..activation import activation_of
+from ..compiler import Kernel
+from ..index import divisor
+from ..launch import Launch
+from .arguments import blocks
+
+
+def kernel_of(dtype: str, lanes: int, activation: str) -> Kernel:
+    return Kernel(f"splitk_{vector.short(dtype)}x{lanes}_{activation}", splitk.make,
+                  (dtype, lanes, activation), splitk.SIGNATURE, splitk.THREADS,
+                  arch=vector.arch(dtype))
+
+
+def kernels(dtype: str) -> list[Kernel]:
+    """Of a storage dtype: the widest accesses and single elements."""
+    return [kernel_of(dtype, lanes, "clip") for lanes in (vector.lanes(dtype), 1)]
+
+
+def reduction(dtype: str, activation: Unary | None, sums: Array, splits: int, pixels: int,
+              channels: int, bias: Array, residual: Array | None, y: Array) -> Launch:
+    """y = activation(sum of sums [splits, pixels, channels] + bias [channels] + residual)."""
+    name, low, high = activation_of(activation)
+    lanes = vector.lanes(dtype, channels)
+    threads = pixels * channels // lanes
+    added = (sums, 0) if residual is None else (residual, 1)
+    return Launch(kernel_of(dtype, lanes, name), blocks(threads, splitk.THREADS),
+                  (sums, bias, *added, y, low, high, threads, splits, 4 * pixels * channels,
+                   *divisor(channels // lanes)))
