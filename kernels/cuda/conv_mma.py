@@ -390,8 +390,10 @@ def epilogue(stored_as: str, tile: Tile, activation_name: str, partial: bool) ->
                                 value[j] = activate(value[j], low, high)
                         store(y + at, value, 0)
             else:
-                # Rows of y are not aligned to 16 bytes: one element at a time.
-                for e in range(lane, uint32(16 * warp_n), uint32(32)):
+                # Rows of y are not aligned to 16 bytes: one element at a time. `keep` hides from
+                # the compiler how often the loop runs, or it would write it out 16 times.
+                e = keep(lane)
+                while e < uint32(16 * warp_n):
                     r, c = uint32(e // uint32(warp_n)), uint32(e % uint32(warp_n))
                     value[0] = ld_shared_f32(uint32(mine + r * uint32(pitch) + (c << uint32(2))))
                     m, c = uint32(top + r), uint32(first_n + c)
@@ -406,5 +408,6 @@ def epilogue(stored_as: str, tile: Tile, activation_name: str, partial: bool) ->
                                 value[0] += added[0]
                             value[0] = activate(value[0], low, high)
                         store_one(y + at, value, 0)
+                    e = uint32(e + uint32(32))
 
     return finish

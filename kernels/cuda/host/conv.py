@@ -1,4 +1,4 @@
-"""Convolution on CUDA: which kernel, which tile, how many splits, and how the weights are packed."""
+"""Convolution on CUDA: which kernel, which grid, and how the weights are packed."""
 from __future__ import annotations
 
 from collections.abc import Sequence

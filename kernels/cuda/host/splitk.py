@@ -6,6 +6,7 @@ from ...step import Array
 from .. import splitk, vector
 from ..activation import activation_of
 from ..compiler import Kernel
+from ..conv_mma import STORED_AS
 from ..index import divisor
 from ..launch import Launch
 from .arguments import blocks
@@ -18,15 +19,17 @@ def kernel_of(dtype: str, lanes: int, activation: str) -> Kernel:
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    """Of a storage dtype: the widest accesses and single elements."""
-    return [kernel_of(dtype, lanes, "clip") for lanes in (vector.lanes(dtype), 1)]
+    """16 bytes of the sums at a time, and single elements."""
+    return [kernel_of(STORED_AS.get(dtype, dtype), lanes, "clip") for lanes in (4, 1)]
 
 
 def reduction(dtype: str, activation: Unary | None, sums: Array, splits: int, pixels: int,
               channels: int, bias: Array, residual: Array | None, y: Array) -> Launch:
     """y = activation(sum of sums [splits, pixels, channels] + bias [channels] + residual)."""
     name, low, high = activation_of(activation)
-    lanes = vector.lanes(dtype, channels)
+    # The sums are most of the traffic. 8 channels of a 16-bit y would need two accesses of them,
+    # and give a small late layer half as many threads.
+    lanes = vector.lanes("float32", channels)
     threads = pixels * channels // lanes
     added = (sums, 0) if residual is None else (residual, 1)
     return Launch(kernel_of(dtype, lanes, name), blocks(threads, splitk.THREADS),
