@@ -10,6 +10,9 @@ out of 8: less than half the products of padding 3 channels to 8. The copy moves
 image once; reading it element by element inside the convolution would cost 8 times the load
 instructions of a chunk in each of its kernel's taps.
 
+Where `fold` does not divide the kernel's width, its last column has weights of zero for a real
+pixel: an infinite pixel there makes a NaN of one output more than IEEE arithmetic would.
+
 With groups (fold is 1 then) each group's channels are filled up on their own.
 """
 from __future__ import annotations

@@ -331,10 +331,12 @@ def epilogue(stored_as: str, tile: Tile, activation_name: str, partial: bool) ->
     mi_count, ni_count = tile.warp_m // 16, tile.warp_n // 8
     across = tile.warp_n // lanes                   # lanes along a row
     down = 32 // across
+    passes = 16 // down
+    added_count = passes * lanes
     pitch = (tile.warp_n + 8) * 4
     warp_n = tile.warp_n
     load_bias, load_one_bias = vector.load("float32", lanes), vector.load("float32", 1)
-    load, load_one = vector.load(stored_as, lanes), vector.load(stored_as, 1)
+    load, load_one = vector.load(stored_as, lanes, fill=0.0), vector.load(stored_as, 1)
     store, store_one = vector.store(stored_as, lanes), vector.store(stored_as, 1)
     activate = activation(activation_name)
 
@@ -354,11 +356,20 @@ def epilogue(stored_as: str, tile: Tile, activation_name: str, partial: bool) ->
         if partial:
             plane += uint64(cuda.blockIdx.y) * uint64(pixels) * uint64(out_channels)
         value = cuda.local.array(lanes, float32)
-        added = cuda.local.array(lanes, float32)
+        added = cuda.local.array(added_count, float32)
         biases = cuda.local.array(lanes, float32)
         if not partial:
             load_bias(biases, 0, bias + uint64(column) * uint64(4))
         for mi in range(mi_count):
+            top = uint32(first_m + uint32(mi * 16))
+            here = uint64(plane + uint64(uint32(top + row)) * uint64(out_channels)
+                          + uint64(column)) * uint64(size)
+            down_bytes = uint64(out_channels) * uint64(down * size)
+            if not partial and has_residual and whole:
+                # All loads of these rows at once: their latency passes once, not once a row.
+                for p in range(passes):
+                    load(added, p * lanes, residual + here + uint64(p) * down_bytes,
+                         uint32(top + row + uint32(p * down)) < pixels and column < group_out)
             cuda.syncwarp()
             for ni in range(ni_count):
                 o = (mi * ni_count + ni) * 4
@@ -366,29 +377,24 @@ def epilogue(stored_as: str, tile: Tile, activation_name: str, partial: bool) ->
                 st_shared_v2_f32(uint32(put + uint32(ni * 32 + 8 * pitch)), acc[o + 2],
                                  acc[o + 3])
             cuda.syncwarp()
-            top = uint32(first_m + uint32(mi * 16))
             if whole:
-                for p in range(16 // down):
-                    m = uint32(top + row + uint32(p * down))
+                for p in range(passes):
                     for j in range(lanes // 4):
                         v = ld_shared_v4_f32(uint32(get + uint32(p * down * pitch + j * 16)))
                         value[j * 4] = v[0]
                         value[j * 4 + 1] = v[1]
                         value[j * 4 + 2] = v[2]
                         value[j * 4 + 3] = v[3]
-                    if m < pixels and column < group_out:
-                        at = uint64(plane + uint64(m) * uint64(out_channels) + uint64(column))
-                        at = uint64(at * uint64(size))
-                        if not partial:
+                    if not partial:
+                        for j in range(lanes):
+                            value[j] += biases[j]
+                        if has_residual:
                             for j in range(lanes):
-                                value[j] += biases[j]
-                            if has_residual:
-                                load(added, 0, residual + at)
-                                for j in range(lanes):
-                                    value[j] += added[j]
-                            for j in range(lanes):
-                                value[j] = activate(value[j], low, high)
-                        store(y + at, value, 0)
+                                value[j] += added[p * lanes + j]
+                        for j in range(lanes):
+                            value[j] = activate(value[j], low, high)
+                    if uint32(top + row + uint32(p * down)) < pixels and column < group_out:
+                        store(y + here + uint64(p) * down_bytes, value, 0)
             else:
                 # Rows of y are not aligned to 16 bytes: one element at a time. `keep` hides from
                 # the compiler how often the loop runs, or it would write it out 16 times.
