@@ -93,6 +93,11 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
     threads, chunks = tile.threads, row_bytes // 16
     rows = threads // chunks                        # rows copied per round
     a_rounds, b_rounds = block_m // rows, block_n // rows
+    if (chunks not in (4, 8) or rows % 8 or block_m % rows or block_n % rows or warp_m % 16
+            or warp_n % 16 or stages < 2 or threads * (warp_n + 8) * 2 > tile.shared_bytes):
+        raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 64 or 128, warps "
+                         f"multiples of 16x16, and a round of copies ({rows} rows) a multiple of "
+                         f"8 and a divisor of block_m and block_n")
     a_bytes = block_m * row_bytes
     stage = a_bytes + block_n * row_bytes
     acc_count = warp_m // 16 * (warp_n // 8) * 4
@@ -158,11 +163,9 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                      dilation_h, dilation_w, kernel_h, kernel_w, out_w, out_w_m, out_w_s, out_h,
                      out_h_m, out_h_s)
         k = uint32(first_slice * uint32(chunks) + chunk)
-        tap, c = split(k, group_chunks, group_chunks_m, group_chunks_s)
-        tap_h, tap_w = split(tap, kernel_w, kernel_w_m, kernel_w_s)
-        offset = uint32((tap_h * dilation_h * width + tap_w * dilation_w) * pixel_chunks + c)
-        key_h = uint32(uint32(1) << min(tap_h, kernel_h))
-        key_w = uint32(uint32(1 << 16) << tap_w)
+        c, offset, key_h, key_w = first_tap(
+            k, width, pixel_chunks, dilation_h, dilation_w, kernel_h, group_chunks,
+            group_chunks_m, group_chunks_s, kernel_w, kernel_w_m, kernel_w_s)
         end_h = uint32(uint32(1) << kernel_h)
         end_w = uint32(uint32(1 << 16) << kernel_w)
         b_pitch = uint64(uint32(slices * uint32(row_bytes)))
@@ -210,6 +213,18 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                group_out, padded_out, whole)
 
     return conv
+
+
+@cuda.jit(device=True, inline="always")
+def first_tap(k, width, pixel_chunks, dilation_h, dilation_w, kernel_h, group_chunks,
+              group_chunks_m, group_chunks_s, kernel_w, kernel_w_m, kernel_w_s):
+    """Where chunk k of the sum lies: (its channel chunk, its distance from the row's first pixel
+    in chunks, the bits of its kernel row and column as `row_setup` numbers them)."""
+    tap, c = split(k, group_chunks, group_chunks_m, group_chunks_s)
+    tap_h, tap_w = split(tap, kernel_w, kernel_w_m, kernel_w_s)
+    offset = uint32((tap_h * dilation_h * width + tap_w * dilation_w) * pixel_chunks + c)
+    return (c, offset, uint32(uint32(1) << min(tap_h, kernel_h)),
+            uint32(uint32(1 << 16) << tap_w))
 
 
 def row_setup(a_rounds: int, rows: int) -> Callable:
