@@ -133,7 +133,9 @@ def prepare_mma(plain: Conv, activation: Unary | None, weight: Array, bias: Arra
     biases = np.zeros((conv.groups, padded_out), np.float32)
     if bias is not None:
         biases[:, :group_out] = bias.reshape(conv.groups, group_out)
-    packed_bias = options.upload(biases)
+    # The reduction of a split sum knows no groups.
+    packed_bias = options.upload(biases if splits == 1 else
+                                 np.ascontiguousarray(biases[:, :group_out]))
     numbers = arguments(conv, lanes, padded_out, slices, split_slices, n_tiles)
     grid = (-(-conv.pixels // tile.block_m) * n_tiles, splits, conv.groups)
     image_bytes = conv.batch * conv.height * conv.width * conv.channels // lanes * 16
@@ -154,12 +156,11 @@ def prepare_mma(plain: Conv, activation: Unary | None, weight: Array, bias: Arra
             return launches
         sums = workspace[image_bytes:image_bytes + partial_bytes].view(np.float32)
         launches.append(Launch(kernel, grid, (x, packed, packed_bias, x, 0, sums, low, high,
-                                              *numbers)))
+                                              *numbers)))     # the bias is not read here
         launches.append(reduction(stored_as, activation, sums, splits, conv.pixels,
-                                  conv.out_channels, bias_of_channels, residual, y))
+                                  conv.out_channels, packed_bias, residual, y))
         return launches
 
-    bias_of_channels = options.upload(np.ascontiguousarray(biases[:, :group_out]).reshape(-1))
     return Step(kernel.name, bind, image_bytes + partial_bytes)
 
 
