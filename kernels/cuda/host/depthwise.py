@@ -28,10 +28,12 @@ def kernel_of(dtype: str, lanes: int, pixels: int, window: tuple[int, int], acti
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    """Those that networks meet."""
-    return [kernel_of(dtype, lanes, pixels, window, activation)
-            for window in (*COMPILED_IN, (0, 0)) for lanes in (vector.lanes(dtype), 1)
-            for pixels in PIXELS for activation in ("clip", "silu")]
+    """Those that networks meet, and the narrowest vectors."""
+    wide, windows = vector.lanes(dtype), (*COMPILED_IN, (0, 0))
+    return [*(kernel_of(dtype, wide, pixels, window, "clip") for window in windows
+              for pixels in PIXELS),
+            kernel_of(dtype, wide, PIXELS[0], (5, 1), "silu"),
+            *(kernel_of(dtype, 1, PIXELS[0], window, "clip") for window in ((3, 1), (0, 0)))]
 
 
 def fits(op: Conv2d, inputs: Sequence[TensorSpec]) -> bool:

@@ -33,8 +33,8 @@ def mean_kernel(source: str, target: str, lanes: int) -> Kernel:
 def kernels(dtype: str) -> list[Kernel]:
     """Those that networks meet."""
     wide = vector.lanes(dtype)
-    return [*(window_kernel(kind, dtype, lanes, window) for kind in ("max", "avg")
-              for lanes in (wide, 1) for window in ((2, 2), (3, 3), (0, 0))),
+    return [*(window_kernel(kind, dtype, wide, window) for kind in ("max", "avg")
+              for window in (*COMPILED_IN, (0, 0))), window_kernel("max", dtype, 1, (3, 3)),
             *(mean_kernel(dtype, dtype, lanes) for lanes in (wide, 1)),
             mean_kernel(dtype, "float32", wide), mean_kernel("float32", dtype, 4)]
 
