@@ -5,11 +5,11 @@ from checks import integers, normal, sum_bound
 from cuda_checks import assert_exact, assert_resources, assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.cuda.launch import CudaOptions
 
 from kernels import ops
 from kernels.cuda.host import conv, conv_choice, splitk
 from kernels.cuda.host.conv_choice import TILES
-from kernels.cuda.launch import CudaOptions
 from kernels.ops import Conv2d, TensorSpec
 
 WEIGHTS = (1, 2)
