@@ -31,8 +31,10 @@ LANES = _host_lanes()
 
 
 def _source_hash() -> str:
-    digest = hashlib.sha256(f"{LANES} lanes, numba {numba.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    # Numba compiles anew for sources at another place, so that each installation is cold at first.
+    folder = Path(__file__).resolve().parent
+    digest = hashlib.sha256(f"{LANES} lanes, numba {numba.__version__}, {folder}".encode())
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
