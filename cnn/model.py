@@ -66,7 +66,7 @@ class Model:
         self._source: Graph = network.graph if self._channels_first else network
         self._graph = passes.optimise(self._source)
         self._options = Options(self._device.threads)
-        self.labels = zoo.imagenet_labels() if labels == "imagenet" else labels and list(labels)
+        self.labels = _labels(labels)
         self.preprocessing = self._preprocessing(preprocess)
         self.activation = self._activation(activation)
         self._programs: OrderedDict[tuple, Program] = OrderedDict()
@@ -322,6 +322,15 @@ def _is_image(candidate: Any) -> bool:
         return candidate.ndim != 4
     return (isinstance(candidate, (str, os.PathLike, bytes, bytearray))
             or hasattr(candidate, "getexif"))
+
+
+def _labels(wanted: Sequence[str] | None) -> list[str] | None:
+    """The names as a list; "imagenet" stands for its 1000."""
+    if not isinstance(wanted, str):
+        return None if wanted is None else list(wanted)
+    if wanted != "imagenet":
+        raise ModelError(f"labels={wanted!r}; it can be 'imagenet' or a list of names")
+    return zoo.imagenet_labels()
 
 
 def _checked(array: Any, what: str, shape: Shape) -> Array:

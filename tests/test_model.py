@@ -332,3 +332,10 @@ def test_a_file_that_says_nothing_about_photos_can_be_told(tmp_path):
     assert model.classify(PHOTOS / "coffee.png", top=1)[0].label == "espresso"
     with pytest.raises(cnn.ModelError, match="preprocess='torch'; it can be 'imagenet'"):
         cnn.load(path, preprocess="torch")
+
+
+def test_labels_are_any_sequence_of_names():
+    net = cnn.Sequential(cnn.Flatten(), cnn.Linear(3, 2))
+    assert cnn.Model(net, input_shape=(1, 1, 3), labels=np.array(["a", "b"])).labels == ["a", "b"]
+    with pytest.raises(cnn.ModelError, match="labels='ab'; it can be 'imagenet' or a list"):
+        cnn.Model(net, input_shape=(1, 1, 3), labels="ab")
