@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from numba import prange
 
+from ..norm import scale_and_shift
 from ..ops import BatchNorm, TensorSpec
 from ..step import Array, Options, Run, Step
 from .jit import njit
@@ -25,13 +25,7 @@ def scale_shift(x, scale, shift, y, threads):
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,
                        weights: list[Array | None], options: Options) -> Step:
-    constants = [weight for weight in weights[1:] if weight is not None]
-    if len(constants) != 4:
-        raise ValueError("BatchNorm: scale, bias, mean and variance must be constants of the "
-                         "network")
-    weight, bias, mean, var = (constant.astype(np.float64) for constant in constants)
-    exact = weight / np.sqrt(var + op.epsilon)
-    scale, shift = exact.astype(np.float32), (bias - mean * exact).astype(np.float32)
+    scale, shift = scale_and_shift(op, weights)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         flat_x, flat_y = arrays[0].reshape(-1), y.reshape(-1)

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from ...norm import scale_and_shift
 from ...ops import BatchNorm, TensorSpec, count
 from ...step import Array, Step
 from .. import norm, vector
@@ -28,16 +27,8 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
                        weights: list[Array | None], options: CudaOptions) -> Step:
     """Inputs x and four constants; y may be x."""
     check_sizes(op.kind, output)
-    constants = [weight for weight in weights[1:] if weight is not None]
-    if len(constants) != 4:
-        raise ValueError("BatchNorm: scale, bias, mean and variance must be constants of the "
-                         "network")
-    weight, bias, mean, var = (constant.astype(np.float64) for constant in constants)
-    exact = weight / np.sqrt(var + op.epsilon)
-    scale = options.upload(exact.astype(np.float32))
-    shift = options.upload((bias - mean * exact).astype(np.float32))
-
-    channels = len(weight)
+    scale, shift = (options.upload(array) for array in scale_and_shift(op, weights))
+    channels = len(scale)
     lanes = vector.lanes(output.dtype, channels)
     kernel, vectors = kernel_of(output.dtype, lanes), channels // lanes
     pixels = count(output.shape) // channels
