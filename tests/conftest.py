@@ -1,5 +1,27 @@
-"""Leaves out the tests of the CUDA kernels while these can not be compiled."""
-from pathlib import Path
+"""Where tests of CUDA kernels run, and for which architectures they are compiled."""
+import pytest
 
-COMPILER = Path(__file__).parent.parent / "kernels" / "cuda" / "compiler.py"
-collect_ignore_glob = [] if COMPILER.exists() else ["test_cuda_*.py"]
+
+def gpu_reason() -> str:
+    """Why no GPU can be used here, or ""."""
+    try:
+        import cupy
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"no GPU: {error}"
+    return ""
+
+
+@pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def runner(request):
+    """What executes a kernel."""
+    if request.param == "gpu" and (reason := gpu_reason()):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture(params=["sm_80", "sm_90a", *(pytest.param(arch, marks=pytest.mark.slow)
+                                             for arch in ("sm_75", "sm_86", "sm_89"))])
+def arch(request):
+    """An architecture to assemble for."""
+    return request.param

@@ -15,6 +15,8 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
+from ..cache import cache_root
+
 
 def _host_lanes() -> int:
     """float32 lanes of the widest vector registers: 16 (AVX-512), 8 (AVX) or 4."""
@@ -37,12 +39,6 @@ def _source_hash() -> str:
     for path in sorted(folder.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def cache_root() -> Path:
-    """Folder of all compiled kernels: $CNN_CACHE_DIR, else numba-cnn in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numba-cnn"
-    return Path(os.environ.get("CNN_CACHE_DIR") or default)
 
 
 CACHE_DIR = cache_root() / f"cpu-{_source_hash()}"

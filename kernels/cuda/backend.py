@@ -1,0 +1,56 @@
+"""prepare(...) for CUDA: which file's kernel runs which op."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import ops
+from ..ops import Op, TensorSpec
+from ..step import Array, Step
+from .compiler import Kernel
+from .host import conv, copy, depthwise, elementwise, matmul, norm, pool, softmax, splitk
+from .launch import CudaOptions
+
+PREPARE: dict[type[Op], Callable[..., Step]] = {
+    ops.Conv2d: conv.prepare_conv2d,
+    ops.Linear: matmul.prepare_linear,
+    ops.MaxPool2d: pool.prepare_pool2d,
+    ops.AvgPool2d: pool.prepare_pool2d,
+    ops.GlobalAvgPool2d: pool.prepare_global_avg_pool2d,
+    ops.Relu: elementwise.prepare_unary,
+    ops.Clip: elementwise.prepare_unary,
+    ops.Sigmoid: elementwise.prepare_unary,
+    ops.Tanh: elementwise.prepare_unary,
+    ops.Silu: elementwise.prepare_unary,
+    ops.HardSwish: elementwise.prepare_unary,
+    ops.Add: elementwise.prepare_binary,
+    ops.Mul: elementwise.prepare_binary,
+    ops.Softmax: softmax.prepare_softmax,
+    ops.BatchNorm: norm.prepare_batch_norm,
+    ops.Concat: copy.prepare_concat,
+    ops.Transpose: copy.prepare_transpose,
+    ops.Reshape: copy.prepare_reshape,
+    ops.Flatten: copy.prepare_reshape,
+}
+DTYPES = ("float32", "tf32", "float16", "bfloat16")
+
+
+def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[Array | None],
+            options: CudaOptions) -> Step:
+    """Choose a kernel for an op of these shapes, as the CPU's `prepare` does.
+
+    ValueError where an op can not run so: an unknown op, a weight that is not constant, a tensor
+    beyond 32-bit indices.
+    """
+    if type(op) not in PREPARE:
+        raise ValueError(f"CUDA has no kernel for {op.kind}; it has "
+                         f"{sorted(known.__name__ for known in PREPARE)}")
+    return PREPARE[type(op)](op, inputs, output, weights, options)
+
+
+def all_kernels(dtype: str) -> list[Kernel]:
+    """Every kernel that is compiled ahead for a compute type of DTYPES."""
+    stored = "float32" if dtype == "tf32" else dtype
+    families = (copy, depthwise, elementwise, norm, pool, softmax)
+    found = [*conv.kernels(dtype), *matmul.kernels(dtype), *splitk.kernels(dtype),
+             *(kernel for family in families for kernel in family.kernels(stored))]
+    return list(dict.fromkeys(found))

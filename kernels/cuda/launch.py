@@ -1,0 +1,35 @@
+"""What the host code gives to a device: kernels with their grids and arguments."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..step import Array, Options
+from .compiler import Kernel
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch; the block's size and its shared memory are the kernel's.
+
+    args: an array per "pointer" (NumPy for the emulator, CuPy on a GPU), a number per scalar
+    """
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    args: tuple[Any, ...]
+
+
+@dataclass
+class CudaOptions(Options):
+    """What all steps of one program on a GPU share.
+
+    dtype            the compute type: "float32", "tf32", "float16" or "bfloat16"
+    arch             the GPU's architecture, such as "sm_90a"
+    multiprocessors  of the GPU: how many blocks can be at work at once
+    upload           makes a constant an array of the device
+    """
+    dtype: str = "float32"
+    arch: str = "sm_80"
+    multiprocessors: int = 108
+    upload: Callable[[Array], Array] = lambda array: array

@@ -1,0 +1,89 @@
+"""Reads machine code: which instructions a cubin holds, and in its innermost loops."""
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from .assembler import HINT, find_tool
+from .errors import CompilerMissing
+
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?\w+\s+)?[A-Z][^;]*);")
+LABEL = re.compile(r"\s*(\.L_x_\d+):")
+
+
+class Instruction(NamedTuple):
+    address: int
+    opcode: str         # with its modifiers: "LDG.E.128"
+    target: str         # label that a branch goes to, or ""
+
+
+class Loop(NamedTuple):
+    """Addresses of a backward branch's target and of the branch."""
+    start: int
+    end: int
+
+
+def disassemble(cubin: bytes) -> str:
+    """SASS of a cubin. CompilerMissing without nvdisasm."""
+    tool = find_tool("nvdisasm")
+    if tool is None:
+        raise CompilerMissing("machine code is read by nvdisasm, which is not installed here: "
+                              "pip install nvidia-cuda-nvdisasm")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        return subprocess.run([tool, "-c", path], capture_output=True, text=True,
+                              check=True).stdout
+
+
+def instructions(sass: str) -> list[Instruction]:
+    """All but the padding that is never executed ("@!PT")."""
+    found = []
+    for address, text in INSTRUCTION.findall(sass):
+        if text.startswith("@!PT "):
+            continue
+        text = re.sub(r"^@\S+\s+", "", text)
+        target = re.search(r"`\((\.L_x_\d+)\)", text)
+        found.append(Instruction(int(address, 16), text.split()[0].replace(".CONSTANT", ""),
+                                 target.group(1) if target else ""))
+    return found
+
+
+def opcodes(cubin: bytes) -> Counter[str]:
+    """How often each opcode stands in a kernel; LDG.E.128.CONSTANT counts as LDG.E.128."""
+    return Counter(instruction.opcode for instruction in instructions(disassemble(cubin)))
+
+
+def innermost_loops(sass: str) -> list[Loop]:
+    """Each backward branch whose range holds no other one."""
+    places: dict[str, int] = {}
+    pending: list[str] = []
+    for line in sass.splitlines():
+        label, instruction = LABEL.match(line), INSTRUCTION.search(line)
+        if label:
+            pending.append(label.group(1))
+        elif instruction:
+            places.update((name, int(instruction.group(1), 16)) for name in pending)
+            pending = []
+    loops = {Loop(places[i.target], i.address) for i in instructions(sass)
+             if i.opcode.startswith("BRA") and i.target and places[i.target] < i.address}
+    return sorted(loop for loop in loops
+                  if not any(other != loop and loop.start <= other.start
+                             and other.end <= loop.end for other in loops))
+
+
+def loop_opcodes(cubin: bytes, opcode: str) -> Counter[str]:
+    """Opcodes of the innermost loop that holds most of one, such as "HMMA"."""
+    sass = disassemble(cubin)
+    found = [Counter(i.opcode for i in instructions(sass) if loop.start <= i.address <= loop.end)
+             for loop in innermost_loops(sass)]
+    return max(found, key=lambda counts: number(counts, opcode), default=Counter())
+
+
+def number(counts: Counter[str], opcode: str) -> int:
+    """How many of an opcode there are, whatever its modifiers."""
+    return sum(n for name, n in counts.items() if name.split(".")[0] == opcode)
