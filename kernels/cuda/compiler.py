@@ -31,6 +31,7 @@ class Kernel:
     threads       of a block
     shared_bytes  of dynamic shared memory
     arch          the least architecture that runs it, "sm_75" or "sm_80"
+    blocks        that shall fit a multiprocessor, which caps the registers of a thread; 0: any
     """
     name: str
     make: Callable[..., Callable]
@@ -39,12 +40,13 @@ class Kernel:
     threads: int
     shared_bytes: int = 0
     arch: str = "sm_75"
+    blocks: int = 0
 
     @property
     def key(self) -> str:
         """Differs between kernels that differ in anything but the sources."""
         text = (f"{self.make.__module__}.{self.make.__qualname__}{self.config!r}"
-                f"{self.signature}{self.threads} {self.shared_bytes} {self.arch}")
+                f"{self.signature}{self.threads} {self.shared_bytes} {self.arch} {self.blocks}")
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -139,7 +141,7 @@ def compile_ptx(kernel: Kernel) -> str:
     capability = divmod(number_of(kernel.arch), 10)
     library, _ = compiler._compile_pyfunc_with_fixup(
         function, signature, device=False, abi="numba", cc=capability,
-        launch_bounds=kernel.threads)
+        launch_bounds=(kernel.threads, kernel.blocks) if kernel.blocks else kernel.threads)
     modules = [unroll_loops(text) for text in library.llvm_strs]
     code = nvvm.compile_ir(modules, arch=nvrtc.get_arch_option(*capability), opt=3)
     text = code.decode().strip("\0").strip() + "\n"
