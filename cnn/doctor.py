@@ -8,6 +8,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+from kernels.cache import cache_root
 from kernels.cpu import jit, threads
 
 from . import zoo
@@ -22,7 +23,7 @@ def report() -> list[tuple[str, str]]:
     features = llvm.get_host_cpu_features()
     libraries = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
     layer = "OpenMP" if threads.OPENMP else "workqueue (libgomp is missing: install libgomp1)"
-    root = jit.cache_root()
+    root = cache_root()
     state = "compiled kernels are there" if not jit.is_cold() else "first use will compile"
     return [
         ("cnn", f"{__version__} at {Path(__file__).parent}"),

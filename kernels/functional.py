@@ -1,9 +1,14 @@
 """One op at a time on arrays: `kernels.conv2d(x, weight, bias, padding=1)` and its siblings.
 
-Arrays are float32 and NHWC, convolution weights OHWI (out, height, width, in / groups), Linear
-weights (out, in). Results are new arrays. All take `threads`, the number of CPU threads (None:
-all that this process may use). ValueError says which shape or argument does not fit, TypeError
-which dtype.
+Arrays are NHWC, convolution weights OHWI (out, height, width, in / groups), Linear weights (out,
+in). Results are new arrays. NumPy arrays are float32 and computed on the CPU; all functions take
+`threads`, the number of CPU threads (None: all that this process may use).
+
+Arrays on a GPU (CuPy's, or any that speaks `__cuda_array_interface__` or DLPack) are float32,
+float16 or bfloat16 and computed there: the result is a CuPy array, on CuPy's current stream.
+Weights and biases may then be NumPy arrays or lie on the GPU, too.
+
+ValueError says which shape or argument does not fit, TypeError which dtype.
 """
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import ops
+from .device import on_gpu
 from .ops import Op, Padding, Pair, TensorSpec, count, known
 from .step import Options
 
@@ -125,7 +131,18 @@ def batch_norm(x: Array, mean: Array, var: Array, weight: Array, bias: Array,
 
 
 def run(op: Op, *arrays: Array, weights: Sequence[int] = (), threads: int | None = None) -> Array:
-    """Any op on the CPU; `weights` are the positions of the inputs that its kernel packs."""
+    """Any op, where its arrays lie; `weights` are the positions of inputs that its kernel packs."""
+    if any(on_gpu(array) for array in arrays):
+        from .cuda import arrays as gpu_arrays
+        if threads is not None:
+            raise ValueError(f"threads={threads!r} is for the CPU, and {op.kind} was given arrays "
+                             f"on a GPU; leave it out")
+        return gpu_arrays.run(op, arrays, weights)
+    return _run_on_cpu(op, arrays, weights, threads)
+
+
+def _run_on_cpu(op: Op, arrays: Sequence[Array], weights: Sequence[int], threads: int | None
+                ) -> Array:
     from .cpu import backend
     from .cpu.threads import check_threads, team
     for array in arrays:

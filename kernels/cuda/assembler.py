@@ -48,7 +48,7 @@ def _by_nvjitlink(text: str, arch: str) -> tuple[bytes, str]:
         from cuda.bindings import nvjitlink
         options = [f"-arch={arch}", "-O3", "-verbose"]
         handle = nvjitlink.create(len(options), options)
-    except Exception as error:      # cuda.bindings raises a plain RuntimeError for a missing library
+    except Exception as error:      # a missing library is a plain RuntimeError
         raise CompilerMissing(f"a kernel must be assembled for {arch}, and neither ptxas nor "
                               f"nvJitLink can be found ({error}); {HINT}") from error
 

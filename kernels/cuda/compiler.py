@@ -15,6 +15,7 @@ from typing import Any
 from . import store
 from .assembler import HINT, assemble
 from .errors import CompilerMissing, CudaError
+from .sources import source_hash
 
 PTX_VERSION = "9.0"     # of CUDA 13.0. NVVM stamps its own, which an older assembler would refuse
 NUMBA_TYPES = {"pointer": "uint64", "uint64": "uint64", "int32": "int32", "uint32": "uint32",
@@ -44,8 +45,9 @@ class Kernel:
 
     @property
     def key(self) -> str:
-        """Differs between kernels that differ in anything but the sources."""
-        text = (f"{self.make.__module__}.{self.make.__qualname__}{self.config!r}"
+        """Differs between kernels that differ in anything, sources and compilation included."""
+        text = (f"{source_hash(self.make.__module__)}{source_hash(__name__)}"
+                f"{self.make.__qualname__}{self.config!r}"
                 f"{self.signature}{self.threads} {self.shared_bytes} {self.arch} {self.blocks}")
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

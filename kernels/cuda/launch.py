@@ -8,6 +8,8 @@ from typing import Any
 from ..step import Array, Options
 from .compiler import Kernel
 
+MOST_BLOCKS = (2 ** 31 - 1, 65535, 65535)      # of a grid (CUDA C++ Programming Guide, table 30)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -18,6 +20,14 @@ class Launch:
     kernel: Kernel
     grid: tuple[int, int, int]
     args: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.args) != len(self.kernel.signature):
+            raise TypeError(f"{self.kernel.name} takes {len(self.kernel.signature)} arguments, "
+                            f"not {len(self.args)}")
+        if not all(1 <= n <= most for n, most in zip(self.grid, MOST_BLOCKS, strict=True)):
+            raise ValueError(f"{self.kernel.name}: the grid {self.grid} does not fit "
+                             f"{MOST_BLOCKS}; use a smaller batch")
 
 
 @dataclass

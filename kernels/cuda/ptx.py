@@ -31,8 +31,8 @@ if find_spec("numba_cuda") is None:
         "the CUDA kernels are compiled by numba-cuda, which is not installed here: "
         "pip install 'numba-cnn[cuda13]', or 'numba-cnn[compiler]' on a machine without a GPU")
 
-from numba import cuda  # noqa: E402
-from numba.cuda.extending import intrinsic  # noqa: E402
+from numba import cuda
+from numba.cuda.extending import intrinsic
 
 __all__ = ["Regs", "asm_op", "cp_async_16", "cp_async_16_zfill", "cp_async_commit",
            "cp_async_wait", "cuda", "dynamic_smem", "float32", "int32", "int64", "intrinsic",

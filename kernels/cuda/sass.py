@@ -1,4 +1,4 @@
-"""Reads machine code: which instructions a cubin holds, and in its innermost loops."""
+"""Reads machine code: which instructions a cubin holds, and which its loops do."""
 from __future__ import annotations
 
 import re
@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from .assembler import HINT, find_tool
+from .assembler import find_tool
 from .errors import CompilerMissing
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?\w+\s+)?[A-Z][^;]*);")
@@ -58,8 +58,8 @@ def opcodes(cubin: bytes) -> Counter[str]:
     return Counter(instruction.opcode for instruction in instructions(disassemble(cubin)))
 
 
-def innermost_loops(sass: str) -> list[Loop]:
-    """Each backward branch whose range holds no other one."""
+def loops(sass: str) -> list[Loop]:
+    """The range of each backward branch."""
     places: dict[str, int] = {}
     pending: list[str] = []
     for line in sass.splitlines():
@@ -69,19 +69,18 @@ def innermost_loops(sass: str) -> list[Loop]:
         elif instruction:
             places.update((name, int(instruction.group(1), 16)) for name in pending)
             pending = []
-    loops = {Loop(places[i.target], i.address) for i in instructions(sass)
-             if i.opcode.startswith("BRA") and i.target and places[i.target] < i.address}
-    return sorted(loop for loop in loops
-                  if not any(other != loop and loop.start <= other.start
-                             and other.end <= loop.end for other in loops))
+    return sorted({Loop(places[i.target], i.address) for i in instructions(sass)
+                   if i.opcode.startswith("BRA") and i.target and places[i.target] < i.address})
 
 
 def loop_opcodes(cubin: bytes, opcode: str) -> Counter[str]:
-    """Opcodes of the innermost loop that holds most of one, such as "HMMA"."""
+    """Opcodes of the loop that holds most of one, such as "HMMA"; the smallest of them, rare
+    inner loops included."""
     sass = disassemble(cubin)
     found = [Counter(i.opcode for i in instructions(sass) if loop.start <= i.address <= loop.end)
-             for loop in innermost_loops(sass)]
-    return max(found, key=lambda counts: number(counts, opcode), default=Counter())
+             for loop in loops(sass)]
+    return max(found, key=lambda counts: (number(counts, opcode), -counts.total()),
+               default=Counter())
 
 
 def number(counts: Counter[str], opcode: str) -> int:

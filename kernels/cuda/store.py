@@ -21,15 +21,6 @@ TRAILER = b"\n// sha256 "       # a comment to PTX, and beyond the end to a read
 
 
 @cache
-def source_hash() -> str:
-    """Of all device sources: an edit in any of them compiles afresh."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@cache
 def compiler_hash() -> str:
     """Of the versions of all that turns Python into machine code here."""
     found = [f"ptxas {find_tool('ptxas')}"]
@@ -42,19 +33,14 @@ def compiler_hash() -> str:
 
 
 def folder() -> Path:
-    """Where this installation keeps what it compiled from these sources."""
-    return cache_root() / f"cuda-{source_hash()}-{compiler_hash()}"
-
-
-def shipped_folder(root: str | Path) -> Path:
-    """Where in a folder of shipped cubins those of these sources lie."""
-    return Path(root) / source_hash()
+    """Where this installation keeps what it compiled."""
+    return cache_root() / f"cuda-{compiler_hash()}"
 
 
 def get(name: str) -> bytes | None:
     """The contents of a file of $CNN_CUBINS or of the cache; None where it is missing or torn."""
     shipped = os.environ.get("CNN_CUBINS")
-    places = [shipped_folder(shipped)] if shipped else []
+    places = [Path(shipped)] if shipped else []
     found = (read(place / name) for place in [*places, folder()])
     return next((contents for contents in found if contents is not None), None)
 

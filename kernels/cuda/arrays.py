@@ -1,0 +1,73 @@
+"""One op on arrays that lie on a GPU: CuPy's, and others' through the two interchange protocols."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..device import on_gpu
+from ..ops import Op, TensorSpec, count, known
+from . import backend, gpu
+from .launch import CudaOptions
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+def run(op: Op, arrays: Sequence[Any], weights: Sequence[int]) -> Any:
+    """The op's output, a CuPy array of the inputs' dtype, on CuPy's current stream.
+
+    Inputs are float32, float16 or bfloat16, all alike, C-contiguous and on one GPU. Constants (at
+    the positions `weights`) may be NumPy arrays; they are packed on the host, anew at each call:
+    a Model, or `prepare` by hand, does so once.
+
+    TypeError for a dtype, ValueError for a layout or a device that does not fit, CudaError where
+    the GPU can not be used.
+    """
+    cupy = gpu.cupy()
+    given = [_as_cupy(op, array) if i not in weights else array for i, array in enumerate(arrays)]
+    inputs = [array for i, array in enumerate(given) if i not in weights]
+    dtype, device = str(inputs[0].dtype), inputs[0].device
+    for array in inputs:
+        _check(op, array, dtype, device.id)
+    constants = [_on_host(array) if i in weights else None for i, array in enumerate(given)]
+    shape = known(op.output_shape(*(array.shape for array in given)))
+    with device:
+        y = cupy.empty(shape, inputs[0].dtype)
+        if count(shape) == 0:
+            return y
+        here = gpu.gpu(device.id)
+        options = CudaOptions(dtype=dtype, arch=here.arch, multiprocessors=here.multiprocessors,
+                              upload=cupy.asarray)
+        step = backend.prepare(op, [TensorSpec(array.shape, dtype) for array in given],
+                               TensorSpec(shape, dtype), constants, options)
+        gpu.execute(step.bind(given, y, cupy.empty(step.workspace, np.uint8)))
+    return y
+
+
+def _as_cupy(op: Op, array: Any) -> Any:
+    """The same memory as a CuPy array."""
+    cupy = gpu.cupy()
+    if not on_gpu(array):
+        raise TypeError(f"{op.kind} was given arrays on a GPU and one that is not, a "
+                        f"{type(array).__name__}; copy it with cupy.asarray(x)")
+    if isinstance(array, cupy.ndarray):
+        return array
+    return (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
+            else cupy.from_dlpack(array))
+
+
+def _on_host(array: Any) -> np.ndarray:
+    host = gpu.cupy().asnumpy(array) if on_gpu(array) else np.asarray(array)
+    return np.ascontiguousarray(host, np.float32)
+
+
+def _check(op: Op, array: Any, dtype: str, device: int) -> None:
+    if str(array.dtype) != dtype or dtype not in DTYPES:
+        raise TypeError(f"{op.kind} on a GPU takes arrays of one dtype, one of {DTYPES}, not "
+                        f"{array.dtype}; convert it with x.astype('float16') or another of these")
+    if array.device.id != device:
+        raise ValueError(f"{op.kind} was given arrays on GPU {device} and on GPU "
+                         f"{array.device.id}; copy one to the other's")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{op.kind} takes C-contiguous arrays, not strides {array.strides} of "
+                         f"shape {array.shape}; convert it with cupy.ascontiguousarray(x)")

@@ -1,0 +1,127 @@
+"""A GPU through CuPy, which owns its memory and streams: what it is, and running launches on it.
+
+A kernel's cubin is loaded once a device and launched with raw pointers; Numba's dispatcher, which
+takes 7 to 41 us a launch, is not involved.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .compiler import Kernel, cubin
+from .errors import CudaError
+from .launch import Launch
+
+LEAST_DRIVER = 13000        # CUDA 13.0, whose assembler makes the cubins; as the driver says it
+OPT_IN_SHARED = 48 * 1024   # bytes of shared memory beyond which a kernel must ask
+DYNAMIC_SHARED_SIZE = 8     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+SCALARS = {"int32": np.int32, "uint32": np.uint32, "uint64": np.uint64, "float32": np.float32}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: its number, name, architecture such as "sm_90a", count of multiprocessors."""
+    index: int
+    name: str
+    arch: str
+    multiprocessors: int
+
+
+@cache
+def cupy() -> Any:
+    """The module, once a GPU can be used by it. CudaError says what is missing otherwise."""
+    try:
+        import cupy as module
+    except ImportError as error:
+        raise CudaError(f"a GPU is used through CuPy, which can not be imported ({error}): "
+                        f"pip install 'numba-cnn[cuda13]'") from error
+    version = module.cuda.runtime.driverGetVersion()
+    if version == 0:
+        raise CudaError("no NVIDIA driver was found: install one of version 580 or newer, or use "
+                        "the CPU")
+    if version < LEAST_DRIVER:
+        raise CudaError(f"the NVIDIA driver supports CUDA {cuda_version(version)} and the kernels "
+                        f"are made by CUDA {cuda_version(LEAST_DRIVER)}: install a driver of "
+                        f"version 580 or newer")
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except module.cuda.runtime.CUDARuntimeError as error:
+        raise CudaError(f"no NVIDIA GPU can be used: {error}") from error
+    if count == 0:
+        raise CudaError("the NVIDIA driver sees no GPU; is CUDA_VISIBLE_DEVICES set to none?")
+    return module
+
+
+def cuda_version(number: int) -> str:
+    """ "13.0" of 13000."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+@cache
+def gpu(index: int) -> Gpu:
+    """The GPU of this number. CudaError where there is none such or it is too old."""
+    runtime = cupy().cuda.runtime
+    count = runtime.getDeviceCount()
+    if not 0 <= index < count:
+        raise CudaError(f"there is no GPU {index}: this machine has {count}, numbered from 0")
+    found = runtime.getDeviceProperties(index)
+    major, minor, name = found["major"], found["minor"], found["name"].decode()
+    if major * 10 + minor < 75:
+        raise CudaError(f"GPU {index}, {name}, is of sm_{major}{minor}; the kernels need sm_75 "
+                        f"(Turing) or newer")
+    return Gpu(index, name, "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}",
+               found["multiProcessorCount"])
+
+
+def execute(launches: Iterable[Launch]) -> None:
+    """Put launches on CuPy's current stream of its current device, and return at once."""
+    index = cupy().cuda.runtime.getDevice()
+    for launch in launches:
+        kernel = launch.kernel
+        args = [_argument(launch, kind, value, index)
+                for kind, value in zip(kernel.signature, launch.args, strict=True)]
+        function = load(kernel, index)
+        try:
+            function(launch.grid, (kernel.threads, 1, 1), args, shared_mem=kernel.shared_bytes)
+        except cupy().cuda.driver.CUDADriverError as error:
+            raise CudaError(f"{kernel.name} could not be launched on GPU {index} with grid "
+                            f"{launch.grid}: {error}") from error
+
+
+@cache
+def load(kernel: Kernel, index: int) -> Any:
+    """The kernel as a function of CuPy on a device, compiled if need be."""
+    found, driver = gpu(index), cupy().cuda.driver
+    code = cubin(kernel, found.arch)
+    with cupy().cuda.Device(index):
+        module = cupy().cuda.function.Module()
+        try:
+            module.load(code)
+            function = module.get_function(kernel.name)
+            if kernel.shared_bytes > OPT_IN_SHARED:
+                driver.funcSetAttribute(function.ptr, DYNAMIC_SHARED_SIZE, kernel.shared_bytes)
+        except driver.CUDADriverError as error:
+            raise CudaError(f"{kernel.name}, compiled for {found.arch}, could not be loaded on "
+                            f"GPU {index}, {found.name}: {error}") from error
+    return function
+
+
+def _argument(launch: Launch, kind: str, value: Any, index: int) -> Any:
+    """A number in the width that the kernel reads; an array as it is, if the kernel can use it."""
+    if kind != "pointer":
+        return SCALARS[kind](value)
+    name = launch.kernel.name
+    if not isinstance(value, cupy().ndarray):
+        raise TypeError(f"{name} takes CuPy arrays, not {type(value).__name__}; convert it with "
+                        f"cupy.asarray(x)")
+    if value.device.id != index:
+        raise ValueError(f"{name} runs on GPU {index} and was given an array on GPU "
+                         f"{value.device.id}; copy it, or switch with cupy.cuda.Device")
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name} takes C-contiguous arrays, not strides {value.strides} of shape "
+                         f"{value.shape}; convert it with cupy.ascontiguousarray(x)")
+    return value
