@@ -1,0 +1,170 @@
+"""Race detection in shared memory with vector clocks.
+
+Every warp counts its own epochs and knows, of every other warp, the last epoch that a barrier has
+ordered before its own present: row w of `clock`. A granule of shared memory remembers who wrote it
+and when, and when each warp last read it. An access is a race when the other access is later than
+what the accessing warp knows of the other warp. Asynchronous copies are actors of their own, one
+for each mbarrier, whose epochs are the phases of the mbarrier.
+
+(FastTrack: Flanagan and Freund, PLDI 2009, with epochs for writes and full clocks for reads.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import Race
+from .geometry import WARP, Geometry
+from .ptxtypes import Array
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+MBARRIERS = 64  # per block
+UNTIL_FURTHER_NOTICE = np.int32(2**31 - 1)  # an epoch that nobody knows: the read goes on
+
+
+class RaceDetector:
+    """granule: bytes that share one record, the smallest access that the kernel makes.
+
+    Granule numbers run over the shared memory of all blocks of the wave; warps likewise.
+    """
+
+    def __init__(self, machine: Machine, geometry: Geometry, granule: int, size: int, base: int):
+        self.machine, self.granule = machine, granule
+        self.block_bytes, self.base = size, base
+        self.warps_per_block = geometry.warps_per_block
+        self.warps = geometry.warps
+        self.granules_per_block = size // granule
+        count = self.granules_per_block * geometry.slots
+        self.actors = self.warps_per_block + MBARRIERS
+        self.clock = np.zeros((self.warps, self.actors), np.int32)
+        self.writer = np.zeros(count, np.int16)
+        self.written = np.zeros(count, np.int32)
+        self.read_by = np.zeros((count, self.warps_per_block), np.int32)
+        self.generic = np.zeros(count, bool)  # written through the generic proxy, not fenced since
+
+    def reset(self) -> None:
+        self.clock[:] = 0
+        self.clock[np.arange(self.warps), np.arange(self.warps) % self.warps_per_block] = 1
+        for record in (self.writer, self.written, self.read_by, self.generic):
+            record[:] = 0
+
+    # -- order between warps
+
+    def now(self, warps: Array) -> Array:
+        """The present epochs of the warps."""
+        epochs: Array = self.clock[warps, warps % self.warps_per_block]
+        return epochs
+
+    def join(self, arrived: Array, waiting: Array | None = None) -> None:
+        """A barrier: what the arrived warps did is before what the waiting warps will do."""
+        waiting = arrived if waiting is None else waiting
+        self.clock[waiting] = np.maximum(self.clock[waiting], self.clock[arrived].max(0))
+        self.clock[arrived, arrived % self.warps_per_block] += 1
+
+    def depart(self, warps: Array) -> dict[int, Array]:
+        """The clocks of warps that announce what they did so far, and go on."""
+        clocks = {int(w): self.clock[w].copy() for w in warps}
+        self.clock[warps, warps % self.warps_per_block] += 1
+        return clocks
+
+    def learn(self, warps: Array | int, clock: Array) -> None:
+        """What happened before `clock` is before what the warps will do."""
+        self.clock[warps] = np.maximum(self.clock[warps], clock)
+
+    # -- accesses
+
+    def granules(self, offset: Array, size: int) -> Array:
+        """The granules [access, k] of accesses of `size` bytes."""
+        first: Array = (offset // self.granule)[:, None]
+        return first + np.arange(size // self.granule) if size > self.granule else first
+
+    def read(self, offset: Array, size: int, warps: Array) -> None:
+        granules, warp = self.granules(offset, size), warps[:, None]
+        unknown = self.written[granules] > self.clock[warp, self.writer[granules]]
+        if unknown.any():
+            self._report(granules, warp, unknown, "reads", "written")
+        self.read_by[granules, warp % self.warps_per_block] = self.now(warp)
+
+    def write(
+        self,
+        offset: Array,
+        size: int,
+        warps: Array,
+        actor: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """actor and epoch: of the asynchronous copy that writes in the name of the warps."""
+        granules, warp = self.granules(offset, size), warps[:, None]
+        unknown = self.written[granules] > self.clock[warp, self.writer[granules]]
+        if unknown.any():
+            self._report(granules, warp, unknown, "writes", "written")
+        clock = self.clock[warp, : self.warps_per_block]
+        unknown = (self.read_by[granules] > clock).any(-1)
+        if unknown.any():
+            self._report(granules, warp, unknown, "writes", "read")
+        writer = warp % self.warps_per_block if actor is None else actor
+        self.writer[granules] = writer
+        self.written[granules] = self.now(warp) if epoch is None else epoch
+        unknown = self.writer[granules] != writer  # two warps of this very instruction
+        if unknown.any():
+            self._report(granules, warp, unknown, "writes", "written")
+        self.read_by[granules] = 0
+        self.generic[granules] = actor is None
+
+    def rewrite(self, offset: Array, size: int, epochs: Array) -> None:
+        """A write made earlier takes effect now: its epoch is a later one."""
+        self.written[self.granules(offset, size)] = epochs[:, None]
+
+    def keep_reading(self, offset: Array, size: int, warp: int) -> None:
+        """An asynchronous operation of the warp reads from now on."""
+        granules = self.granules(offset, size)
+        self.read_by[granules, warp % self.warps_per_block] = UNTIL_FURTHER_NOTICE
+
+    def end_reading(self, offset: Array, size: int, warp: int, epoch: int) -> None:
+        """That operation is over, and counts as a read of this epoch."""
+        self.read_by[self.granules(offset, size), warp % self.warps_per_block] = epoch
+
+    def _report(self, granules: Array, warps: Array, unknown: Array, does: str, was: str) -> None:
+        i, j = np.argwhere(unknown)[0]
+        granule, warp = int(granules[i, j]), int(warps[i, 0])
+        if was == "written":
+            actor = int(self.writer[granule])
+        else:
+            clock = self.clock[warp, : self.warps_per_block]
+            actor = int(np.argmax(self.read_by[granule] > clock))
+        other = f"warp {actor}" if actor < self.warps_per_block else "an asynchronous copy"
+        address = granule * self.granule % self.block_bytes + self.base
+        self.machine.fault(
+            Race,
+            f"{does} shared address {address:#x} in warp {warp % self.warps_per_block}: {other} "
+            f"has {was} it, and no barrier orders the two (race)",
+            warp * WARP,
+            address,
+        )
+
+    # -- the asynchronous proxy (PTX ISA 8.6, fence.proxy.async)
+
+    def check_proxy(self, offset: Array, size: int, warps: Array) -> None:
+        """wgmma and TMA stores see generic writes only after fence.proxy.async."""
+        unfenced = self.generic[self.granules(offset, size)].any(1)
+        if unfenced.any():
+            i = int(np.argmax(unfenced))
+            address = int(offset[i]) % self.block_bytes + self.base
+            self.machine.fault(
+                Race,
+                f"reads shared address {address:#x} through the asynchronous proxy, but the last "
+                "write was an ordinary one with no fence.proxy.async after it (race)",
+                int(warps[i]) * WARP,
+                address,
+            )
+
+    def fence_proxy(self, warps: Array) -> None:
+        """Writes that the fencing warp knows of are fenced."""
+        for warp in warps:
+            slot = int(warp) // self.warps_per_block
+            part = slice(slot * self.granules_per_block, (slot + 1) * self.granules_per_block)
+            self.generic[part] &= self.written[part] > self.clock[warp, self.writer[part]]
