@@ -1,4 +1,4 @@
-"""Which tile and how many splits a tensor-core convolution gets: a model of its time in cycles.
+"""Which tile and how many splits a convolution gets: a model of its time in cycles.
 
 The model knows three things. A block's products take block_m * block_n * depth / rate cycles, at a
 rate that falls with the warp's tile, for a smaller one reads more shared memory per product. A
@@ -7,25 +7,36 @@ each with a prologue and an epilogue. All numbers are rough; only their order de
 """
 from __future__ import annotations
 
-from ..conv_mma import Tile
+from ..conv_gemm import Tile
 from ..launch import CudaOptions
 
-# 64x64 is the largest warp tile without spills (see conv_mma.py). Four stages of 64-byte rows hide
+# 64x64 is the largest warp tile without spills (205 registers). Four stages of 64-byte rows hide
 # about 3 slices of latency; the deep small tiles halve the number of barriers for the long sums of
 # late layers; 128x256 reads the image least often, where an image is large enough to fill it;
 # 128x32 serves the narrow first layers, whose time goes into memory: two deep slots take little
-# shared memory, so that four blocks share a multiprocessor (with rows of 64 bytes, ptxas aims at
-# 72 registers there and spills).
-TILES = (
-    Tile(128, 256, 128, 3, 64, 64),
-    Tile(128, 128, 64, 4, 64, 64),
-    Tile(128, 64, 64, 4, 64, 32),
-    Tile(64, 128, 64, 4, 32, 64),
-    Tile(64, 64, 128, 3, 32, 32),
-    Tile(128, 32, 128, 2, 32, 32),
+# shared memory, so that four blocks share a multiprocessor.
+MMA_TILES = (
+    Tile(128, 256, 128, 3, 64, 64, 1),
+    Tile(128, 128, 64, 4, 64, 64, 2),
+    Tile(128, 64, 64, 4, 64, 32, 4),
+    Tile(64, 128, 64, 4, 32, 64, 4),
+    Tile(64, 64, 128, 3, 32, 32, 4),
+    Tile(128, 32, 128, 2, 32, 32, 4),
 )
-RATE = {"float16": 1024, "bfloat16": 1024, "tf32": 512}     # products a cycle, one multiprocessor
-WARP_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}
+# On CUDA cores a warp of 32x64 gives each thread 8x8 sums, the most that leaves two blocks of 256
+# threads their registers. Its loop is 8 k long: 16 would no longer fit the first instruction
+# cache. The narrow tiles have 8x4 sums a thread, so that they still have four warps, and 16 k.
+SIMT_TILES = (
+    Tile(128, 128, 32, 2, 32, 64, 2),
+    Tile(128, 64, 32, 2, 32, 64, 3),
+    Tile(64, 64, 64, 2, 32, 32, 4),
+    Tile(128, 32, 64, 2, 32, 32, 4),
+)
+TILES = {"float32": SIMT_TILES, "tf32": MMA_TILES, "float16": MMA_TILES, "bfloat16": MMA_TILES}
+RATE = {"float32": 128, "tf32": 512, "float16": 1024, "bfloat16": 1024}     # products a cycle,
+FEWER_CORES = {"sm_75": 64, "sm_80": 64}        # of one multiprocessor; float32 on these
+MMA_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}     # by warp tile
+SIMT_EFFICIENCY = {(32, 64): 1.0, (32, 32): 0.85}
 WARPS_FOR_FULL_RATE = 8
 WAVE_CYCLES = 1500          # prologue and epilogue of a block
 REDUCTION_CYCLES = 4000     # one more launch
@@ -43,6 +54,14 @@ def fits(tile: Tile, arch: str) -> bool:
     return tile.shared_bytes <= (SHARED_KIB.get(arch, OTHER_SHARED_KIB) - 1) * 1024
 
 
+def full_rate(tile: Tile, dtype: str, arch: str) -> float:
+    """Products a cycle of a multiprocessor that has warps enough."""
+    warp = tile.warp_m, tile.warp_n
+    if dtype == "float32":
+        return FEWER_CORES.get(arch, RATE[dtype]) * SIMT_EFFICIENCY[warp]
+    return RATE[dtype] * MMA_EFFICIENCY[warp]
+
+
 def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, groups: int,
            dtype: str, options: CudaOptions) -> float:
     """Estimated time of one convolution; out_channels are those of one group."""
@@ -50,8 +69,7 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     work = -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
     waves = -(-work // processors)              # blocks that the busiest multiprocessor gets
     warps = min(waves, 2) * tile.threads // 32
-    rate = (RATE[dtype] * WARP_EFFICIENCY[tile.warp_m, tile.warp_n]
-            * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5)
+    rate = full_rate(tile, dtype, options.arch) * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5
     total = waves * (tile.block_m * tile.block_n * depth / splits / rate) + (
         WAVE_CYCLES * max(1.0, waves / 2))
     if splits > 1:
@@ -65,9 +83,9 @@ def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
            options: CudaOptions, tile: Tile | None = None, splits: int | None = None
            ) -> tuple[Tile, int]:
     """The (tile, splits) of the least estimate; a tile or splits that is given is kept."""
-    size = 4 if dtype == "tf32" else 2
+    size = 2 if dtype in ("float16", "bfloat16") else 4
     candidates = []
-    for t in TILES if tile is None else (tile,):
+    for t in TILES[dtype] if tile is None else (tile,):
         slices = -(-depth * size // t.row_bytes)
         most = max(1, min(MOST_SPLITS, slices // LEAST_SLICES))
         counts = range(1, most + 1) if splits is None else (splits,)
@@ -76,6 +94,6 @@ def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
                             t, s) for s in counts]
     if not candidates:
         raise ValueError(f"Conv2d: tile {tile} needs more shared memory than {options.arch} has; "
-                         f"choose one of {[t for t in TILES if fits(t, options.arch)]}")
+                         f"choose one of {[t for t in TILES[dtype] if fits(t, options.arch)]}")
     _, best, count = min(candidates, key=lambda candidate: candidate[0])
     return best, count

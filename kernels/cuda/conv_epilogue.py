@@ -1,0 +1,115 @@
+"""The end of a convolution's block: y = activation(sums + bias + residual).
+
+Each warp turns 16 rows of its sums around in its own part of shared memory, so that a lane holds
+16 bytes of y: residual and y then move in whole sectors (where a lane moved what it has summed
+up, 32-byte sectors would move in pieces).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import vector
+from .activation import activation
+from .conv_gemm import Tile, keep
+from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
+
+ld_shared_f32 = asm_op("ld_shared_f32", "ld.shared.f32 $0, [$1];", float32, [uint32], memory=True)
+
+
+def epilogue(stored_as: str, tile: Tile, pitch: int, put_rows: Callable, activation_name: str,
+             partial: bool) -> Callable:
+    """Device function: a warp's part of y.
+
+    put_rows    device function (acc, first, lane, i): rows 16 i to 16 i + 15 of the warp's sums
+                into shared memory, from `first` on
+    pitch       bytes from one such row to the next
+    partial     y is one plane of split sums: no bias, no residual, no activation
+    """
+    size = vector.STORAGE[stored_as].bytes
+    lanes = 16 // size                              # columns a lane holds
+    warp_n, steps = tile.warp_n, tile.warp_m // 16
+    across = warp_n // lanes                        # lanes along a row
+    down = 32 // across
+    passes = 16 // down
+    at_once = min(passes, 4)                        # rows a lane loads of the residual
+    added_count = at_once * lanes
+    load_bias, load_one_bias = vector.load("float32", lanes), vector.load("float32", 1)
+    load, load_one = vector.load(stored_as, lanes, fill=0.0), vector.load(stored_as, 1)
+    store, store_one = vector.store(stored_as, lanes), vector.store(stored_as, 1)
+    activate = activation(activation_name)
+
+    @cuda.jit(device=True, inline="always")
+    def finish(acc, smem, warp, lane, first_m, first_n, group, bias, residual, has_residual, y,
+               low, high, pixels, out_channels, group_out, padded_out, whole):
+        mine = uint32(smem + warp * uint32(16 * pitch))
+        row = uint32(lane // uint32(across))
+        column = uint32(uint32(lane % uint32(across)) * uint32(lanes))
+        get = uint32(mine + row * uint32(pitch) + (column << uint32(2)))
+        column = uint32(first_n + column)
+        bias += uint64(uint32(group * padded_out)) * uint64(4)
+        # Elements of y before this group's columns; a split has a plane of its own.
+        plane = uint64(group) * uint64(group_out)
+        if partial:
+            plane += uint64(cuda.blockIdx.y) * uint64(pixels) * uint64(out_channels)
+        value = cuda.local.array(lanes, float32)
+        added = cuda.local.array(added_count, float32)
+        biases = cuda.local.array(lanes, float32)
+        if not partial:
+            load_bias(biases, 0, bias + uint64(column) * uint64(4))
+        for step in range(steps):
+            top = uint32(first_m + uint32(step * 16))
+            here = uint64(plane + uint64(uint32(top + row)) * uint64(out_channels)
+                          + uint64(column)) * uint64(size)
+            down_bytes = uint64(out_channels) * uint64(down * size)
+            cuda.syncwarp()
+            put_rows(acc, mine, lane, step)
+            cuda.syncwarp()
+            if whole:
+                for first in range(0, passes, at_once):
+                    if not partial and has_residual:
+                        # Loads together: their latency passes once, not once a row.
+                        for p in range(at_once):
+                            load(added, p * lanes, residual + here + uint64(first + p) * down_bytes,
+                                 uint32(top + row + uint32((first + p) * down)) < pixels
+                                 and column < group_out)
+                    for p in range(at_once):
+                        for j in range(lanes // 4):
+                            v = ld_shared_v4_f32(
+                                uint32(get + uint32((first + p) * down * pitch + j * 16)))
+                            value[j * 4] = v[0]         # constant tuple indices only
+                            value[j * 4 + 1] = v[1]
+                            value[j * 4 + 2] = v[2]
+                            value[j * 4 + 3] = v[3]
+                        if not partial:
+                            for j in range(lanes):
+                                value[j] += biases[j]
+                            if has_residual:
+                                for j in range(lanes):
+                                    value[j] += added[p * lanes + j]
+                            for j in range(lanes):
+                                value[j] = activate(value[j], low, high)
+                        if (uint32(top + row + uint32((first + p) * down)) < pixels
+                                and column < group_out):
+                            store(y + here + uint64(first + p) * down_bytes, value, 0)
+            else:
+                # Rows of y are not aligned to 16 bytes: one element at a time. `keep` hides from
+                # the compiler how often the loop runs, or it would write it out 16 times.
+                e = keep(lane)
+                while e < uint32(16 * warp_n):
+                    r, c = uint32(e // uint32(warp_n)), uint32(e % uint32(warp_n))
+                    value[0] = ld_shared_f32(uint32(mine + r * uint32(pitch) + (c << uint32(2))))
+                    m, c = uint32(top + r), uint32(first_n + c)
+                    if m < pixels and c < group_out:
+                        at = uint64(plane + uint64(m) * uint64(out_channels) + uint64(c))
+                        at = uint64(at * uint64(size))
+                        if not partial:
+                            load_one_bias(biases, 0, bias + uint64(c) * uint64(4))
+                            value[0] += biases[0]
+                            if has_residual:
+                                load_one(added, 0, residual + at)
+                                value[0] += added[0]
+                            value[0] = activate(value[0], low, high)
+                        store_one(y + at, value, 0)
+                    e = uint32(e + uint32(32))
+
+    return finish

@@ -1,0 +1,217 @@
+"""Convolution as an implicit GEMM: the frame that tensor cores and CUDA cores fill in.
+
+    y[pixel, o] = sum over k of patch[pixel, k] * weight[o, k],    k = (kernel row, column, channel)
+
+A block computes a block_m x block_n tile of y, a warp warp_m x warp_n of that. The sum over k is
+walked in slices of `row_bytes`, which pass through shared memory. No patch matrix is ever stored:
+each thread copies the same 16-byte chunk of a few rows of the patch tile straight from the image,
+and all of its rows stand under the same tap at a time. So a copy costs one addition (the row's
+first pixel + the tap's offset) and one test of a bit mask (is this tap outside the image for this
+row? then zeros are copied). The tap advances by additions.
+
+Weights lie in memory tile by tile, in the order in which blocks copy them: a thread's copies of one
+slice are a constant apart, and so are the slices.
+
+Everything is counted in 16-byte chunks: 8 channels of float16 or bfloat16, 4 of float32.
+
+A pointwise convolution or a matrix product is the case of one tap: the loop is the same machine
+code and the tap never advances, so there is no second kernel for it.
+
+conv_mma.py and conv_simt.py say how a slice is copied and multiplied, conv_epilogue.py how the sums
+become y.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .index import DIVISOR, split
+from .ptx import asm_op, cuda, dynamic_smem, float32, uint32, uint64
+
+MOST_TAPS = (15, 16)        # kernel rows and columns that the bit masks hold
+
+# The compiler would rather compute an address anew in every round of the loop than keep a register
+# for it. A value that went through `keep` can only be kept.
+keep = asm_op("keep", "mov.b32 $0, $1;", uint32, [uint32])
+
+
+class Tile(NamedTuple):
+    """Tile sizes in elements; row_bytes is the depth of one slice.
+
+    blocks: whose registers shall fit a multiprocessor. Left to itself ptxas divides them among more
+    than shared memory admits, and spills, or among fewer.
+    """
+    block_m: int
+    block_n: int
+    row_bytes: int
+    stages: int
+    warp_m: int
+    warp_n: int
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        return self.block_m // self.warp_m * (self.block_n // self.warp_n) * 32
+
+    @property
+    def chunks(self) -> int:
+        """Of one row of a slice."""
+        return self.row_bytes // 16
+
+    @property
+    def rows(self) -> int:
+        """Rows that a block copies at a time, one chunk a thread."""
+        return self.threads // self.chunks
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of the slices; the epilogue then takes 16 rows a warp of the same memory."""
+        return max(self.stages * (self.block_m + self.block_n) * self.row_bytes,
+                   self.threads // 32 * 16 * self.warp_n * 4)
+
+
+# x, weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded to block_n]),
+# residual, has_residual, y, low, high, pixels, out_channels, out_channels of a group, padded rows
+# of a group, whole (1: all chunks of y are whole and aligned), chunks of a pixel, height, width,
+# stride (h, w), top, left, dilation (h, w), kernel_h, steps of the tap (next column, next row),
+# slices, slices of one split, then divisors: tiles along n, out_width, out_height, chunks of a
+# pixel in one group, kernel_w.  Grid: tiles, splits, groups.
+SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 19
+             + DIVISOR * 5)
+
+
+def frame(tile: Tile, multiply: Callable, finish: Callable) -> Callable:
+    """The kernel.
+
+    multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count):
+                acc += the products of `count` slices. base and outside are those of `row_setup`,
+                tap and walk those of `next_tap`, weight is the thread's first chunk of the first
+                slice. All threads have read shared memory for the last time when they leave
+    finish      conv_epilogue.py's
+    """
+    block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
+    a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
+    acc_count, warps_n = tile.warp_m * tile.warp_n // 32, block_n // tile.warp_n
+    warp_m, warp_n = tile.warp_m, tile.warp_n
+    first_pixels = row_setup(a_rounds, rows)
+
+    def conv(x, weight, bias, residual, has_residual, y, low, high, pixels, out_channels,
+             group_out, padded_out, whole, pixel_chunks, height, width, stride_h, stride_w, top,
+             left, dilation_h, dilation_w, kernel_h, next_column, next_row, slices, split_slices,
+             n_tiles, n_tiles_m, n_tiles_s, out_w, out_w_m, out_w_s, out_h, out_h_m, out_h_s,
+             group_chunks, group_chunks_m, group_chunks_s, kernel_w, kernel_w_m, kernel_w_s):
+        tid = uint32(cuda.threadIdx.x)
+        group = uint32(cuda.blockIdx.z)
+        # Neighbouring blocks share pixels: the image, not the weights, is what L2 can not hold.
+        tile_m, tile_n = split(uint32(cuda.blockIdx.x), n_tiles, n_tiles_m, n_tiles_s)
+        first_m = uint32(tile_m * uint32(block_m))
+        first_n = uint32(tile_n * uint32(block_n))
+        first_slice = uint32(uint32(cuda.blockIdx.y) * split_slices)
+        count = min(split_slices, uint32(slices - first_slice))
+        smem = dynamic_smem()
+
+        # What this thread copies: chunk `chunk` of rows row, row + rows, ...
+        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
+        base = cuda.local.array(a_rounds, uint32)
+        outside = cuda.local.array(a_rounds, uint32)
+        first_pixels(base, outside, uint32(first_m + row), pixels, pixel_chunks,
+                     uint32(group * group_chunks), height, width, stride_h, stride_w, top, left,
+                     dilation_h, dilation_w, kernel_h, kernel_w, out_w, out_w_m, out_w_s, out_h,
+                     out_h_m, out_h_s)
+        tap = first_tap(uint32(first_slice * uint32(chunks) + chunk), width, pixel_chunks,
+                        dilation_h, dilation_w, kernel_h, group_chunks, group_chunks_m,
+                        group_chunks_s, kernel_w, kernel_w_m, kernel_w_s)
+        walk = (group_chunks, next_column, next_row, uint32(uint32(1) << kernel_h),
+                uint32(uint32(1 << 16) << kernel_w))
+        weight += (uint64(uint32(uint32(group * n_tiles + tile_n) * slices + first_slice))
+                   * uint64(b_bytes) + uint64(uint32(tid * uint32(16))))
+
+        acc = cuda.local.array(acc_count, float32)
+        for i in range(acc_count):
+            acc[i] = float32(0)
+        multiply(acc, smem, tid, x, base, outside, tap, walk, weight, count)
+
+        warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
+        warp_row = uint32(uint32(warp // uint32(warps_n)) * uint32(warp_m))
+        warp_col = uint32(uint32(warp % uint32(warps_n)) * uint32(warp_n))
+        finish(acc, smem, warp, lane, uint32(first_m + warp_row), uint32(first_n + warp_col),
+               group, bias, residual, has_residual, y, low, high, pixels, out_channels,
+               group_out, padded_out, whole)
+
+    return conv
+
+
+@cuda.jit(device=True, inline="always")
+def first_tap(k, width, pixel_chunks, dilation_h, dilation_w, kernel_h, group_chunks,
+              group_chunks_m, group_chunks_s, kernel_w, kernel_w_m, kernel_w_s):
+    """Where chunk k of the sum lies: (its channel chunk, its distance from the row's first pixel
+    in chunks, the bits of its kernel row and column as `row_setup` numbers them)."""
+    tap, c = split(k, group_chunks, group_chunks_m, group_chunks_s)
+    tap_h, tap_w = split(tap, kernel_w, kernel_w_m, kernel_w_s)
+    offset = uint32((tap_h * dilation_h * width + tap_w * dilation_w) * pixel_chunks + c)
+    return (c, offset, uint32(uint32(1) << min(tap_h, kernel_h)),
+            uint32(uint32(1 << 16) << tap_w))
+
+
+def next_tap(chunks: int) -> Callable:
+    """Device function (tap, walk) -> the tap one slice further: usually in the same pixel, else
+    over to the next ones. After the last row its key stays the last one, which is outside of every
+    image: zeros."""
+    @cuda.jit(device=True, inline="always")
+    def advance(tap, walk):
+        c, offset, key_h, key_w = tap
+        group_chunks, next_column, next_row, end_h, end_w = walk
+        c = uint32(c + uint32(chunks))
+        offset = uint32(offset + uint32(chunks))
+        while c >= group_chunks:
+            c = uint32(c - group_chunks)
+            offset = uint32(offset + next_column)
+            key_w = uint32(key_w << uint32(1))
+            if key_w == end_w:
+                key_w = uint32(1 << 16)
+                offset = uint32(offset + next_row)
+                key_h = min(uint32(key_h << uint32(1)), end_h)
+        return c, offset, key_h, key_w
+
+    return advance
+
+
+def row_setup(a_rounds: int, rows: int) -> Callable:
+    """Device function: where the rows that a thread copies begin, and which taps miss the image.
+
+    base[i]     chunk index of the first tap's pixel; wraps below 0 in the padding
+    outside[i]  bit kh: kernel row kh is outside; bit 16 + kw: kernel column kw is. Bits of taps
+                that do not exist are set, too, and all bits of rows beyond the last pixel
+    """
+    @cuda.jit(device=True, inline="always")
+    def first_pixels(base, outside, first, pixels, pixel_chunks, group_chunk, height, width,
+                     stride_h, stride_w, top, left, dilation_h, dilation_w, kernel_h, kernel_w,
+                     out_w, out_w_m, out_w_s, out_h, out_h_m, out_h_s):
+        h = cuda.local.array(a_rounds, uint32)
+        w = cuda.local.array(a_rounds, uint32)
+        for i in range(a_rounds):
+            pixel = uint32(first + uint32(i * rows))
+            line, column = split(pixel, out_w, out_w_m, out_w_s)
+            image, line = split(line, out_h, out_h_m, out_h_s)
+            # A row beyond the last pixel starts so far down that no tap of it is inside.
+            h[i] = uint32(line * stride_h - top) if pixel < pixels else uint32(1 << 31)
+            w[i] = uint32(column * stride_w - left)
+            base[i] = keep(uint32(((image * height + h[i]) * width + w[i]) * pixel_chunks
+                                  + group_chunk))
+            outside[i] = uint32(0xFFFFFFFF)
+        bit = uint32(1)
+        for _ in range(kernel_h):
+            for i in range(a_rounds):
+                if h[i] < height:
+                    outside[i] = uint32(outside[i] & ~bit)
+                h[i] = uint32(h[i] + dilation_h)
+            bit = uint32(bit << uint32(1))
+        bit = uint32(1 << 16)
+        for _ in range(kernel_w):
+            for i in range(a_rounds):
+                if w[i] < width:
+                    outside[i] = uint32(outside[i] & ~bit)
+                w[i] = uint32(w[i] + dilation_w)
+            bit = uint32(bit << uint32(1))
+
+    return first_pixels
