@@ -5,6 +5,8 @@ from emulator_checks import compute, elementwise, integers, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.emulator import UnknownInstruction
+
 BITS = (16, 32, 64)
 
 
@@ -145,6 +147,20 @@ def test_counting_and_reversing_bits(bits):
 
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("sign", ["u", "s"])
+def test_the_most_significant_bit_that_is_no_sign(sign, bits):
+    """All ones if there is none."""
+    def reference(x):
+        if sign == "s" and x >> (bits - 1):
+            x ^= 2 ** bits - 1
+        return x.bit_length() - 1
+
+    a = integers(bits, seed=1)
+    np.testing.assert_array_equal(compute(f"bfind.{sign}{bits} d, a;", np.uint32, a=a),
+                                  elementwise(reference, np.uint32, a))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("sign", ["u", "s"])
 def test_bit_field_extract(sign, bits):
     a = integers(bits, seed=1)
     rng = np.random.default_rng(2)
@@ -204,6 +220,39 @@ def test_byte_permutation():
 
     np.testing.assert_array_equal(compute("prmt.b32 d, a, b, c;", np.uint32, a=a, b=b, c=c),
                                   elementwise(reference, np.uint32, a, b, c))
+
+
+@pytest.mark.parametrize("mode", ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"])
+def test_a_mode_of_the_byte_permutation_is_right_or_refused(mode):
+    """The six special modes of prmt, as the table of the ISA lists their bytes, first one high."""
+    table = {"f4e": ["3210", "4321", "5432", "6543"], "b4e": ["5670", "6701", "7012", "0123"],
+             "rc8": ["0000", "1111", "2222", "3333"], "ecl": ["3210", "3211", "3222", "3333"],
+             "ecr": ["0000", "1110", "2210", "3210"], "rc16": ["1010", "3232", "1010", "3232"]}
+    a, b, c = (integers(32, seed=seed) for seed in (1, 2, 3))
+
+    def reference(x, y, selector):
+        source = (x | y << 32).to_bytes(8, "little")
+        return int.from_bytes(bytes(source[int(i)] for i in table[mode][selector % 4]), "big")
+
+    try:
+        found = compute(f"prmt.b32.{mode} d, a, b, c;", np.uint32, a=a, b=b, c=c)
+    except UnknownInstruction:
+        return
+    np.testing.assert_array_equal(found, elementwise(reference, np.uint32, a, b, c))
+
+
+@pytest.mark.parametrize("left", ["u", "s"])
+@pytest.mark.parametrize("right", ["u", "s"])
+def test_the_scalar_product_of_four_bytes(left, right):
+    a, b, c = (integers(32, seed=seed) for seed in (1, 2, 3))
+
+    def values(x, sign):
+        return [signed(v, 8) if sign == "s" else v for v in x.to_bytes(4, "little")]
+
+    np.testing.assert_array_equal(
+        compute(f"dp4a.{left}32.{right}32 d, a, b, c;", np.uint32, a=a, b=b, c=c),
+        elementwise(lambda x, y, z: z + sum(v * w for v, w in zip(
+            values(x, left), values(y, right), strict=True)), np.uint32, a, b, c))
 
 
 def test_registers_are_packed_least_significant_first():
@@ -266,6 +315,12 @@ def test_predicates_have_logic_of_their_own():
         found = compute(f"setp.gt.u32 p, a, 0x80000000;\nsetp.gt.u32 q, b, 0x80000000;\n{name}\n"
                         "selp.u32 d, 1, 0, p;", np.uint32, a=a, b=b)
         np.testing.assert_array_equal(found, expected, name)
+
+
+def test_selection_by_sign():
+    a, b, c = (integers(32, seed=seed) for seed in (1, 2, 3))
+    np.testing.assert_array_equal(compute("slct.u32.s32 d, a, b, c;", np.uint32, a=a, b=b, c=c),
+                                  np.where(c.view(np.int32) >= 0, a, b))
 
 
 def test_an_instruction_under_a_predicate_leaves_other_threads_alone():

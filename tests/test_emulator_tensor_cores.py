@@ -37,6 +37,32 @@ def test_a_matrix_is_spread_over_the_lanes(count, transposed):
             np.testing.assert_array_equal(y[:, :, lane, column], expected)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_matrix_is_collected_from_the_lanes(count, transposed):
+    """The way back: what ldmatrix has loaded, stmatrix puts where it was."""
+    matrices = np.random.default_rng(1).standard_normal((count, 8, 8)).astype(np.float16)
+    fragments = np.zeros((32, count, 2), np.float16)
+    for lane in range(32):
+        for column in range(2):
+            index = (lane // 4, 2 * (lane % 4) + column)
+            fragments[lane, :, column] = matrices[:, *(index[::-1] if transposed else index)]
+    y = np.zeros_like(matrices)
+    registers = [f"%r{10 + i}" for i in range(count)]
+    launch(f"""
+        mad.wide.u32 %d1, tid, {4 * count}, x;
+        {"".join(f"ld.global.u32 {r}, [%d1+{4 * i}];" for i, r in enumerate(registers))}
+        mad.lo.u32 %r1, tid, 16, shared;
+        stmatrix.sync.aligned.m8n8.x{count}{".trans" if transposed else ""}.shared.b16 [%r1],
+            {{{", ".join(registers)}}};
+        bar.sync 0;
+        setp.lt.u32 p, tid, {8 * count};
+        mad.wide.u32 %d2, tid, 16, y;
+        @p ld.shared.v4.u32 {{%r2, %r3, %r4, %r5}}, [%r1];
+        @p st.global.v4.u32 [%d2], {{%r2, %r3, %r4, %r5}};""", shared_bytes=512, x=fragments, y=y)
+    np.testing.assert_array_equal(y, matrices)
+
+
 # ---------------------------------------------------------------------------------------- mma.sync
 
 def encode(kind, values):

@@ -79,6 +79,20 @@ def test_warp_reductions(name, function):
         np.repeat(function.reduce(x.reshape(3, 32), axis=1, dtype=x.dtype), 32))
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_lanes_of_equal_value_find_each_other(bits):
+    x = np.concatenate([X[:32] % 5, np.full(32, 9), LANES % 2]).astype(np.uint32)
+    equal = x.reshape(3, 32)[:, :, None] == x.reshape(3, 32)[:, None, :]
+    masks = (equal << LANES.astype(np.uint64)).sum(2).astype(np.uint32)
+    value = {32: "%r1", 64: "%d3"}[bits]
+    body = "cvt.u64.u32 %d3, %r1;\nshl.b64 %d3, %d3, 32;\n"
+    np.testing.assert_array_equal(
+        through(body + f"match.any.sync.b{bits} %r2, {value}, -1;", x=x), masks.ravel())
+    everybody = through(body + f"match.all.sync.b{bits} %r2|p, {value}, -1;\n@!p xor.b32 %r2, %r2, "
+                        "7;", x=x)
+    np.testing.assert_array_equal(everybody, np.repeat([7, 2 ** 32 - 1, 7], 32))
+
+
 def test_one_lane_is_elected():
     chosen = through("elect.sync %r3|p, 0xffffffff;\nselp.u32 %r2, 1, 0, p;").reshape(3, 32)
     assert (chosen.sum(1) == 1).all()
@@ -149,6 +163,20 @@ EXCHANGE = """
 def test_a_barrier_makes_the_stores_of_all_warps_visible(barrier, schedule):
     y = through(EXCHANGE.format(barrier=barrier), shared_bytes=384, schedule=schedule)
     np.testing.assert_array_equal(y, X[::-1])
+
+
+@every_schedule
+@pytest.mark.parametrize("name", ["popc.u32", "and.pred", "or.pred"])
+def test_a_barrier_can_count_and_vote(name, schedule):
+    for odd in (X % 2 == 1, X >= 0, X < 0):
+        result = "%r2" if name == "popc.u32" else "q"
+        y = through(f"""
+            setp.ne.u32 p, %r1, 0;
+            barrier.cta.red.{name.replace(".", ".aligned.")} {result}, 0, p;
+            {"" if result == "%r2" else "selp.u32 %r2, 1, 0, q;"}""", x=odd.astype(np.uint32),
+                    schedule=schedule)
+        expected = {"popc.u32": odd.sum(), "and.pred": odd.all(), "or.pred": odd.any()}[name]
+        assert (y == expected).all()
 
 
 @every_schedule
@@ -246,6 +274,24 @@ def test_a_loop_runs_as_often_as_each_thread_needs(schedule):
 
     count = np.array([steps(n) for n in range(1, 97)])
     np.testing.assert_array_equal(y, count + np.repeat(count[26::32], 32))
+
+
+def test_a_branch_by_table():
+    y = through("""
+        and.b32 %r3, %r1, 3;
+        TABLE: .branchtargets ZERO, ONE, TWO, ONE;
+        brx.idx %r3, TABLE;
+        ZERO:
+        mov.u32 %r2, 10;
+        bra END;
+        ONE:
+        mov.u32 %r2, 11;
+        bra END;
+        TWO:
+        mov.u32 %r2, 12;
+        END:
+        vote.sync.ballot.b32 %r4, p, -1;""")
+    np.testing.assert_array_equal(y, np.array([10, 11, 12, 11])[X % 4])
 
 
 def test_both_sides_of_a_branch_run_with_their_own_registers():
