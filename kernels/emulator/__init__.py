@@ -7,8 +7,8 @@
 It answers whether a kernel is right, its synchronisation included; it says nothing about speed.
 """
 
-from .emulator import Emulator, Stats
 from .empty import Empty
+from .emulator import Emulator, Stats
 from .errors import (
     AsyncNotWaited,
     Deadlock,
@@ -27,9 +27,9 @@ __all__ = [
     "AsyncNotWaited",
     "Deadlock",
     "Divergence",
+    "Empty",
     "Emulator",
     "EmulatorError",
-    "Empty",
     "Misaligned",
     "OutOfBounds",
     "ParseError",

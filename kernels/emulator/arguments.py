@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .empty import Empty
+from .empty import Empty, unwrap
 from .errors import ParseError
 from .memory import GLOBAL_BASE
 from .ptxtypes import U8, Array
@@ -58,8 +58,10 @@ class GlobalMemory:
         """Place all array arguments; overlapping ones become one buffer."""
         found: list[tuple[int, Array, str, Empty | None]] = []
         for number, argument in enumerate(arguments):
+            if isinstance(argument, TensorMap):
+                argument = argument.source
             empty = argument if isinstance(argument, Empty) else None
-            array = argument.array if isinstance(argument, Empty | TensorMap) else argument
+            array = unwrap(argument)
             if not isinstance(array, np.ndarray):
                 continue
             if not array.flags.c_contiguous:

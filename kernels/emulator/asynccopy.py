@@ -6,6 +6,7 @@ wait_group, or an mbarrier that it arrives on, says that it must have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from .errors import EmulatorError, Misaligned
 from .geometry import Selection
-from .instruction import Immediate, Instruction, Operand, Register
+from .instruction import Immediate, Instruction, Negated, Operand, Register
 from .operation import NotCovered, Operation, opcode
 from .ptxtypes import U8, Array
 from .shared import CP_ASYNC
@@ -129,7 +130,7 @@ def _copy(machine: Machine, instruction: Instruction) -> Operation:
         threads, addresses = geometry.select(at), source(at)
         offset = memory.locate(memory.shared_space, destination(at), size, at, store=True)
         data = np.zeros((threads.size, size), U8)  # what is not read is zero
-        read = np.full(threads.size, size) if wanted is None else wanted[threads].astype(np.int64)
+        read = np.full(threads.size, size) if wanted is None else wanted(threads)
         if (read > size).any():
             i = int(np.argmax(read > size))
             what = f"asks cp.async to read {read[i]} bytes for {size}"
@@ -143,11 +144,14 @@ def _copy(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(run)
 
 
-def _source_bytes(machine: Machine, operand: Operand, size: int) -> Array:
-    """Bytes to read, for every thread: src-size, or none where the ignore-src predicate holds."""
-    if isinstance(operand, Register) and operand.width == 1:
-        return np.where(machine.registers.spread(operand, "pred"), 0, size)
-    return machine.registers.spread(operand, "u32")
+def _source_bytes(machine: Machine, operand: Operand, size: int) -> Callable[[Array], Array]:
+    """Bytes that threads read: src-size, or none where the ignore-src predicate holds."""
+    inner = operand.operand if isinstance(operand, Negated) else operand
+    if isinstance(inner, Register) and inner.width == 1:
+        ignore, negated = machine.registers.predicate(operand)
+        return lambda threads: np.where(ignore[threads] ^ negated, 0, size)
+    count = machine.registers.spread(operand, "u32")
+    return lambda threads: count[threads].astype(np.int64)
 
 
 def _check_aligned(machine: Machine, addresses: Array, size: int, threads: Array) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .floating import round_toward
 from .geometry import Selection
 from .instruction import Instruction
 from .operation import NotCovered, Operation, elementwise, opcode
 from .ptxtypes import U32, bf16_to_f32, dtype_of, f32_to_bf16, is_float, is_type
+from .rounding import toward
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -55,7 +55,7 @@ def conversion(to: str, source: str, options: tuple[str, ...]) -> Callable[[Any]
     if is_float(to):
         convert = _to_float(to, source, options)
     elif is_float(source):
-        convert = _float_to_integer(dtype_of(to), options)
+        convert = _float_to_integer(source, dtype_of(to), options)
     else:
         convert = _integer_to_integer(dtype_of(to), "sat" in options)
     if source.startswith("bf16"):
@@ -63,16 +63,26 @@ def conversion(to: str, source: str, options: tuple[str, ...]) -> Callable[[Any]
     return convert
 
 
-def _float_to_integer(dtype: np.dtype[Any], options: tuple[str, ...]) -> Callable[[Any], Any]:
-    """Out-of-range values saturate and NaN becomes 0, with or without .sat."""
+def _float_to_integer(
+    source: str, dtype: np.dtype[Any], options: tuple[str, ...]
+) -> Callable[[Any], Any]:
+    """Values out of range saturate, with or without .sat.
+
+    NaN becomes 0, or the top bit alone if the source is f64 or the destination has 64 bits.
+    """
     limits = np.iinfo(dtype)
+    nan = 0
+    if source == "f64" or dtype.itemsize == 8:
+        nan = limits.min if dtype.kind == "i" else 1 << (8 * dtype.itemsize - 1)
     rounding = next((TO_INTEGER[o] for o in options if o in TO_INTEGER), np.trunc)
 
     def convert(x: Any) -> Any:
-        whole = np.nan_to_num(rounding(x.astype(np.float64)), nan=0.0)
+        whole = rounding(x.astype(np.float64))
         over, under = whole >= float(limits.max), whole <= float(limits.min)
-        inside = np.where(over | under, 0.0, whole).astype(dtype)
-        return np.where(over, limits.max, np.where(under, limits.min, inside)).astype(dtype)
+        inside = np.where(over | under | np.isnan(whole), 0.0, whole).astype(dtype)
+        result = np.where(over, dtype.type(limits.max), inside)
+        result = np.where(under, dtype.type(limits.min), result)
+        return np.where(np.isnan(whole), dtype.type(nan), result)
 
     return convert
 
@@ -91,7 +101,7 @@ def _integer_to_integer(dtype: np.dtype[Any], saturate: bool) -> Callable[[Any],
 def _to_float(to: str, source: str, options: tuple[str, ...]) -> Callable[[Any], Any]:
     direction = next((o for o in options if o in DIRECTED), None)
     to_integer = next((TO_INTEGER[o] for o in options if o in TO_INTEGER), None)
-    narrow = _narrowing(to, source, direction, "satfinite" in options)
+    narrow = _narrowing(to, source, direction, options)
 
     def convert(x: Any) -> Any:
         if to_integer and is_float(source):
@@ -105,9 +115,11 @@ def _to_float(to: str, source: str, options: tuple[str, ...]) -> Callable[[Any],
     return convert
 
 
-def _narrowing(to: str, source: str, direction: str | None, finite: bool) -> Callable[[Any], Any]:
+def _narrowing(
+    to: str, source: str, direction: str | None, options: tuple[str, ...]
+) -> Callable[[Any], Any]:
     """The rounding to the destination type."""
-    if finite:
+    if "satfinite" in options:
         raise NotCovered("is cvt with .satfinite, which the emulator does not know")
     if to.startswith("bf16"):
         if direction not in (None, "rz"):
@@ -115,20 +127,28 @@ def _narrowing(to: str, source: str, direction: str | None, finite: bool) -> Cal
         truncate = direction == "rz"
         return lambda x: f32_to_bf16(x.astype(np.float32), truncate)
     if to == "tf32":
-        return _to_tf32(direction)
+        return _to_tf32("rn" if "rn" in options else direction)
     dtype: Any = dtype_of(to).type
     if direction is None:
         return lambda x: x.astype(dtype)
     if is_float(source):
-        return lambda x: round_toward(direction, x, dtype)
+        return lambda x: toward(direction, x, dtype)
     if source in ("s64", "u64") or to != "f32":
         raise NotCovered(f"rounds .{source} to .{to} by .{direction}")
-    return lambda x: round_toward(direction, x.astype(np.float64), dtype)
+    return lambda x: toward(direction, x.astype(np.float64), dtype)
 
 
 def _to_tf32(direction: str | None) -> Callable[[Any], Any]:
-    """rna: to nearest, ties away from zero (.rn differs in ties only). 13 bits fall away."""
-    if direction not in (None, "rz"):
+    """The last 13 bits fall away: by .rna (ties away from zero), .rn (ties to even) or .rz."""
+    if direction not in (None, "rn", "rz"):
         raise NotCovered(f"rounds to tf32 by .{direction}, which the emulator does not know")
-    half = U32(0 if direction == "rz" else 0x1000)
-    return lambda x: ((x.view(U32) + half) & U32(0xFFFFE000)).view(np.float32)
+
+    def convert(x: Any) -> Any:
+        pattern = x.view(U32)
+        if direction is None:
+            pattern = pattern + U32(0x1000)
+        elif direction == "rn":
+            pattern = pattern + U32(0xFFF) + ((pattern >> U32(13)) & U32(1))
+        return np.where(np.isnan(x), x, (pattern & U32(0xFFFFE000)).view(np.float32))
+
+    return convert

@@ -75,6 +75,8 @@ class Emulator:
         shared_bytes: size of the dynamic shared memory.
         Raises a subclass of EmulatorError.
         """
+        if shared_bytes < 0:
+            raise ParseError(f"shared_bytes cannot be negative: {shared_bytes}.")
         module = parse(ptx_text)
         if entry not in module.kernels:
             names = ", ".join(module.kernels) or "none"

@@ -1,8 +1,7 @@
 """Floating-point operations on NumPy arrays (PTX ISA 9.7.3 to 9.7.5).
 
-Where this differs from the hardware: .approx functions are exact to rounding; .ftz is ignored
-(subnormals are kept); fma of f32 is rounded twice, first to float64 (a tie that only the lost bits
-would break can go the other way); fma of f64 is not fused.
+Where this differs from the hardware: .approx functions are exact to rounding, and .ftz is ignored
+(subnormals are kept).
 """
 
 from __future__ import annotations
@@ -14,13 +13,26 @@ import numpy as np
 
 from .operation import NotCovered
 from .ptxtypes import bf16_to_f32, f32_to_bf16
+from .rounding import fused, odd_float32, odd_fused, odd_sum, toward
+
+Function = Callable[..., Any]
 
 
-def fused(a: Any, b: Any, c: Any) -> Any:
-    """a * b + c: the product of two f32 is exact in float64."""
-    if a.dtype.itemsize < 8:
-        return (np.multiply(a, b, dtype=np.float64) + c).astype(a.dtype)
-    return a * b + c
+def maximum(a: Any, b: Any) -> Any:
+    """Of a number and NaN the number. +0 is more than -0 (and their sum), which NumPy leaves open."""
+    return np.where((a == 0) & (b == 0), a + b, np.fmax(a, b))
+
+
+def minimum(a: Any, b: Any) -> Any:
+    return -maximum(-a, -b)
+
+
+def maximum_or_nan(a: Any, b: Any) -> Any:
+    return np.where((a == 0) & (b == 0), a + b, np.maximum(a, b))
+
+
+def minimum_or_nan(a: Any, b: Any) -> Any:
+    return -maximum_or_nan(-a, -b)
 
 
 def reciprocal(a: Any) -> Any:
@@ -36,7 +48,7 @@ def copy_sign(a: Any, b: Any) -> Any:
     return np.copysign(b, a)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Function] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -45,8 +57,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "div": np.divide,
     "neg": np.negative,
     "abs": np.absolute,
-    "min": np.fmin,  # a NaN operand gives the other one
-    "max": np.fmax,
+    "min": minimum,
+    "max": maximum,
     "rcp": reciprocal,
     "sqrt": np.sqrt,
     "rsqrt": reciprocal_root,
@@ -57,57 +69,62 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tanh": np.tanh,
     "copysign": copy_sign,
 }
-_KEEPING_NAN = {"min": np.minimum, "max": np.maximum}
+_KEEPING_NAN: dict[str, Function] = {"min": minimum_or_nan, "max": maximum_or_nan}
+# In float64, of float32 operands: exact, or as good for any rounding that follows.
+_IN_FLOAT64: dict[str, Function] = {
+    "add": odd_sum,
+    "sub": lambda a, b: odd_sum(a, -b),
+    "mul": np.multiply,
+    "fma": odd_fused,
+    "mad": odd_fused,
+    "div": np.divide,
+    "rcp": reciprocal,
+    "sqrt": np.sqrt,
+}
 _IGNORED = {"rn", "approx", "full", "ftz"}
+_DIRECTIONS = {"rz", "rm", "rp"}
 
 
-def round_toward(mode: str, exact: Any, dtype: Any) -> Any:
-    """Round wider values to the dtype by rz (zero), rm (down) or rp (up)."""
-    nearest = exact.astype(dtype)
-    limit = {"rz": 0, "rm": -np.inf, "rp": np.inf}[mode]
-    if mode == "rz":
-        beyond = np.abs(nearest.astype(exact.dtype)) > np.abs(exact)
-    elif mode == "rm":
-        beyond = nearest > exact
-    else:
-        beyond = nearest < exact
-    return np.where(beyond, np.nextafter(nearest, dtype(limit)), nearest)
-
-
-def function(opcode: str, modifiers: tuple[str, ...]) -> Callable[..., Any]:
+def function(opcode: str, modifiers: tuple[str, ...]) -> Function:
     """The function of an instruction: `ex2`, ("approx", "ftz", "f32")."""
     options, kind = set(modifiers[:-1]) - _IGNORED, modifiers[-1]
+    unknown = options - {"NaN", "sat", "relu", *_DIRECTIONS}
+    if unknown:
+        raise NotCovered(f"has the modifier .{min(unknown)}, which the emulator does not know")
     f = FUNCTIONS[opcode]
     if "NaN" in options:
         f = _KEEPING_NAN[opcode]
-    for mode in options & {"rz", "rm", "rp"}:
-        if kind != "f32":
+    if kind.startswith("bf16") and f is fused:
+        f = _fused_to_bf16  # the other functions of 8-bit numbers survive two roundings
+    for mode in options & _DIRECTIONS:
+        if kind != "f32" or opcode not in _IN_FLOAT64:
             raise NotCovered(f"rounds .{kind} by .{mode}, which the emulator does not know")
-        f = _directed(f, mode)
+        f = _directed(_IN_FLOAT64[opcode], mode)
     if "sat" in options:
         f = _saturated(f)
     if "relu" in options:
         f = _rectified(f)
-    unknown = options - {"NaN", "rz", "rm", "rp", "sat", "relu"}
-    if unknown:
-        raise NotCovered(f"has the modifier .{min(unknown)}, which the emulator does not know")
     return _in_bf16(f) if kind.startswith("bf16") else f
 
 
-def _directed(f: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """Compute in float64, then round in the direction."""
-    return lambda *x: round_toward(mode, f(*[v.astype(np.float64) for v in x]), np.float32)
+def _fused_to_bf16(a: Any, b: Any, c: Any) -> Any:
+    """float32 rounded to odd, for the rounding to bf16."""
+    return odd_float32(odd_fused(a, b, c))
 
 
-def _saturated(f: Callable[..., Any]) -> Callable[..., Any]:
+def _directed(f: Function, mode: str) -> Function:
+    return lambda *x: toward(mode, f(*[v.astype(np.float64) for v in x]), np.float32)
+
+
+def _saturated(f: Function) -> Function:
     """.sat: [0, 1], and NaN becomes 0."""
     return lambda *x: np.clip(np.nan_to_num(f(*x), nan=0.0), 0, 1)
 
 
-def _rectified(f: Callable[..., Any]) -> Callable[..., Any]:
+def _rectified(f: Function) -> Function:
     """.relu: negative results become 0; a NaN stays one."""
     return lambda *x: np.maximum(f(*x), 0)
 
 
-def _in_bf16(f: Callable[..., Any]) -> Callable[..., Any]:
+def _in_bf16(f: Function) -> Function:
     return lambda *x: f32_to_bf16(f(*[bf16_to_f32(v) for v in x]))

@@ -14,7 +14,7 @@ from .errors import ParseError
 from .geometry import Geometry
 from .instruction import Kernel, Variable
 from .memory import SHARED_BASE
-from .ptxtypes import UINT, dtype_of
+from .ptxtypes import dtype_of
 from .space import Space
 from .tensormap import TensorMap
 
@@ -151,10 +151,12 @@ def _parameter_bytes(kernel: Kernel, variable: Variable, value: Any, memory: Glo
         whole = int(value)
     except (TypeError, ValueError):
         whole = None
-    if whole is None or whole != value or variable.size not in UINT:
+    limit = 1 << 8 * variable.size
+    if whole is None or whole != value or not -limit // 2 <= whole < limit:
         raise ParseError(
             f"Kernel {kernel.name!r}, parameter {variable.name} (.{variable.type}): {value!r} is "
-            "no value for it; pass an int, a float, an array, Empty(array) or a TensorMap.",
+            "no value for it; pass an int in its range, a float, an array, Empty(array) or a "
+            "TensorMap.",
             kernel=kernel.name,
         )
-    return np.array(whole % (1 << 8 * variable.size), UINT[variable.size]).tobytes()
+    return (whole % limit).to_bytes(variable.size, "little")

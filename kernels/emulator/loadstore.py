@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 
-def _items(operand: Operand) -> tuple[Operand, ...]:
-    return operand.items if isinstance(operand, Vector) else (operand,)
+def _items(instruction: Instruction, operand: Operand) -> tuple[Operand, ...]:
+    """The registers of a load or store: one, or a vector as long as .v2, .v4 or .v8 says."""
+    items = operand.items if isinstance(operand, Vector) else (operand,)
+    if len(items) != instruction.vector_length():
+        raise NotCovered(f"moves {len(items)} registers, which its modifiers do not say")
+    return items
 
 
 @opcode("ld", "ldu")
@@ -27,7 +31,9 @@ def ld(machine: Machine, instruction: Instruction) -> Operation:
     kind, length = instruction.type, instruction.vector_length()
     element, dtype = bits(kind) // 8, dtype_of(kind)
     registers, memory = machine.registers, machine.memory
-    destinations = [registers.destination(o, kind) for o in _items(instruction.operands[0])]
+    destinations = [
+        registers.destination(o, kind) for o in _items(instruction, instruction.operands[0])
+    ]
     source = instruction.operands[1]
     parameter = any(m.startswith("param") for m in instruction.modifiers)
     if parameter and isinstance(source, Address) and isinstance(source.base, Symbol):
@@ -70,7 +76,9 @@ def st(machine: Machine, instruction: Instruction) -> Operation:
     if any(m.startswith("param") for m in instruction.modifiers):
         raise NotCovered("passes a parameter to a function, which the emulator does not know")
     raw = f"u{8 * element}"
-    sources = [machine.registers.value(o, raw) for o in _items(instruction.operands[1])]
+    sources = [
+        machine.registers.value(o, raw) for o in _items(instruction, instruction.operands[1])
+    ]
 
     def store(space: Space, address: Array, at: Selection) -> None:
         offset = memory.write(space, address, element * length, at)

@@ -175,7 +175,9 @@ def _wait(
         done = np.zeros(threads.size, bool)
         for same in np.unique(key):
             these = np.flatnonzero(key == same)
-            target = machine.mbarriers.find(int(threads[these[0]]), int(where[these[0]]))
+            _, first = np.unique(threads[these] >> 5, return_index=True)
+            for i in these[first]:  # every warp must know that it was initialised
+                target = machine.mbarriers.find(int(threads[i]), int(where[i]))
             wanted = awaited[threads[these]]
             done[these] = (target.phase & 1) != wanted if parity else target.phase > wanted
             if machine.race and done[these].any():

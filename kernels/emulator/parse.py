@@ -47,6 +47,11 @@ _STATEMENT = re.compile(
 )
 _INSTRUCTION = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([\w.:]+)\s*(.*)", re.S)
 _COMMAS = re.compile(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,\[{])+")
+_NAME = re.compile(r"[%\w$.:]+")
+_SPECIAL = re.compile(  # PTX ISA 10
+    r"%(n?(tid|ctaid|clusterid|warpid|smid)|gridid|is_explicit_cluster|laneid|lanemask|clock|pm\d"
+    r"|envreg|globaltimer|cluster_|reserved_|total_|aggr_|dynamic_|current_)[\w.]*"
+)
 _BASE_OFFSET = re.compile(r"([%\w$.]+)(?:\s*\+\s*(-?\w+))?")
 
 
@@ -225,13 +230,16 @@ class _Body:
         if parts is None:
             raise self.error(f"has a statement that cannot be read: {text[:80]!r}")
         opcode, *modifiers = parts[3].split(".")
+        if text.count("[") != text.count("]") or text.count("{") != text.count("}"):
+            raise self.error(f"has a bracket without its other half: {text[:80]!r}")
+        arguments = "" if opcode == "call" else parts[4]  # not executed, and with its own syntax
         predicate = None
         try:
-            operands = tuple(self.operand(p) for p in _split(parts[4]))
+            operands = tuple(self.operand(p) for p in _split(arguments))
             if parts[2]:
                 predicate = self.operand(parts[2])
-        except (ValueError, TypeError, AttributeError):
-            raise self.error(f"has operands that cannot be read: {text[:80]!r}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self.error(f"has operands that cannot be read: {text[:80]!r} ({error})") from None
         if predicate is not None and not isinstance(predicate, Register):
             raise self.error(f"has a predicate that is not declared: {text[:80]!r}")
         instruction = Instruction(
@@ -267,7 +275,12 @@ class _Body:
             return Pair(self.operand(first), self.operand(second))
         if re.match(r"-?[\d.]", text):
             return Immediate(_number(text))
-        return self.register(text) or (Special(text) if text[0] == "%" else Symbol(text))
+        if not _NAME.fullmatch(text):
+            raise ValueError(text)
+        register = self.register(text)
+        if register is None and text[0] == "%" and not _SPECIAL.fullmatch(text):
+            raise ValueError(f"{text} is not declared")
+        return register or (Special(text) if text[0] == "%" else Symbol(text))
 
     def register(self, name: str) -> Register | None:
         stem = name.rstrip("0123456789")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .empty import Empty, unwrap
 from .ptxtypes import Array
 
 
@@ -21,7 +22,7 @@ class Im2col:
 
 
 class TensorMap:
-    """A CUtensorMap over a C-contiguous array, to be passed as a kernel argument.
+    """A CUtensorMap over a C-contiguous array (or Empty), to be passed as a kernel argument.
 
     box: extents, innermost dimension first, as the driver takes them (tiled mode).
     swizzle: 0, 32, 64 or 128 bytes.
@@ -32,19 +33,20 @@ class TensorMap:
 
     def __init__(
         self,
-        array: Array,
+        source: Array | Empty,
         box: Sequence[int] | None = None,
         swizzle: int = 128,
         strides: Sequence[int] | None = None,
         im2col: tuple[Sequence[int], Sequence[int], int, int] | None = None,
     ) -> None:
+        array = unwrap(source)
         if (box is None) == (im2col is None):
             raise ValueError("A TensorMap takes either box or im2col.")
         if swizzle not in (0, 32, 64, 128):
             raise ValueError(f"The swizzle of a TensorMap is 0, 32, 64 or 128, not {swizzle}.")
         if box is not None and len(box) != array.ndim:
             raise ValueError(f"The box {tuple(box)} does not have {array.ndim} dimensions.")
-        self.array, self.swizzle = array, swizzle
+        self.source, self.array, self.swizzle = source, array, swizzle
         self.extents = array.shape[::-1]
         self.strides = tuple(strides or (1,) * array.ndim)
         self.box = tuple(box or ())
