@@ -59,7 +59,8 @@ Examples:
                    "torchvision's networks) or a JSON object (fields of cnn.Preprocess).")
 @click.option("--labels", metavar="FILE", default=None,
               help="Names of the classes: a text file with one a line, or imagenet.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True,
+              help="auto, cpu, cuda, cuda:N or emulator.")
 @click.option("--dtype", default="float32", show_default=True, help="Compute type.")
 @click.option("--threads", type=int, default=None, help="CPU threads.  [default: all cores]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
@@ -97,8 +98,9 @@ def classify(images: Sequence[str], source: str | None, preprocess: str | None,
         _write_csv(results)
     else:
         count = len(files) - failed
+        how = f"{model.threads} threads, {model.dtype}" if model.threads else model.dtype
         out.print(f"{count} image{'' if count == 1 else 's'} in {seconds * 1e3:.0f} ms on "
-                  f"{model.device} ({model.threads} threads, {model.dtype}) with {model.name}; "
+                  f"{model.device} ({how}) with {model.name}; "
                   f"loaded in {ready - begin:.2f} s", style="dim", soft_wrap=True)
     if failed:
         raise SystemExit(1)
@@ -144,8 +146,10 @@ def _expand(images: Sequence[str]) -> Iterator[Path]:
 
 def _warm(model: Any, batch: int) -> None:
     """Get the kernels ready, saying so when they must be compiled first."""
+    if model.device == "emulator":      # compiling is little beside running there
+        return
     from kernels.cpu import jit
-    if not jit.is_cold():
+    if model.device != "cpu" or not jit.is_cold():
         model.warmup([batch])
         return
     notice = "Compiling the kernels for this CPU. This happens once and takes up to half a minute."
@@ -214,7 +218,8 @@ Examples:
   cnn summary
   cnn summary net.onnx --batch 8""")
 @click.argument("source", metavar="MODEL", required=False)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True,
+              help="auto, cpu, cuda, cuda:N or emulator.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Images to run at once.")
 @_debug

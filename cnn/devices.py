@@ -1,13 +1,14 @@
-"""Where a network runs. A device prepares ops into Steps, owns memory and runs a list of Steps."""
+"""Where a network runs. A device prepares ops into Steps, owns memory and runs what they bind."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from kernels.ops import Op, TensorSpec
-from kernels.step import Array, Options, Run, Step
+from kernels.ops import Op, TensorSpec, known
+from kernels.step import Array, Options, Step
 
 from .errors import DeviceError
 
@@ -15,55 +16,132 @@ logger = logging.getLogger("cnn")
 ALIGNMENT = 64      # bytes: a cache line, and the widest vector
 
 
+class Device(Protocol):
+    """What the executor asks of a device. Arrays are its own: NumPy's, or a GPU's.
+
+    name     "cpu", "cuda:0", "emulator"
+    dtype    the compute type
+    stored   the dtype that values have in its memory
+    threads  CPU threads, None where kernels run elsewhere
+    """
+    name: str
+    dtype: str
+    stored: str
+    threads: int | None
+
+    def options(self) -> Options:
+        """What all steps of a model share."""
+
+    def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
+                weights: list[Array | None], options: Any) -> Step:
+        """Choose the kernel for an op of these shapes; `weights` holds the constant inputs."""
+
+    def allocate(self, size: int) -> Array:
+        """`size` bytes, aligned."""
+
+    def view(self, block: Array, spec: TensorSpec) -> Array:
+        """A part of an allocation as a value of this shape and dtype."""
+
+    def constant(self, array: Array, options: Any) -> Array:
+        """A constant that a kernel reads as it is, copied once for all programs of `options`."""
+
+    def write(self, value: Array, array: Array) -> None:
+        """Fill a value from a float32 NumPy array of its shape."""
+
+    def read(self, value: Array) -> Array:
+        """A value as a new float32 NumPy array."""
+
+    def compile(self, bound: Sequence[Any]) -> Callable[[], None]:
+        """What runs all that a program's steps have bound, in order."""
+
+
 class CpuDevice:
     """Hand-written numba.njit kernels on NumPy memory, float32."""
-    name = "cpu"
+    name, dtype, stored = "cpu", "float32", "float32"
 
     def __init__(self, threads: int | None = None) -> None:
         """DeviceError where that many threads can not be had; None asks for all there are."""
         from kernels.cpu import threads as cpu_threads  # numba is imported only when asked for
         try:
-            self.threads = cpu_threads.check_threads(threads)
+            count = cpu_threads.check_threads(threads)
         except ValueError as error:
             raise DeviceError(str(error)) from None
-        self._team = cpu_threads.team
+        self.threads: int | None = count
+        self._count, self._team = count, cpu_threads.team
+
+    def options(self) -> Options:
+        return Options(self._count)
 
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
-        """Choose the kernel for an op of these shapes; `weights` holds the constant inputs."""
         from kernels.cpu.backend import prepare
         return prepare(op, inputs, output, weights, options)
 
     def allocate(self, size: int) -> Array:
-        """`size` bytes, aligned and zeroed."""
-        block = np.zeros(size + ALIGNMENT, np.uint8)
-        start = -block.ctypes.data % ALIGNMENT
-        return block[start:start + size]
+        return aligned_zeros(size)
 
-    def run(self, steps: Sequence[Run]) -> None:
-        """Run bound steps in order. DeviceError in a child that was forked after kernels ran."""
-        try:
-            with self._team(self.threads):
-                for step in steps:
-                    step()
-        except RuntimeError as error:
-            raise DeviceError(str(error)) from None
+    def view(self, block: Array, spec: TensorSpec) -> Array:
+        return block.view(spec.dtype).reshape(known(spec.shape))
+
+    def constant(self, array: Array, options: Options) -> Array:
+        return array
+
+    def write(self, value: Array, array: Array) -> None:
+        value[...] = array
+
+    def read(self, value: Array) -> Array:
+        return value.copy()
+
+    def compile(self, bound: Sequence[Callable[[], object]]) -> Callable[[], None]:
+        """DeviceError in a child that was forked after kernels ran."""
+        def run() -> None:
+            try:
+                with self._team(self._count):
+                    for step in bound:
+                        step()
+            except RuntimeError as error:
+                raise DeviceError(str(error)) from None
+        return run
 
 
-def open_device(device: str, dtype: str, threads: int | None) -> CpuDevice:
+def aligned_zeros(size: int) -> Array:
+    """`size` bytes of NumPy memory that start at a multiple of ALIGNMENT."""
+    block = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start:start + size]
+
+
+def open_device(device: str, dtype: str, threads: int | None) -> Device:
     """The device that a name asks for; DeviceError where it can not be had.
 
-    device: "cpu", "cuda", "cuda:N" or "auto"; dtype: "float32", the compute type.
+    device  "cpu", "cuda", "cuda:N", "emulator" or "auto"
+    dtype   the compute type: "float32"; on a GPU and in the emulator also "tf32", "float16" and
+            "bfloat16"
     """
-    if not isinstance(device, str) or (device not in ("auto", "cpu", "cuda")
-                                       and not device.startswith("cuda:")):
-        raise DeviceError(f"device={device!r} is unknown; it can be 'auto', 'cpu', 'cuda' or "
-                          f"'cuda:N'")
+    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda", "emulator") or (kind != "cuda" and index):
+        raise DeviceError(f"device={device!r} is unknown; it can be 'auto', 'cpu', 'cuda', "
+                          f"'cuda:N' or 'emulator'")
+    if kind in ("cuda", "emulator"):
+        if threads is not None:
+            raise DeviceError(f"threads={threads!r} is for the CPU and device={device!r} has none "
+                              f"to set; leave it out")
+        cuda_devices = _import_cuda()
+        return (cuda_devices.EmulatedDevice(dtype) if kind == "emulator"
+                else cuda_devices.CudaDevice(cuda_devices.number(device), dtype))
     if dtype != "float32":
         raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32'")
-    if device.startswith("cuda"):
-        raise DeviceError(f"device={device!r}: this version has no CUDA backend; use "
-                          f"device='cpu' or 'auto'")
-    if device == "auto":
-        logger.info("device 'auto' is the CPU: this version has no CUDA backend")
+    if kind == "auto":
+        logger.info("device 'auto' is the CPU: the CUDA kernels have been verified in the "
+                    "emulator and not on a GPU yet; ask for one with device='cuda'")
     return CpuDevice(threads)
+
+
+def _import_cuda() -> Any:
+    """The module of the CUDA devices; DeviceError where its compiler is not installed."""
+    from kernels.cuda.errors import CudaError
+    try:
+        from . import cuda_devices
+    except CudaError as error:
+        raise DeviceError(str(error)) from None
+    return cuda_devices

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from kernels.ops import Shape, TensorSpec, count, known
-from kernels.step import Array, Options, Step
+from kernels.ops import Shape, TensorSpec, count
+from kernels.step import Array, Step
 
 from . import fold, passes
-from .devices import CpuDevice
+from .devices import Device
 from .errors import ModelError
 from .graph import Graph, Node
 from .plan import plan, views
@@ -44,10 +45,11 @@ class Program:
     All values live in one arena at offsets planned ahead. Calls from several threads take turns.
     """
 
-    def __init__(self, graph: Graph, device: CpuDevice, options: Options,
+    def __init__(self, graph: Graph, device: Device, options: Any,
                  keep: frozenset[str] = frozenset()) -> None:
         self.graph, self.device = graph, device
-        specs = {name: spec for name, spec in graph.infer().items() if spec is not None}
+        specs = {name: _stored(spec, device.stored) for name, spec in graph.infer().items()
+                 if spec is not None}
         shared = views(graph)
         self.layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
         workspaces = [layer.step.workspace if layer.step else 0 for layer in self.layers]
@@ -58,19 +60,19 @@ class Program:
                              f"is {MAX_ARENA_BYTES / 1e9:.1f} GB: use a smaller batch or image")
         self._arena = device.allocate(layout.size)
         self.bytes = layout.size
-        self._values: dict[str, Array] = dict(graph.constants)
+        self._values: dict[str, Array] = {}
         for name, offset in layout.offsets.items():
             spec = specs[name]
             size = count(spec.shape) * np.dtype(spec.dtype).itemsize
-            block = self._arena[offset:offset + size]
-            self._values[name] = block.view(spec.dtype).reshape(known(spec.shape))
-        self._runs = [self._bind(layer, offset, size) for layer, offset, size
-                      in zip(self.layers, layout.workspaces, workspaces, strict=True)
-                      if layer.step is not None]
+            self._values[name] = device.view(self._arena[offset:offset + size], spec)
+        self._run = device.compile([
+            self._bind(layer, offset, size, options) for layer, offset, size
+            in zip(self.layers, layout.workspaces, workspaces, strict=True)
+            if layer.step is not None])
         self._lock = threading.Lock()
 
     def _layer(self, node: Node, specs: dict[str, TensorSpec], shared: dict[str, str],
-               options: Options) -> Layer:
+               options: Any) -> Layer:
         inputs, output = tuple(specs[name] for name in node.inputs), specs[node.output]
         if node.output in shared:
             return Layer(node, inputs, output, None)
@@ -81,18 +83,32 @@ class Program:
             raise ModelError(f"layer {node.name!r}: {error}") from None
         return Layer(node, inputs, output, step)
 
-    def _bind(self, layer: Layer, offset: int, size: int):
+    def _bind(self, layer: Layer, offset: int, size: int, options: Any) -> Any:
         assert layer.step is not None
-        return layer.step.bind([self._values[name] for name in layer.node.inputs],
-                               self._values[layer.node.output], self._arena[offset:offset + size])
+        node, constants = layer.node, self.graph.constants
+        # A kernel reads what was packed, not the constant it was made of.
+        inputs = [self._values[name] if name not in constants else constants[name]
+                  if i in node.op.packed else self.device.constant(constants[name], options)
+                  for i, name in enumerate(node.inputs)]
+        return layer.step.bind(inputs, self._values[node.output],
+                               self._arena[offset:offset + size])
 
     def run(self, inputs: Mapping[str, Array], values: tuple[str, ...] = ()) -> dict[str, Array]:
-        """Copies of the graph's outputs, or of the named values, for these inputs.
+        """Copies of the graph's outputs, or of the named values, for these inputs, as float32.
 
-        Inputs are arrays of exactly the shapes that the program was made for.
+        Inputs are float32 arrays of exactly the shapes that the program was made for.
         """
         with self._lock:
             for name in self.graph.inputs:
-                self._values[name][...] = inputs[name]
-            self.device.run(self._runs)
-            return {name: self._values[name].copy() for name in values or self.graph.outputs}
+                self.device.write(self._values[name], inputs[name])
+            self._run()
+            return {name: self.device.read(self._value(name))
+                    for name in values or self.graph.outputs}
+
+    def _value(self, name: str) -> Array:
+        return self._values[name] if name in self._values else self.graph.constants[name]
+
+
+def _stored(spec: TensorSpec, dtype: str) -> TensorSpec:
+    """As the device's memory holds it: only floats are there once glue is folded away."""
+    return replace(spec, dtype=dtype) if spec.dtype == "float32" else spec

@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels import ops
 from kernels.ops import Shape
-from kernels.step import Array, Options
+from kernels.step import Array
 
 from . import image as images_module
 from . import passes, zoo
@@ -65,7 +65,7 @@ class Model:
             network = network.graph((None, *input_shape[-3:]))
         self._source: Graph = network.graph if self._channels_first else network
         self._graph = passes.optimise(self._source)
-        self._options = Options(self._device.threads)
+        self._options = self._device.options()
         self.labels = _labels(labels)
         self.preprocessing = self._preprocessing(preprocess)
         self.activation = self._activation(activation)
@@ -76,8 +76,9 @@ class Model:
             raise ModelError(f"{name}: {len(self.labels)} labels for {classes} classes")
 
     def __repr__(self) -> str:
-        return (f"<cnn.Model {self.name!r} {self.input_shape} on {self.device}, {self.dtype}, "
-                f"{self._device.threads} threads>")
+        threads = f", {self.threads} threads" if self.threads else ""
+        return (f"<cnn.Model {self.name!r} {self.input_shape} on {self.device}, "
+                f"{self.dtype}{threads}>")
 
     # ---- what it is ---------------------------------------------------------------------------
 
@@ -87,7 +88,8 @@ class Model:
         return self._image_input()[1]
 
     @property
-    def threads(self) -> int:
+    def threads(self) -> int | None:
+        """CPU threads; None where kernels run elsewhere."""
         return self._device.threads
 
     def _image_input(self) -> tuple[str, Shape]:
@@ -289,8 +291,9 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
          preprocess: Preprocess | Literal["imagenet"] | None = None) -> Model:
     """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
 
-    device      "auto", "cpu", "cuda", "cuda:N"; DeviceError where it can not be had
-    dtype       "float32", the compute type
+    device      "auto", "cpu", "cuda", "cuda:N", "emulator" (the CUDA kernels on the CPU, slowly);
+                DeviceError where it can not be had
+    dtype       the compute type: "float32"; but for the CPU also "tf32", "float16", "bfloat16"
     threads     number of CPU threads; None takes all cores that this process may use
     activation  "softmax", "sigmoid" or "none" makes probabilities of the output; "auto" takes
                 softmax unless the network already ends in softmax or sigmoid

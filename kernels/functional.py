@@ -38,14 +38,14 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Size =
     if residual is not None and bias is None:
         bias = np.zeros(len(weight), np.float32)
     given = [array for array in (bias, residual) if array is not None]
-    return run(op, x, weight, *given, weights=(1, 2), threads=threads)
+    return run(op, x, weight, *given, threads=threads)
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, *,
            activation: ops.Unary | None = None, threads: int | None = None) -> Array:
     """activation(x @ weight.T + bias): (..., in) -> (..., out)."""
     given = [] if bias is None else [bias]
-    return run(ops.Linear(activation), x, weight, *given, weights=(1, 2), threads=threads)
+    return run(ops.Linear(activation), x, weight, *given, threads=threads)
 
 
 def max_pool2d(x: Array, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
@@ -126,23 +126,21 @@ def softmax(x: Array, axis: int = -1, *, threads: int | None = None) -> Array:
 def batch_norm(x: Array, mean: Array, var: Array, weight: Array, bias: Array,
                eps: float = 1e-5, *, threads: int | None = None) -> Array:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis."""
-    return run(ops.BatchNorm(eps), x, weight, bias, mean, var, weights=(1, 2, 3, 4),
-               threads=threads)
+    return run(ops.BatchNorm(eps), x, weight, bias, mean, var, threads=threads)
 
 
-def run(op: Op, *arrays: Array, weights: Sequence[int] = (), threads: int | None = None) -> Array:
-    """Any op, where its arrays lie; `weights` are the positions of inputs that its kernel packs."""
+def run(op: Op, *arrays: Array, threads: int | None = None) -> Array:
+    """Any op, where its arrays lie."""
     if any(on_gpu(array) for array in arrays):
         from .cuda import arrays as gpu_arrays
         if threads is not None:
             raise ValueError(f"threads={threads!r} is for the CPU, and {op.kind} was given arrays "
                              f"on a GPU; leave it out")
-        return gpu_arrays.run(op, arrays, weights)
-    return _run_on_cpu(op, arrays, weights, threads)
+        return gpu_arrays.run(op, arrays)
+    return _run_on_cpu(op, arrays, threads)
 
 
-def _run_on_cpu(op: Op, arrays: Sequence[Array], weights: Sequence[int], threads: int | None
-                ) -> Array:
+def _run_on_cpu(op: Op, arrays: Sequence[Array], threads: int | None) -> Array:
     from .cpu import backend
     from .cpu.threads import check_threads, team
     for array in arrays:
@@ -157,7 +155,7 @@ def _run_on_cpu(op: Op, arrays: Sequence[Array], weights: Sequence[int], threads
     if count(output.shape) == 0:
         return result
     options = Options(check_threads(threads))
-    constants = [array if i in weights else None for i, array in enumerate(arrays)]
+    constants = [array if i in op.packed else None for i, array in enumerate(arrays)]
     step = backend.prepare(op, specs, output, constants, options)
     with team(options.threads):
         step.bind(arrays, result, np.empty(step.workspace, np.uint8))()

@@ -25,8 +25,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Op:
-    """Base of all ops. `arity` is the least and the greatest number of inputs it takes."""
+    """Base of all ops.
+
+    arity   the least and the greatest number of inputs it takes
+    packed  positions of inputs that are constants of a network, which a backend lays out its way
+    """
     arity: ClassVar[Pair] = (1, 1)
+    packed: ClassVar[tuple[int, ...]] = ()
 
     @property
     def kind(self) -> str:
@@ -173,6 +178,7 @@ class Conv2d(Op):
     groups: int = 1
     activation: Unary | None = None
     arity: ClassVar[Pair] = (2, 4)
+    packed: ClassVar[tuple[int, ...]] = (1, 2)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         x, weight = shapes[:2]
@@ -205,6 +211,7 @@ class Linear(Op):
     """y = activation(x @ weight.T + bias): x (..., in), weight (out, in), bias (out,) or none."""
     activation: Unary | None = None
     arity: ClassVar[Pair] = (2, 3)
+    packed: ClassVar[tuple[int, ...]] = (1, 2)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         x, weight = shapes[:2]
@@ -282,6 +289,7 @@ class BatchNorm(Op):
     """
     epsilon: float = 1e-5
     arity: ClassVar[Pair] = (5, 5)
+    packed: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         x, *parameters = shapes

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,14 @@ class Step:
     """An op with its kernel chosen and its weights packed.
 
     kernel     name of the kernel, as `Model.summary` shows it
-    bind       (inputs, output, workspace) -> a plain callable that computes output from inputs.
-               Inputs stand in the op's order and include constant ones; every array is
-               C-contiguous and of its spec's shape; workspace is uint8, 64-byte aligned
+    bind       (inputs, output, workspace) -> what computes output from inputs: on the CPU a plain
+               callable, on CUDA a list of Launch. Inputs stand in the op's order and include
+               constant ones; every array is C-contiguous and of its spec's shape; workspace is
+               uint8, 64-byte aligned, and holds anything
     workspace  bytes of scratch memory that a run needs
     """
     kernel: str
-    bind: Callable[[Sequence[Array], Array, Array], Run]
+    bind: Callable[[Sequence[Array], Array, Array], Any]
     workspace: int = 0
 
 

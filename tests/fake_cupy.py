@@ -30,6 +30,9 @@ class ndarray(np.ndarray):
     def __array_finalize__(self, other):
         self.index = getattr(other, "index", 0)
 
+    def set(self, host):
+        self[...] = host
+
 
 class Device:
     current = 0

@@ -13,23 +13,23 @@ from .launch import CudaOptions
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-def run(op: Op, arrays: Sequence[Any], weights: Sequence[int]) -> Any:
+def run(op: Op, arrays: Sequence[Any]) -> Any:
     """The op's output, a CuPy array of the inputs' dtype, on CuPy's current stream.
 
-    Inputs are float32, float16 or bfloat16, all alike, C-contiguous and on one GPU. Constants (at
-    the positions `weights`) may be NumPy arrays; they are packed on the host, anew at each call:
-    a Model, or `prepare` by hand, does so once.
+    Inputs are float32, float16 or bfloat16, all alike, C-contiguous and on one GPU. Constants
+    (`op.packed`) may be NumPy arrays; they are packed on the host, anew at each call: a Model, or
+    `prepare` by hand, does so once.
 
     TypeError for a dtype, ValueError for a layout or a device that does not fit, CudaError where
     the GPU can not be used.
     """
     cupy = gpu.cupy()
-    given = [_as_cupy(op, array) if i not in weights else array for i, array in enumerate(arrays)]
-    inputs = [array for i, array in enumerate(given) if i not in weights]
+    given = [_as_cupy(op, array) if i not in op.packed else array for i, array in enumerate(arrays)]
+    inputs = [array for i, array in enumerate(given) if i not in op.packed]
     dtype, device = str(inputs[0].dtype), inputs[0].device
     for array in inputs:
         _check(op, array, dtype, device.id)
-    constants = [_on_host(array) if i in weights else None for i, array in enumerate(given)]
+    constants = [_on_host(array) if i in op.packed else None for i, array in enumerate(given)]
     shape = known(op.output_shape(*(array.shape for array in given)))
     with device:
         y = cupy.empty(shape, inputs[0].dtype)

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import float32, int32, int64, types, uint32, uint64
@@ -47,13 +48,14 @@ _OPERAND = {
 }
 
 
-class Regs(NamedTuple):
+@dataclass(frozen=True)
+class Regs:
     """`count` registers of one scalar type; to a kernel a tuple."""
     scalar: types.Type
     count: int
 
 
-Operand = types.Type | Regs
+Operand = Any       # a Numba scalar type, or Regs
 
 
 def _numba_type(spec: Operand | None) -> types.Type:

@@ -1,0 +1,187 @@
+"""Whole networks through the CUDA kernels: in the emulator, on a stand-in for CuPy, on a GPU."""
+import networks
+import numpy as np
+import onnx
+import pytest
+from fake_cupy import FakeCupy
+from test_cuda_arrays import machine  # noqa: F401 (a fixture)
+from test_layers import error_bound, evaluate
+from torch_networks import FILE, NETWORKS
+
+import cnn
+from cnn import layers
+from kernels import ops, reference
+
+ROUNDOFF = {"float32": 2.0 ** -24, "tf32": 2.0 ** -10, "float16": 2.0 ** -11,
+            "bfloat16": 2.0 ** -8}
+DTYPES = list(ROUNDOFF)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A file with each kind of block that ResNet and MobileNetV2 are made of."""
+    net = networks.Builder(0)
+    x = net.relu6(net.batch_norm(net.conv("input", "stem", 16, 3, stride=2), "stem.bn"))
+    x = networks.inverted_residual(net, x, "mobile.0", 6, 16, 1)
+    x = networks.inverted_residual(net, x, "mobile.1", 3, 24, 2)
+    x = net.max_pool(x, "pool", 3, stride=2, padding=1)
+    x = networks.bottleneck(net, x, "res", 8, 1)
+    net.linear(net.global_pool(x), "head", 10)
+    path = tmp_path_factory.mktemp("network") / "network.onnx"
+    onnx.save(net.model("blocks", 24), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).standard_normal((2, 24, 24, 3)).astype(np.float32)
+
+
+def deviations(graph, inputs, u):
+    """(reference values, standard deviations of their errors) in float64, each value's rounding
+    to unit roundoff u taken as independent (Higham and Mary 2019, "A New Approach to
+    Probabilistic Rounding Error Analysis"); no activation here is steeper than 1.1."""
+    values = {**graph.constants, **inputs}
+    variance = {name: (u * values[name]) ** 2 for name in inputs}
+    for node in graph.nodes:
+        given = [np.asarray(values[name], np.float64) for name in node.inputs]
+        values[node.output] = y = reference.run(node.op, *given)
+        before = [variance.get(name, np.zeros(1)) for name in node.inputs]
+        if isinstance(node.op, (ops.Conv2d, ops.Linear)):
+            plain = (ops.Conv2d(*(getattr(node.op, key) for key in (
+                "stride", "padding", "dilation", "groups")))
+                if isinstance(node.op, ops.Conv2d) else ops.Linear())
+            squares = given[1] ** 2
+            terms = given[1][0].size
+            found = reference.run(plain, before[0] + (u ** 2 + terms * 2.0 ** -48) * given[0] ** 2,
+                                  squares)
+            found = 1.1 ** 2 * (found + (before[3] if len(before) > 3 else 0))
+        elif isinstance(node.op, ops.Binary):
+            found = before[0] + before[1]
+        else:                       # pools, shapes, clips: no error grows
+            found = reference.run(node.op, before[0])
+        variance[node.output] = found + (u * y) ** 2
+    return values, {name: np.sqrt(found) for name, found in variance.items()}
+
+
+def assert_near(model, image, u):
+    """Each probability's logit within 8 deviations of the float64 reference."""
+    graph = model._program({"input": image.shape}).graph
+    values, deviation = deviations(graph, {"input": image.astype(np.float64)}, u)
+    found = model.run({"input": image.transpose(0, 3, 1, 2)})["logits"]
+    name, = graph.outputs
+    excess = np.abs(found - values[name]) / deviation[name]
+    assert excess.max() <= 8, excess.max()
+    assert excess.max() >= 1e-3         # so small would mean that nothing ran in this dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_network_of_every_kind_of_block_is_near_the_reference(network, image, dtype):
+    model = cnn.load(network, device="emulator", dtype=dtype)
+    assert (model.device, model.dtype, model.threads) == ("emulator", dtype, None)
+    assert_near(model, image, ROUNDOFF[dtype])
+    kernels = [row.kernel for row in model.summary().rows if row.kernel != "(view)"]
+    assert {name.split("_")[0] for name in kernels} == {"conv", "depthwise", "max", "global",
+                                                        "gemv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_benchmark_networks_on_small_images_are_near_the_reference(name, dtype, tmp_path):
+    net = networks.Builder(0)
+    networks.NETWORKS[name](net)
+    onnx.save(net.model(name, 32), tmp_path / "net.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    assert_near(cnn.load(tmp_path / "net.onnx", device="emulator", dtype=dtype), image,
+                ROUNDOFF[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torchs_networks_by_hand(name, dtype):
+    with np.load(FILE) as file:
+        stored = {key.removeprefix(f"{name}/"): file[key] for key in file
+                  if key.startswith(f"{name}/")}
+    net = NETWORKS[name](layers)
+    net.load_state_dict({key.removeprefix("state/"): array for key, array in stored.items()
+                         if key.startswith("state/")})
+    x = np.ascontiguousarray(stored["input"].transpose(0, 2, 3, 1))
+    model = cnn.Model(net, input_shape=x.shape[1:], device="emulator", dtype=dtype,
+                      activation="none")
+    graph = net.graph((None, *x.shape[1:]))
+    bound = error_bound(graph, evaluate(graph, x), ROUNDOFF[dtype])
+    assert np.abs(model.predict(x) - stored["output"]).max() <= bound
+
+
+def whole_numbers(net, rng):
+    """Weights of -1, 0, 1, mostly 0, so that every value is a small whole number."""
+    net.load_state_dict({key: rng.choice([-1, 0, 0, 0, 0, 0, 1], array.shape).astype(np.float32)
+                         for key, array in net.state_dict().items()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_numbers_go_through_a_network_exactly(dtype):
+    rng = np.random.default_rng(0)
+    net = NETWORKS["exemplary"](layers)
+    whole_numbers(net, rng)
+    x = rng.integers(-2, 3, (3, 8, 8, 3)).astype(np.float32)
+    expected = cnn.Model(net, input_shape=(8, 8, 3), device="cpu").trace(x)
+    assert 0 < max(np.abs(value).max() for value in expected.values()) <= 256
+    found = cnn.Model(net, input_shape=(8, 8, 3), device="emulator", dtype=dtype).trace(x)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_constants_that_are_read_as_they_are_and_several_batches(tmp_path):
+    constant = np.float32([1, -2, 3])
+    graph = onnx.parser.parse_graph("g (float[N,3] x) => (float[N,3] y) {y = Mul (x, c)}")
+    graph.initializer.append(onnx.numpy_helper.from_array(constant, "c"))
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]),
+              tmp_path / "mul.onnx")
+    model = cnn.load(tmp_path / "mul.onnx", device="emulator", dtype="bfloat16")
+    for rows in (1, 4, 0):
+        x = np.arange(3.0 * rows, dtype=np.float32).reshape(rows, 3)
+        np.testing.assert_array_equal(model.run({"x": x})["y"], x * constant)
+
+
+def test_a_gpu_gets_the_same_launches(machine, network, image):  # noqa: F811
+    """CuPy is a stand-in here: memory, dtypes and arguments are what is tested."""
+    cupy = machine(capabilities=((8, 0), (8, 0)))
+    model = cnn.load(network, device="cuda:1", dtype="float16")
+    emulated = cnn.load(network, device="emulator", dtype="float16")
+    given = {"input": image.transpose(0, 3, 1, 2)}
+    np.testing.assert_array_equal(model.run(given)["logits"], emulated.run(given)["logits"])
+    assert (model.device, {call.device for call in cupy.calls}) == ("cuda:1", {1})
+    launched = len(cupy.calls)
+    model.run(given)
+    assert len(cupy.calls) == 2 * launched
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_network_on_a_gpu(network, image, dtype):
+    assert_near(cnn.load(network, device="cuda", dtype=dtype), image, ROUNDOFF[dtype])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"device": "cuda", "dtype": "int8"}, "dtype='int8' is not supported on CUDA; it can be one"),
+    ({"device": "emulator", "threads": 2}, "threads=2 is for the CPU"),
+    ({"device": "cuda:x"}, "device='cuda:x' is unknown; write 'cuda' or 'cuda:N'"),
+    ({"device": "cuda:2"}, "there is no GPU 2: this machine has 1"),
+    ({"device": "cuda", "dtype": "float16"},
+     "dtype='float16' needs a GPU of sm_80 or newer, and cuda:0, Fake GPU, is sm_75"),
+])
+def test_devices_that_can_not_be_had(machine, arguments, message):  # noqa: F811
+    machine(capabilities=((7, 5),))
+    with pytest.raises(cnn.DeviceError, match=message):
+        cnn.load(**arguments)
+
+
+def test_a_fault_of_the_driver_is_a_device_error(machine, network, image):  # noqa: F811
+    cupy: FakeCupy = machine()
+    model = cnn.load(network, device="cuda", dtype="float16")
+    cupy.launch_error = "CUDA_ERROR_LAUNCH_FAILED"
+    with pytest.raises(cnn.DeviceError, match="could not be launched on GPU 0"):
+        model.predict(image)
