@@ -83,7 +83,7 @@ def atom(machine: Machine, instruction: Instruction) -> Operation:
             words[index[i]] = one(old, threads[i])
 
     def _check_shared(offset: Array, threads: Array) -> None:
-        """Atomics of different warps do not race, so only the state of the bytes is checked."""
+        """Atomics read and write in one: never-written and in-flight bytes are both wrong."""
         state = shared.state[offset]
         if (state != WRITTEN).any():
             i = int(np.argmax(state != WRITTEN))
@@ -91,5 +91,7 @@ def atom(machine: Machine, instruction: Instruction) -> Operation:
                 what = "is atomic on bytes of an asynchronous copy in flight"
                 machine.fault(AsyncNotWaited, what, int(threads[i]), shared.address(int(offset[i])))
             shared.read(offset[i : i + 1], size, threads[i : i + 1] >> 5)
+        if shared.race:
+            shared.race.update(offset, size, threads >> 5)
 
     return Operation(memory.accessor(instruction, place, access))

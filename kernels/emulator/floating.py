@@ -19,7 +19,7 @@ Function = Callable[..., Any]
 
 
 def maximum(a: Any, b: Any) -> Any:
-    """Of a number and NaN the number. +0 is more than -0 (and their sum), which NumPy leaves open."""
+    """Of a number and NaN the number. Of -0 and +0 it is +0, their sum; NumPy leaves that open."""
     return np.where((a == 0) & (b == 0), a + b, np.fmax(a, b))
 
 

@@ -102,7 +102,7 @@ def bit_field_insert(a: Any, b: Any, position: Any, length: Any) -> Any:
 def permute_bytes(a: Any, b: Any, selector: Any) -> Any:
     """prmt, default mode: each nibble chooses a byte of (b, a), or replicates its sign."""
     pair = (b.astype(U64) << U64(32)) | a
-    result = U64(0)
+    result: Any = U64(0)
     for i in range(4):
         nibble = (selector >> U32(4 * i)).astype(U64)
         byte = (pair >> ((nibble & U64(7)) * U64(8))) & U64(255)
@@ -113,7 +113,8 @@ def permute_bytes(a: Any, b: Any, selector: Any) -> Any:
 
 def lookup3(a: Any, b: Any, c: Any, table: Any) -> Any:
     """lop3: any function of three bits, given as its truth table (an immediate)."""
-    result, function = U32(0), int(np.max(table))
+    result: Any = U32(0)
+    function = int(np.max(table))
     for i in range(8):
         if function >> i & 1:
             result = result | ((a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c))

@@ -142,8 +142,10 @@ def _parameter_bytes(kernel: Kernel, variable: Variable, value: Any, memory: Glo
                 f"needs a 64-bit parameter, and this one is .{variable.type}.",
                 kernel=kernel.name,
             )
-        is_map = isinstance(value, TensorMap)
-        value = memory.tensor_map(value) if is_map else memory.address_of(value)
+        if isinstance(value, TensorMap):
+            value = memory.tensor_map(value)
+        else:
+            value = memory.address_of(value)
     dtype = dtype_of(variable.type)
     try:
         if dtype.kind == "f":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,7 +128,9 @@ def mbarrier(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(run)
 
 
-def _step(machine: Machine, instruction: Instruction, result: Operand, count: Operand | None):  # type: ignore[no-untyped-def]
+def _step(
+    machine: Machine, instruction: Instruction, result: Operand, count: Operand | None
+) -> Callable[[int, int], None]:
     """What one thread does at one address."""
     kind, mbarriers, registers = instruction.modifiers[0], machine.mbarriers, machine.registers
     expects = kind == "expect_tx" or instruction.has("expect_tx")

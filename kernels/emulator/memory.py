@@ -23,6 +23,9 @@ GLOBAL_BASE = 1 << 40
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 44, 1 << 45
 SHARED_BASE = 1024  # the hardware reserves the first KiB of shared memory (sm_90)
 
+# In calls this small, the method any() costs more than the counting.
+count_nonzero = np.count_nonzero
+
 Access = Callable[[Space, Array, Selection], None]
 
 
@@ -52,6 +55,8 @@ class Memory:
             row = self.machine.registers.row(base)
             if base.width == 64:
                 row = row.view(np.int64)
+                if not offset:
+                    return lambda at: row if at is None else row[at]
                 return lambda at: (row if at is None else row[at]) + offset
             return lambda at: (row if at is None else row[at]).astype(np.int64) + offset
         if isinstance(base, Symbol) and base.name in self.symbols:
@@ -115,12 +120,12 @@ class Memory:
         offset = address - space.base
         allowed = space.writable if store else space.valid
         bad = offset.view(U64) > space.size - size
-        if not bad.any():
+        if not count_nonzero(bad):
             bad = ~(allowed[offset] & allowed[offset + (size - 1)])
-        if bad.any():
+        if count_nonzero(bad):
             self._out_of_bounds(space, address, size, at, store, int(np.argmax(bad)))
         low = offset & ((align or size) - 1)
-        if low.any():
+        if count_nonzero(low):
             i = int(np.argmax(low != 0))
             self.machine.fault(
                 Misaligned,
@@ -188,6 +193,6 @@ class Memory:
             )
 
 
-def window_of(space: str) -> U64:
+def window_of(space: str) -> np.uint64:
     """Where a state space starts among the generic addresses (cvta)."""
     return U64({"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(space, 0))

@@ -44,6 +44,7 @@ class RaceDetector:
         self.writer = np.zeros(count, np.int16)
         self.written = np.zeros(count, np.int32)
         self.read_by = np.zeros((count, self.warps_per_block), np.int32)
+        self.updated_by: Array | None = None  # like read_by, of atomics; made by the first of them
         self.generic = np.zeros(count, bool)  # written through the generic proxy, not fenced since
 
     def reset(self) -> None:
@@ -51,6 +52,7 @@ class RaceDetector:
         self.clock[np.arange(self.warps), np.arange(self.warps) % self.warps_per_block] = 1
         for record in (self.writer, self.written, self.read_by, self.generic):
             record[:] = 0
+        self.updated_by = None
 
     # -- order between warps
 
@@ -84,10 +86,20 @@ class RaceDetector:
 
     def read(self, offset: Array, size: int, warps: Array) -> None:
         granules, warp = self.granules(offset, size), warps[:, None]
-        unknown = self.written[granules] > self.clock[warp, self.writer[granules]]
-        if unknown.any():
-            self._report(granules, warp, unknown, "reads", "written")
+        self._after_writes(granules, warp, "reads")
+        if self.updated_by is not None:
+            self._after(self.updated_by, granules, warp, "reads", "updated")
         self.read_by[granules, warp % self.warps_per_block] = self.now(warp)
+
+    def update(self, offset: Array, size: int, warps: Array) -> None:
+        """An atomic operation: ordered among its like, but not with reads and writes."""
+        granules, warp = self.granules(offset, size), warps[:, None]
+        self._after_writes(granules, warp, "updates")
+        self._after(self.read_by, granules, warp, "updates", "read")
+        if self.updated_by is None:
+            self.updated_by = np.zeros_like(self.read_by)
+        self.updated_by[granules, warp % self.warps_per_block] = self.now(warp)
+        self.generic[granules] = True
 
     def write(
         self,
@@ -99,19 +111,18 @@ class RaceDetector:
     ) -> None:
         """actor and epoch: of the asynchronous copy that writes in the name of the warps."""
         granules, warp = self.granules(offset, size), warps[:, None]
-        unknown = self.written[granules] > self.clock[warp, self.writer[granules]]
-        if unknown.any():
-            self._report(granules, warp, unknown, "writes", "written")
-        clock = self.clock[warp, : self.warps_per_block]
-        unknown = (self.read_by[granules] > clock).any(-1)
-        if unknown.any():
-            self._report(granules, warp, unknown, "writes", "read")
+        self._after_writes(granules, warp, "writes")
+        self._after(self.read_by, granules, warp, "writes", "read")
+        if self.updated_by is not None:
+            self._after(self.updated_by, granules, warp, "writes", "updated")
+            self.updated_by[granules] = 0
         writer = warp % self.warps_per_block if actor is None else actor
         self.writer[granules] = writer
         self.written[granules] = self.now(warp) if epoch is None else epoch
         unknown = self.writer[granules] != writer  # two warps of this very instruction
-        if unknown.any():
-            self._report(granules, warp, unknown, "writes", "written")
+        if np.count_nonzero(unknown):
+            actor = int(self.writer[granules[unknown][0]])
+            self._report(granules, warp, unknown, "writes", "written", actor)
         self.read_by[granules] = 0
         self.generic[granules] = actor is None
 
@@ -128,14 +139,26 @@ class RaceDetector:
         """That operation is over, and counts as a read of this epoch."""
         self.read_by[self.granules(offset, size), warp % self.warps_per_block] = epoch
 
-    def _report(self, granules: Array, warps: Array, unknown: Array, does: str, was: str) -> None:
+    def _after_writes(self, granules: Array, warp: Array, does: str) -> None:
+        """The last write must be before what the warps do now."""
+        unknown = self.written[granules] > self.clock[warp, self.writer[granules]]
+        if np.count_nonzero(unknown):
+            actor = int(self.writer[granules[unknown][0]])
+            self._report(granules, warp, unknown, does, "written", actor)
+
+    def _after(self, record: Array, granules: Array, warp: Array, does: str, was: str) -> None:
+        """So must be the accesses of every warp in the record."""
+        later: Array = record[granules] > self.clock[warp, : self.warps_per_block]
+        if np.count_nonzero(later):
+            actor = int(np.argwhere(later)[0][-1])
+            self._report(granules, warp, np.any(later, -1), does, was, actor)
+
+    def _report(
+        self, granules: Array, warps: Array, unknown: Array, does: str, was: str, actor: int
+    ) -> None:
+        """The first access that is marked unknown is a race with the actor."""
         i, j = np.argwhere(unknown)[0]
         granule, warp = int(granules[i, j]), int(warps[i, 0])
-        if was == "written":
-            actor = int(self.writer[granule])
-        else:
-            clock = self.clock[warp, : self.warps_per_block]
-            actor = int(np.argmax(self.read_by[granule] > clock))
         other = f"warp {actor}" if actor < self.warps_per_block else "an asynchronous copy"
         address = granule * self.granule % self.block_bytes + self.base
         self.machine.fault(

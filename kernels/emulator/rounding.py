@@ -1,9 +1,9 @@
 """Exact rounding of sums, products and fused multiply-adds on NumPy arrays.
 
-A result computed in a wider format and rounded again is wrong where the first rounding hits a tie of
-the second. Rounding to odd first avoids that: of the two neighbours of an inexact value it takes the
-one whose last bit is 1, which is never a tie and remembers the side (Boldo and Melquiond, "Emulation
-of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+A result computed in a wider format and rounded again is wrong where the first rounding hits a tie
+of the second. Rounding to odd first avoids that: of the two neighbours of an inexact value it takes
+the one whose last bit is 1, which is never a tie and remembers the side (Boldo and Melquiond,
+"Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def fused(a: Any, b: Any, c: Any) -> Any:
         return odd_fused(a, b, c).astype(a.dtype)
     product = np.multiply(a, b, dtype=np.float64)
     total = product + c
-    if ((total.view(U64) & _LOST) == _TIE).any():  # seldom: only then can rounding twice be wrong
+    if np.count_nonzero(
+        (total.view(U64) & _LOST) == _TIE
+    ):  # seldom: only then can rounding twice be wrong
         total = to_odd(total, sum_error(product, c, total))
     return total.astype(np.float32)
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 QUANTUM = 100_000  # steps after which a group lets others run: spin loops must not starve them
 FOREVER = 1 << 60
 
+# Names looked up in every step.
+PLAIN, BRANCH = Kind.PLAIN, Kind.BRANCH
+count_nonzero = np.count_nonzero
+
 
 class Group:
     """Threads at the same instruction.
@@ -173,12 +177,13 @@ class Scheduler:
                 holds = op.predicate if at is None else op.predicate[at]
                 if op.negated:
                     holds = ~holds
-                if not holds.all():
-                    if not holds.any():
+                count = count_nonzero(holds)
+                if count < holds.size:
+                    if not count:
                         pc += 1
                         group.pc = pc
                         continue
-                    if op.kind is Kind.BRANCH:
+                    if op.kind is BRANCH:
                         self.fork(group, {pc + 1: ~holds, op.target: holds})
                         break
                     selected = group.threads[holds]
@@ -191,10 +196,10 @@ class Scheduler:
                 break
             if in_flight and not in_flight.keys().isdisjoint(op.rows):
                 machine.warpgroups.check_registers(op, group.threads)
-            if op.kind is Kind.PLAIN:
+            if op.kind is PLAIN:
                 op.run(selected)
                 pc += 1
-            elif op.kind is Kind.BRANCH:
+            elif op.kind is BRANCH:
                 pc = op.target
             elif self.special(op, group, pc, selected):
                 break

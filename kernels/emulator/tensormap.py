@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,9 @@ class TensorMap:
                     zip(coordinates, self.box, self.strides, strict=True)
                 )
             ]
-        inside, linear, pitch = np.True_, np.int64(0), 1
+        inside: Any = True
+        linear: Any = 0
+        pitch = 1
         for index, extent in zip(indices, self.extents, strict=True):
             inside = inside & (index >= 0) & (index < extent)
             linear = linear + index * pitch

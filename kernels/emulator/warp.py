@@ -30,7 +30,7 @@ def _ballot(warps: Array) -> Array:
 
 
 def per_warp(
-    machine: Machine, threads: Array, values: Array, fill: Any, f: Callable[[Array], Array]
+    machine: Machine, threads: Array, values: Array, fill: Any, f: Callable[[Array], Any]
 ) -> Array:
     """f([warp, lane]) -> [warp], given back to the threads; `fill` stands for absent threads."""
     everyone = np.full(machine.geometry.threads, fill, values.dtype)

@@ -92,8 +92,9 @@ class Warpgroups:
         self.issued[warps] += 1
         machine.scheduler.version += 1
         if machine.random is not None and machine.random.random() < 0.5:
+            fetched: dict[int, Array] = {}
             for warp in warps.tolist():  # hardware may be as early as this
-                self.compute(product, warp, {})
+                self.compute(product, warp, fetched)
 
     def start_reading(self, tile: Tile, warp: int) -> None:
         offset, race = tile.offset.ravel(), self.machine.race
