@@ -100,7 +100,7 @@ class GlobalMemory:
         for piece in self.pieces:
             space.add(piece.offset, piece.size, piece.name, piece.writable)
             if piece.initial is not None:
-                space.bytes[piece.offset : piece.offset + piece.size] = piece.initial
+                space.bytes[piece.offset : piece.offset + piece.initial.size] = piece.initial
         if any(piece.empty for piece in self.pieces):
             space.written = np.ones(space.size, bool)
             for piece in self.pieces:

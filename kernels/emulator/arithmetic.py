@@ -55,6 +55,8 @@ def _integer(instruction: Instruction) -> tuple[Callable[..., Any], str, list[st
     if opcode_name == "shf":
         left, wrap = modifiers[0] == "l", modifiers[1] == "wrap"
         return integer.funnel_shift(left, wrap), kind, sources
+    if modifiers[:-1] == ("shiftamt",) and opcode_name == "bfind":
+        return integer.find_shift, "u32", sources
     if modifiers[:-1]:
         raise NotCovered(f"has the modifier .{modifiers[0]}, which the emulator does not know")
     if opcode_name in ("shl", "shr"):

@@ -1,4 +1,4 @@
-"""bra, brx.idx, ret, exit, trap, and what has no effect (PTX ISA 9.7.12, 9.7.19)."""
+"""bra, brx.idx, trap, and what has no effect (PTX ISA 9.7.12, 9.7.19)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from .errors import EmulatorError
 from .geometry import Selection
 from .instruction import Instruction
-from .operation import Kind, NotCovered, Operation, nothing, opcode
+from .operation import Kind, Operation, nothing, opcode
 from .ptxtypes import Array
 
 if TYPE_CHECKING:
@@ -40,11 +40,6 @@ def brx(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(run, Kind.JUMP)
 
 
-@opcode("ret", "exit")
-def ret(machine: Machine, instruction: Instruction) -> Operation:
-    return Operation(nothing, Kind.EXIT)
-
-
 @opcode("trap", "brkpt")
 def trap(machine: Machine, instruction: Instruction) -> Operation:
     def run(at: Selection) -> None:
@@ -52,11 +47,6 @@ def trap(machine: Machine, instruction: Instruction) -> Operation:
         machine.fault(EmulatorError, "executes a trap", thread)
 
     return Operation(run)
-
-
-@opcode("call")
-def call(machine: Machine, instruction: Instruction) -> Operation:
-    raise NotCovered("calls a function, which the emulator does not know")
 
 
 @opcode("setmaxnreg", "griddepcontrol", "nanosleep", "pmevent")

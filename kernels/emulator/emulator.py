@@ -14,6 +14,7 @@ from . import (  # noqa: F401
     asynccopy,
     atomic,
     barrier,
+    call,
     compare,
     control,
     convert,

@@ -117,13 +117,32 @@ class Variable:
 
 @dataclass
 class Kernel:
-    """One .entry."""
+    """One .entry, with the functions that it calls; or the body of one .func."""
 
     name: str
     parameters: list[Variable]
     variables: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     registers: dict[int, int] = field(default_factory=dict)  # how many of each width
+    linked: dict[str, Linked] = field(default_factory=dict)  # functions among the instructions
+
+
+@dataclass(frozen=True)
+class Function:
+    """One .func; its parameters and results are local variables."""
+
+    body: Kernel
+    results: list[Variable]
+    parameters: list[Variable]
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A function in a kernel: where it begins, and the register that holds where to return."""
+
+    function: Function
+    entry: int
+    return_to: Register
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,12 @@ def find_bit(a: Any) -> Any:
     return U32(width(a) - 1) - count_leading_zeros(unsigned)
 
 
+def find_shift(a: Any) -> Any:
+    """bfind.shiftamt: how far to shift left to bring that bit to the top."""
+    position = find_bit(a)
+    return np.where(position == U32(0xFFFFFFFF), position, U32(width(a) - 1) - position)
+
+
 def reverse_bits(a: Any) -> Any:
     n, one = width(a), a.dtype.type(1)
     result = np.zeros(np.shape(a), a.dtype)

@@ -35,9 +35,9 @@ def ld(machine: Machine, instruction: Instruction) -> Operation:
         registers.destination(o, kind) for o in _items(instruction, instruction.operands[0])
     ]
     source = instruction.operands[1]
-    parameter = any(m.startswith("param") for m in instruction.modifiers)
-    if parameter and isinstance(source, Address) and isinstance(source.base, Symbol):
-        return _load_parameter(machine, source.base.name, source.offset, kind, destinations)
+    name = _parameter(instruction, source)
+    if name in machine.layout.parameters and isinstance(source, Address):
+        return _load_parameter(machine, name, source.offset, kind, destinations)
 
     def load(space: Space, address: Array, at: Selection) -> None:
         offset = memory.read(space, address, element * length, at)
@@ -49,13 +49,19 @@ def ld(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(memory.accessor(instruction, source, load))
 
 
+def _parameter(instruction: Instruction, place: Operand) -> str:
+    """The name of the parameter that is loaded or stored, if it is one."""
+    by_name = isinstance(place, Address) and isinstance(place.base, Symbol)
+    if not by_name or not any(m.startswith("param") for m in instruction.modifiers):
+        return ""
+    return place.base.name  # type: ignore[union-attr]
+
+
 def _load_parameter(
     machine: Machine, name: str, offset: int, kind: str, destinations: list[Array]
 ) -> Operation:
     """A kernel parameter is the same for all threads: no memory is needed."""
-    raw = machine.layout.parameters.get(name)
-    if raw is None:
-        raise NotCovered("loads the result of a function call, which the emulator does not know")
+    raw = machine.layout.parameters[name]
     if isinstance(raw, TensorMap):
         raise NotCovered("looks inside a tensor map, which is opaque")
     dtype = dtype_of(kind)
@@ -73,8 +79,8 @@ def st(machine: Machine, instruction: Instruction) -> Operation:
     kind, length = instruction.type, instruction.vector_length()
     element = bits(kind) // 8
     memory = machine.memory
-    if any(m.startswith("param") for m in instruction.modifiers):
-        raise NotCovered("passes a parameter to a function, which the emulator does not know")
+    if _parameter(instruction, instruction.operands[0]) in machine.layout.parameters:
+        raise NotCovered("stores to a parameter of the kernel")
     raw = f"u{8 * element}"
     sources = [
         machine.registers.value(o, raw) for o in _items(instruction, instruction.operands[1])

@@ -58,8 +58,7 @@ class Machine:
         self.copies = AsyncCopies(self)
         self.stores = BulkStores(self)
         self.warpgroups = Warpgroups(self)
-        end = Instruction("ret", (), (), "the end of the kernel", 0)
-        code = [self.decode(i) for i in [*kernel.instructions, end]]
+        code = [self.decode(i) for i in kernel.instructions]
         self.scheduler = Scheduler(self, code, max_steps)
 
     def run(self) -> int:

@@ -67,16 +67,24 @@ class Memory:
             fixed = int(base.value) + offset
         return lambda at: np.full(geometry.select(at).size, fixed, np.int64)
 
-    def space_of(self, instruction: Instruction) -> Space | None:
-        """The state space that the modifiers name; None for generic addressing."""
+    def space_of(self, instruction: Instruction, operand: Operand) -> Space | None:
+        """The state space that the modifiers name; None for generic addressing.
+
+        A parameter is in global memory, if it is the kernel's (a tensor map), or, if it is the
+        parameter of a call, in local memory.
+        """
         named = {
             "global": self.global_space,
             "const": self.global_space,
-            "param": self.global_space,
             "shared": self.shared_space,
             "local": self.local_space,
         }
         for modifier in instruction.modifiers:
+            if modifier.startswith("param"):
+                base = operand.base if isinstance(operand, Address) else None
+                symbol = base.name if isinstance(base, Symbol) else ""
+                is_global = self.symbols.get(symbol, GLOBAL_BASE) >= GLOBAL_BASE
+                return self.global_space if is_global else self.local_space
             space = named.get(modifier.split("::")[0])
             if space is not None:
                 return space
@@ -85,7 +93,7 @@ class Memory:
     def accessor(self, instruction: Instruction, operand: Operand, access: Access) -> Any:
         """run(at) that calls access(space, addresses, at), generic addresses window by window."""
         address = self.address(operand)
-        space = self.space_of(instruction)
+        space = self.space_of(instruction, operand)
         if space is not None:
             return lambda at: access(space, address(at), at)
         windows = (
