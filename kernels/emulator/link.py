@@ -22,25 +22,22 @@ from .instruction import (
     Vector,
 )
 
+END = Instruction("ret", (), (), "the end of the code", 0)
+
 
 def link(kernel: Kernel, functions: dict[str, Function]) -> None:
     """Functions that the text does not define stay unlinked: calling one is then an error."""
-    _append(kernel, kernel.instructions, {}, 0)
+    kernel.instructions.append(END)
     wanted = _called(kernel)
     while wanted:
         name = wanted.pop()
         function = functions.get(name)
-        if function is None or name in kernel.linked or _recurses(name, functions):
-            continue
-        body, rows, entry = function.body, dict(kernel.registers), len(kernel.instructions)
-        for width, count in body.registers.items():
-            kernel.registers[width] = rows[width] + count
-        return_to = Register(64, kernel.registers[64])
-        kernel.registers[64] += 1
-        kernel.linked[name] = Linked(function, entry, return_to)
-        kernel.variables += body.variables
-        _append(kernel, body.instructions, rows, entry, return_to)
-        wanted |= _called(body)
+        if function and name not in kernel.linked and not _recurses(name, functions):
+            _append(kernel, name, function)
+            wanted |= _called(function.body)
+    for index, instruction in enumerate(kernel.instructions):
+        if instruction.opcode == "call":
+            instruction.targets = (index + 1,)  # where to return to
 
 
 def _called(kernel: Kernel) -> set[str]:
@@ -62,36 +59,32 @@ def _recurses(name: str, functions: dict[str, Function]) -> bool:
     return name in reached
 
 
-def _append(
-    kernel: Kernel,
-    instructions: list[Instruction],
-    rows: dict[int, int],
-    base: int,
-    return_to: Register | None = None,
-) -> None:
-    """Add a body and its end; rows: what to add to register rows, base: to branch targets."""
-    end = Instruction("ret", (), (), "the end of the code", 0)
-    moved = []
-    for index, i in enumerate([*instructions, end]):
+def _append(kernel: Kernel, name: str, function: Function) -> None:
+    """Add a function, its register rows and branch targets moved behind those that there are."""
+    body, rows, entry = function.body, dict(kernel.registers), len(kernel.instructions)
+    for width, count in body.registers.items():
+        kernel.registers[width] += count
+    return_to = Register(64, kernel.registers[64])
+    kernel.registers[64] += 1
+    kernel.linked[name] = Linked(function, entry, return_to)
+    kernel.variables += body.variables
+    for i in [*body.instructions, END]:
         predicate = _move(i.predicate, rows) if i.predicate else None
-        i = replace(
+        moved = replace(
             i,
             operands=tuple(_move(o, rows) for o in i.operands),
             predicate=predicate if isinstance(predicate, Register) else None,
-            targets=tuple(base + t for t in i.targets),
+            targets=tuple(entry + t for t in i.targets),
         )
-        if i.opcode == "call":
-            i.targets = (base + index + 1,)  # where to return to
-        elif i.opcode == "ret" and return_to is not None:
-            i.operands = (return_to,)
-        moved.append(i)
-    kernel.instructions[base:] = moved
+        if moved.opcode == "ret":
+            moved.operands = (return_to,)
+        kernel.instructions.append(moved)
 
 
 def _move(operand: Operand, rows: dict[int, int]) -> Operand:
     """The operand with its registers in other rows."""
     if isinstance(operand, Register):
-        return Register(operand.width, operand.row + rows.get(operand.width, 0))
+        return Register(operand.width, operand.row + rows[operand.width])
     if isinstance(operand, Vector):
         return Vector(tuple(_move(o, rows) for o in operand.items))
     if isinstance(operand, Address):
