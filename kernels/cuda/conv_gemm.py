@@ -184,6 +184,15 @@ def row_setup(a_rounds: int, rows: int) -> Callable:
                 that do not exist are set, too, and all bits of rows beyond the last pixel
     """
     @cuda.jit(device=True, inline="always")
+    def clear_inside(outside, at, size, dilation, taps, bit):
+        for _ in range(taps):
+            for i in range(a_rounds):
+                if at[i] < size:
+                    outside[i] = uint32(outside[i] & ~bit)
+                at[i] = uint32(at[i] + dilation)
+            bit = uint32(bit << uint32(1))
+
+    @cuda.jit(device=True, inline="always")
     def first_pixels(base, outside, first, pixels, pixel_chunks, group_chunk, height, width,
                      stride_h, stride_w, top, left, dilation_h, dilation_w, kernel_h, kernel_w,
                      out_w, out_w_m, out_w_s, out_h, out_h_m, out_h_s):
@@ -199,19 +208,7 @@ def row_setup(a_rounds: int, rows: int) -> Callable:
             base[i] = keep(uint32(((image * height + h[i]) * width + w[i]) * pixel_chunks
                                   + group_chunk))
             outside[i] = uint32(0xFFFFFFFF)
-        bit = uint32(1)
-        for _ in range(kernel_h):
-            for i in range(a_rounds):
-                if h[i] < height:
-                    outside[i] = uint32(outside[i] & ~bit)
-                h[i] = uint32(h[i] + dilation_h)
-            bit = uint32(bit << uint32(1))
-        bit = uint32(1 << 16)
-        for _ in range(kernel_w):
-            for i in range(a_rounds):
-                if w[i] < width:
-                    outside[i] = uint32(outside[i] & ~bit)
-                w[i] = uint32(w[i] + dilation_w)
-            bit = uint32(bit << uint32(1))
+        clear_inside(outside, h, height, dilation_h, kernel_h, uint32(1))
+        clear_inside(outside, w, width, dilation_w, kernel_w, uint32(1 << 16))
 
     return first_pixels

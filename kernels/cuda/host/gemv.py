@@ -22,7 +22,8 @@ def kernel_of(dtype: str, x_lanes: int, most_samples: int, owner_threads: int, a
     owner = "warp" if owner_threads == 32 else "block"
     return Kernel(f"gemv_{owner}_{vector.short(dtype)}x{x_lanes}_m{most_samples}_{activation}",
                   gemv.make, (dtype, x_lanes, most_samples, owner_threads, activation),
-                  gemv.SIGNATURE, gemv.THREADS, arch=vector.arch(dtype))
+                  gemv.SIGNATURE, gemv.THREADS, arch=vector.arch(dtype),
+                  blocks=WARPS_TO_FILL // gemv.WARPS)
 
 
 def kernels(dtype: str) -> list[Kernel]:
