@@ -91,13 +91,9 @@ class CudaDevice(CudaKernels):
     """A GPU. Memory is CuPy's and work goes to the stream that is CuPy's current one."""
 
     def __init__(self, index: int, dtype: str = "float32") -> None:
-        """DeviceError where the GPU can not be used, or not in this dtype."""
+        """CudaError where the GPU can not be used, DeviceError where it can not in this dtype."""
         super().__init__(f"cuda:{index}", dtype)
-        try:
-            self._gpu = gpu.gpu(index)
-            self._cupy = gpu.cupy()
-        except CudaError as error:
-            raise DeviceError(str(error)) from None
+        self._gpu, self._cupy = gpu.gpu(index), gpu.cupy()
         if dtype != "float32" and self._gpu.arch < "sm_80":
             raise DeviceError(f"dtype={dtype!r} needs a GPU of sm_80 or newer, and {self.name}, "
                               f"{self._gpu.name}, is {self._gpu.arch}; use dtype='float32'")

@@ -126,9 +126,7 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
         if threads is not None:
             raise DeviceError(f"threads={threads!r} is for the CPU and device={device!r} has none "
                               f"to set; leave it out")
-        cuda_devices = _import_cuda()
-        return (cuda_devices.EmulatedDevice(dtype) if kind == "emulator"
-                else cuda_devices.CudaDevice(cuda_devices.number(device), dtype))
+        return _open_cuda(device, dtype)
     if dtype != "float32":
         raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32'")
     if kind == "auto":
@@ -137,11 +135,13 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
     return CpuDevice(threads)
 
 
-def _import_cuda() -> Any:
-    """The module of the CUDA devices; DeviceError where its compiler is not installed."""
+def _open_cuda(device: str, dtype: str) -> Device:
+    """A GPU or the emulator; the compiler is imported only when asked for."""
     from kernels.cuda.errors import CudaError
     try:
         from . import cuda_devices
+        if device == "emulator":
+            return cuda_devices.EmulatedDevice(dtype)
+        return cuda_devices.CudaDevice(cuda_devices.number(device), dtype)
     except CudaError as error:
-        raise DeviceError(str(error)) from None
-    return cuda_devices
+        raise DeviceError(f"device={device!r} can not be used: {error}") from None

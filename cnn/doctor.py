@@ -10,11 +10,13 @@ import llvmlite.binding as llvm
 
 from kernels.cache import cache_root
 from kernels.cpu import jit, threads
+from kernels.cuda.errors import CudaError
 
 from . import zoo
 from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
+CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cupy-cuda13x")
 FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "amx-bf16")
 
 
@@ -34,10 +36,23 @@ def report() -> list[tuple[str, str]]:
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
         ("vector width", f"{jit.LANES} float32 lanes"),
         ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores, {layer}"),
-        ("gpu", "not used: this version has no CUDA backend"),
+        ("gpu", _gpu()),
+        ("cuda compiler", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
         ("cache", f"{root}, {_size(root) / 1e6:.1f} MB; {state}"),
         ("zoo", ", ".join(zoo.names())),
     ]
+
+
+def _gpu() -> str:
+    """The first GPU, or why none can be used."""
+    try:
+        from kernels.cuda import gpu
+        found = gpu.gpu(0)
+    except CudaError as error:
+        return f"none: {error}"
+    driver = gpu.cuda_version(gpu.cupy().cuda.runtime.driverGetVersion())
+    return (f"{found.name} ({found.arch}, {found.multiprocessors} multiprocessors), the driver "
+            f"supports CUDA {driver}")
 
 
 def _version(name: str) -> str:

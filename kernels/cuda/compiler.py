@@ -111,11 +111,20 @@ def file_name(kernel: Kernel, suffix: str) -> str:
 
 def check_arch(kernel: Kernel, arch: str) -> None:
     """CudaError for an architecture that can not run the kernel."""
-    if not re.fullmatch(r"sm_\d+a?", arch):
-        raise CudaError(f"arch={arch!r} is not an architecture; write it as sm_80 or sm_90a")
-    if number_of(arch) < number_of(kernel.arch):
+    check_name(arch)
+    if not runs_on(kernel, arch):
         raise CudaError(f"{kernel.name} needs a GPU of {kernel.arch} or newer and this one is "
                         f"{arch}; use dtype='float32', which runs on any from sm_75")
+
+
+def check_name(arch: str) -> None:
+    """CudaError for what is no name of an architecture."""
+    if not re.fullmatch(r"sm_\d+a?", arch):
+        raise CudaError(f"arch={arch!r} is not an architecture; write it as sm_80 or sm_90a")
+
+
+def runs_on(kernel: Kernel, arch: str) -> bool:
+    return number_of(arch) >= number_of(kernel.arch)
 
 
 def number_of(arch: str) -> int:

@@ -1,0 +1,54 @@
+"""Which CUDA kernels a network will launch on a GPU, found without one."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from kernels.cuda.compiler import Kernel
+from kernels.cuda.launch import CudaOptions, Launch
+from kernels.ops import Shape
+
+from . import passes, zoo
+from .cuda_devices import CudaKernels, EmulatedDevice
+from .errors import ModelError
+from .executor import Program, specialise
+from .onnx_import import load_onnx
+
+
+def kernels_of(source: str, options: CudaOptions, batch_sizes: Iterable[int]) -> list[Kernel]:
+    """Those of a model file or a zoo name, for a GPU of `options` and each batch size.
+
+    ModelError for a file that can not be loaded, or whose inputs have sizes left open.
+    """
+    path = zoo.find(source)
+    graph = passes.optimise(load_onnx(path).graph)
+    found: dict[Kernel, None] = {}
+    for batch_size in batch_sizes:
+        shapes = {name: _sized(path.name, name, spec.shape, batch_size)
+                  for name, spec in graph.inputs.items()}
+        recorder = Recorder(options)
+        Program(specialise(graph, shapes), recorder, recorder.options())
+        found.update((launch.kernel, None) for launch in recorder.launches)
+    return list(found)
+
+
+def _sized(model: str, name: str, shape: Shape, batch_size: int) -> Shape:
+    if None in shape[1:]:
+        raise ModelError(f"{model}: its input {name!r} is {shape}, None being any size, and which "
+                         f"kernels run depends on it; export it with the size that you will use")
+    return (batch_size, *shape[1:])
+
+
+class Recorder(EmulatedDevice):
+    """Prepares and binds as a GPU of `options` would, and runs nothing."""
+
+    def __init__(self, options: CudaOptions) -> None:
+        CudaKernels.__init__(self, "recorder", options.dtype)
+        self._wanted = options
+        self.launches: list[Launch] = []
+
+    def options(self) -> CudaOptions:
+        return self._wanted
+
+    def compile(self, bound: Sequence[Sequence[Launch]]) -> Callable[[], None]:
+        self.launches += [launch for step in bound for launch in step]
+        return lambda: None
