@@ -222,7 +222,7 @@ class Body:
                 width, is_range = scope.registers.get(stem, (0, False))
                 width = width if is_range else 0
             if width:
-                rows = self.rows[width]
+                rows = self.rows.setdefault(width, {})  # 128 is for Machine.decode to refuse
                 return Register(width, rows.setdefault((name, id(scope)), len(rows)))
         return None
 

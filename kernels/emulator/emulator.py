@@ -82,10 +82,17 @@ class Emulator:
         if entry not in module.kernels:
             names = ", ".join(module.kernels) or "none"
             raise ParseError(f"The PTX text has no kernel {entry!r}; its kernels are: {names}.")
+        kernel = module.kernels[entry]
         geometry = Geometry(three("grid", grid), three("block", block), THREADS_PER_WAVE)
+        if geometry.block_threads > kernel.most_threads:
+            raise ParseError(
+                f"Kernel {entry!r} is compiled for at most {kernel.most_threads} threads in a "
+                f"block, not for {geometry.block_threads}.",
+                kernel=entry,
+            )
         with np.errstate(all="ignore"):
             machine = Machine(
-                module.kernels[entry],
+                kernel,
                 module.variables,
                 geometry,
                 args,

@@ -17,8 +17,8 @@ WARP = 32
 
 def three(name: str, size: int | Sequence[int]) -> tuple[int, int, int]:
     """A grid or block as a launch is given it: an int, or one to three ints."""
-    sizes = tuple(int(n) for n in np.atleast_1d(size))
-    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
+    sizes = tuple(np.atleast_1d(size).tolist())
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ParseError(f"{name} must be one to three positive integers, not {size!r}.")
     x, y, z = sizes + (1,) * (3 - len(sizes))
     return x, y, z

@@ -124,6 +124,7 @@ class Kernel:
     variables: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     registers: dict[int, int] = field(default_factory=dict)  # how many of each width
+    most_threads: int = 1024  # in a block
     linked: dict[str, Linked] = field(default_factory=dict)  # functions among the instructions
 
 

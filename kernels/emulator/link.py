@@ -63,7 +63,7 @@ def _append(kernel: Kernel, name: str, function: Function) -> None:
     """Add a function, its register rows and branch targets moved behind those that there are."""
     body, rows, entry = function.body, dict(kernel.registers), len(kernel.instructions)
     for width, count in body.registers.items():
-        kernel.registers[width] += count
+        kernel.registers[width] = rows.get(width, 0) + count
     return_to = Register(64, kernel.registers[64])
     kernel.registers[64] += 1
     kernel.linked[name] = Linked(function, entry, return_to)
@@ -84,7 +84,7 @@ def _append(kernel: Kernel, name: str, function: Function) -> None:
 def _move(operand: Operand, rows: dict[int, int]) -> Operand:
     """The operand with its registers in other rows."""
     if isinstance(operand, Register):
-        return Register(operand.width, operand.row + rows[operand.width])
+        return Register(operand.width, operand.row + rows.get(operand.width, 0))
     if isinstance(operand, Vector):
         return Vector(tuple(_move(o, rows) for o in operand.items))
     if isinstance(operand, Address):

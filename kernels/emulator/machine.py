@@ -16,7 +16,7 @@ from .layout import lay_out
 from .mbarrier import MBarriers
 from .memory import Memory
 from .operation import DECODERS, Kind, NotCovered, Operation
-from .ptxtypes import bits
+from .ptxtypes import bits, is_type
 from .race import RaceDetector
 from .registers import Registers
 from .scheduler import Scheduler
@@ -166,7 +166,8 @@ def _granule(kernel: Kernel) -> int:
         if i.opcode == "mbarrier":
             sizes.append(8)
         elif i.opcode in ("ld", "st", "atom", "red"):
-            if not i.has("global", "const", "param", "local"):  # shared, or generic
+            elsewhere = i.has("global", "const", "param", "local")
+            if is_type(i.type) and not elsewhere:  # shared, or generic
                 sizes.append(bits(i.type) // 8 * i.vector_length())
         elif i.opcode == "cp" and i.modifiers[:1] == ("async",) and len(i.operands) > 2:
             sizes.append(getattr(i.operands[2], "value", 16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from math import prod
 
 from .body import Body
 from .declarations import parameters, variable
@@ -11,7 +12,9 @@ from .errors import ParseError
 from .instruction import Function, Kernel, Module, Variable
 from .link import link
 
-_BLANKED = re.compile(r"//[^\n]*|/\*.*?\*/|(?m:^\s*\.(?:loc|file)\b[^\n]*)", re.S)
+_BLANKED = re.compile(  # comments and debug information
+    r"//[^\n]*|/\*.*?\*/|(?m:^\s*\.(?:loc|file)\b[^\n]*)|\.section\s[^{]*\{[^}]*\}", re.S
+)
 _TOP = re.compile(
     r"""\s*(?: \.(?:version|target|address_size)[^\n]*
              | (?:\.(?:visible|extern|weak|common)\s+)*\.(?P<function>entry|func)\b
@@ -21,7 +24,7 @@ _TOP = re.compile(
 )
 _FUNCTION = re.compile(
     r"""\s*(?:\((?P<results>[^)]*)\)\s*)?(?P<name>[\w$]+)
-        \s*(?:\((?P<parameters>[^)]*)\))?[^{;]*(?P<end>[{;])""",
+        \s*(?:\((?P<parameters>[^)]*)\))?(?P<directives>[^{;]*)(?P<end>[{;])""",
     re.X,
 )
 
@@ -47,6 +50,7 @@ def parse(text: str) -> Module:
             body, line = text[position : end - 1], 1 + text.count("\n", 0, position)
             if top["function"] == "entry":
                 kernel = Body(head["name"], parameters(head["parameters"]), line).read(body)
+                kernel.most_threads = _most_threads(head["directives"])
                 kernels[kernel.name] = kernel
             else:
                 function = _function(head, body, line)
@@ -66,6 +70,12 @@ def _function(head: re.Match[str], text: str, line: int) -> Function:
     both = results + parameters(head["parameters"])
     body = Body(head["name"], both, line, private=True).read(text)
     return Function(body, body.parameters[: len(results)], body.parameters[len(results) :])
+
+
+def _most_threads(directives: str) -> int:
+    """What .maxntid or .reqntid allow in a block (PTX ISA 11.2)."""
+    limit = re.search(r"\.(?:maxntid|reqntid)\s+([\d\s,]+)", directives)
+    return prod(int(n) for n in limit[1].split(",")) if limit else 1024
 
 
 def _near(text: str, position: int) -> str:

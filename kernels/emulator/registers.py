@@ -59,6 +59,8 @@ class Registers:
         if isinstance(operand, Special):
             return self._special(operand.name, dtype_of(type_name))
         if isinstance(operand, Symbol):
+            if operand.name == "WARP_SZ":
+                return _constant(WARP, type_name)
             if operand.name not in self.symbols:
                 raise NotCovered(f"refers to {operand.name!r}, which is no variable")
             return _constant(self.symbols[operand.name], type_name)
