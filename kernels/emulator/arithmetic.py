@@ -22,6 +22,7 @@ _PLAIN_INTEGER = {"u16", "s16", "b16", "u32", "s32", "b32", "u64", "s64", "b64",
 
 @opcode(*integer.FUNCTIONS, *floating.FUNCTIONS, "mul", "mad", "shf", *EXTENDED)
 def arithmetic(machine: Machine, instruction: Instruction) -> Operation:
+    """The functions are in integer.py and floating.py; the last modifier says which."""
     opcode_name, kind = instruction.opcode, instruction.type
     if not is_type(kind):
         raise NotCovered(f"works on .{kind}, which the emulator does not know")
@@ -74,13 +75,13 @@ def _product(
     opcode_name: str, half: str, kind: str, sources: list[str]
 ) -> tuple[Callable[..., Any], str, list[str]]:
     """mul and mad: .lo, .hi, or .wide, whose result is twice as wide."""
-    result, multiply = kind, np.multiply
+    result = kind
+    multiply: Callable[..., Any] = np.multiply
     if half == "wide":
         result = kind[0] + str(2 * bits(kind))
-        wide = dtype_of(result)
-        multiply = lambda a, b: a.astype(wide) * b.astype(wide)  # type: ignore[assignment] # noqa: E731
+        multiply = integer.multiply_wide(dtype_of(result))
     elif half == "hi":
-        multiply = integer.multiply_high  # type: ignore[assignment]
+        multiply = integer.multiply_high
     elif half != "lo":
         raise NotCovered(f"multiplies .{half}, which the emulator does not know")
     if opcode_name == "mul":

@@ -38,6 +38,8 @@ class _Copy:
 
 
 class AsyncCopies:
+    """The copies in flight, and how many groups each thread has committed."""
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.committed: Array = np.zeros(machine.geometry.threads, np.int64)  # groups per thread
@@ -48,6 +50,7 @@ class AsyncCopies:
         self.pending = []
 
     def issue(self, threads: Array, offset: Array, data: Array) -> None:
+        """The bytes at the offsets belong to the copy until it lands."""
         self.machine.shared.write(offset, data.shape[1], threads >> 5, CP_ASYNC)
         self.machine.shared.in_flight += threads.size
         landed = np.zeros(threads.size, bool)

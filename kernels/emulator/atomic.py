@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import AsyncNotWaited
 from .geometry import Selection
 from .instruction import Instruction, Sink
 from .operation import NotCovered, Operation, opcode
 from .ptxtypes import Array, bits, dtype_of
-from .shared import WRITTEN
 from .space import Space
 
 if TYPE_CHECKING:
@@ -56,11 +54,12 @@ def atom(machine: Machine, instruction: Instruction) -> Operation:
     size, dtype = bits(kind) // 8, dtype_of(kind)
     destination = machine.registers.destination(target, kind).view(dtype)
     sources = [machine.registers.spread(v, kind) for v in values]
-    combine = COMBINE.get(name)
+    combine: Any = COMBINE.get(name)
     at_once = reduces and isinstance(combine, np.ufunc)
     memory, shared, random = machine.memory, machine.shared, machine.random
 
     def one(old: Any, thread: int) -> Any:
+        """What one thread leaves in memory."""
         if combine is not None:
             return combine(old, sources[0][thread])
         return sources[1][thread] if old == sources[0][thread] else old  # cas
@@ -69,29 +68,17 @@ def atom(machine: Machine, instruction: Instruction) -> Operation:
         threads = machine.geometry.select(at)
         offset = memory.locate(space, address, size, at, store=True)
         if space is memory.shared_space:
-            _check_shared(offset, threads)
+            shared.update(offset, size, threads >> 5)
         elif space.written is not None:
             memory.check_written(space, offset, size, at)
         words, index = space.words[size].view(dtype), offset // size
         if at_once:
-            combine.at(words, index, sources[0][threads])  # type: ignore[union-attr]
+            combine.at(words, index, sources[0][threads])
             return
         order = range(threads.size) if random is None else random.permutation(threads.size)
         for i in order:
             old = words[index[i]]
             destination[threads[i]] = old
             words[index[i]] = one(old, threads[i])
-
-    def _check_shared(offset: Array, threads: Array) -> None:
-        """Atomics read and write in one: never-written and in-flight bytes are both wrong."""
-        state = shared.state[offset]
-        if (state != WRITTEN).any():
-            i = int(np.argmax(state != WRITTEN))
-            if state[i] > WRITTEN:
-                what = "is atomic on bytes of an asynchronous copy in flight"
-                machine.fault(AsyncNotWaited, what, int(threads[i]), shared.address(int(offset[i])))
-            shared.read(offset[i : i + 1], size, threads[i : i + 1] >> 5)
-        if shared.race:
-            shared.race.update(offset, size, threads >> 5)
 
     return Operation(memory.accessor(instruction, place, access))

@@ -83,6 +83,7 @@ class Barriers:
         return wait
 
     def try_to_complete(self, key: tuple[int, int]) -> None:
+        """Let the waiting threads go if all that are expected have arrived."""
         slot, number = key
         barrier = self.open[key]
         per_block = self.machine.geometry.warps_per_block
@@ -110,6 +111,7 @@ class Barriers:
             group.pc += 1
 
     def complete(self, arrived: Array, waiting: Array, reduction: Reduction | None) -> None:
+        """What a barrier does besides waiting: order accesses, and reduce."""
         if self.machine.race:
             self.machine.race.join(np.unique(arrived >> 5), np.unique(waiting >> 5))
         if reduction:

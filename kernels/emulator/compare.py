@@ -42,18 +42,22 @@ def _differs(a: Any, b: Any) -> Any:
     return (a < b) | (a > b)
 
 
+def _unordered(a: Any, b: Any) -> Any:
+    return np.isnan(a) | np.isnan(b)
+
+
+def _opposite(f: Function) -> Function:
+    return lambda a, b: ~f(a, b)
+
+
 def comparison(name: str, kind: str) -> Function:
     """The function of two operands of the type."""
-    f: Function
     if not is_float(kind):
         return ORDERED[name]
-    if name == "nan":
-        f = lambda a, b: np.isnan(a) | np.isnan(b)  # noqa: E731
-    elif name == "num":
-        f = lambda a, b: ~(np.isnan(a) | np.isnan(b))  # noqa: E731
+    if name in ("nan", "num"):
+        f = _unordered if name == "nan" else _opposite(_unordered)
     elif name in UNORDERED:
-        ordered = comparison(UNORDERED[name], "f32")
-        f = lambda a, b: ~ordered(a, b)  # noqa: E731
+        f = _opposite(comparison(UNORDERED[name], "f32"))
     else:
         f = _differs if name == "ne" else ORDERED[name]
     if kind == "bf16":

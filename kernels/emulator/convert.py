@@ -28,6 +28,7 @@ _KNOWN = {"rn", "rna", "ftz", "sat", "relu", "satfinite", *TO_INTEGER, *DIRECTED
 
 @opcode("cvt")
 def cvt(machine: Machine, instruction: Instruction) -> Operation:
+    """cvt{.rounding}{.ftz}{.sat}{.relu}.to.from d, a{, b}"""
     *options, to, source = instruction.modifiers
     unknown = set(options) - _KNOWN
     if unknown or not is_type(to) or not is_type(source):

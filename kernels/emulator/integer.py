@@ -26,7 +26,13 @@ def divide(a: Any, b: Any) -> Any:
 
 
 def remainder(a: Any, b: Any) -> Any:
+    """Has the sign of a."""
     return a - divide(a, b) * b
+
+
+def multiply_wide(dtype: Any) -> Callable[[Any, Any], Any]:
+    """The whole product, in the dtype that is twice as wide."""
+    return lambda a, b: a.astype(dtype) * b.astype(dtype)
 
 
 def multiply_high(a: Any, b: Any) -> Any:

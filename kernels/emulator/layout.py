@@ -39,6 +39,7 @@ def lay_out(
     shared_bytes: int,
     geometry: Geometry,
 ) -> Layout:
+    """Give everything an address, and copy the arguments in."""
     symbols: dict[str, int] = {}
     variables = module_variables + kernel.variables
     memory = GlobalMemory()

@@ -51,10 +51,9 @@ def ld(machine: Machine, instruction: Instruction) -> Operation:
 
 def _parameter(instruction: Instruction, place: Operand) -> str:
     """The name of the parameter that is loaded or stored, if it is one."""
-    by_name = isinstance(place, Address) and isinstance(place.base, Symbol)
-    if not by_name or not any(m.startswith("param") for m in instruction.modifiers):
-        return ""
-    return place.base.name  # type: ignore[union-attr]
+    if any(m.startswith("param") for m in instruction.modifiers) and isinstance(place, Address):
+        return place.base.name if isinstance(place.base, Symbol) else ""
+    return ""
 
 
 def _load_parameter(

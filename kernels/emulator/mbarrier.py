@@ -47,6 +47,7 @@ class MBarriers:
         self.initialised = {}
 
     def init(self, thread: int, address: int, count: int) -> None:
+        """A phase takes `count` arrivals."""
         machine = self.machine
         if address % SIZE:
             what = f"initialises an mbarrier at shared address {address:#x}, which is misaligned"
@@ -67,6 +68,7 @@ class MBarriers:
         del self.initialised[int(self.machine.geometry.block_slot[thread]), address]
 
     def find(self, thread: int, address: int) -> MBarrier:
+        """The mbarrier that a thread uses, which it must know to be initialised."""
         machine = self.machine
         slot = int(machine.geometry.block_slot[thread])
         mbarrier = self.initialised.get((slot, address))

@@ -8,7 +8,7 @@ calls: `run(at)` executes the instruction for the threads `at` (see geometry.Sel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,13 @@ class Operation:
     run: Run
     kind: Kind = Kind.PLAIN
     together: bool = False
+    accumulates: bool = False  # a wgmma: its registers may be in flight
     # filled in by Machine.decode:
-    instruction: Instruction = None  # type: ignore[assignment]
+    instruction: Instruction = field(init=False)
     predicate: Array | None = None
     negated: bool = False
     target: int = 0
     rows: frozenset[int] = frozenset()  # rows of 32-bit registers that it names
-    accumulates: bool = False  # a wgmma: its registers may be in flight
 
 
 Decoder = Callable[["Machine", Instruction], Operation]

@@ -62,6 +62,7 @@ class Group:
         self.complete = not (some & (here != scheduler.live)).any()
 
     def wait(self, kind: str, since: int | None, detail: str) -> Group:
+        """Park the group."""
         self.waits_for, self.since, self.detail = kind, since, detail
         return self
 
@@ -72,6 +73,8 @@ class Group:
 
 
 class Scheduler:
+    """Runs the decoded code, one wave of blocks after the other."""
+
     def __init__(self, machine: Machine, code: list[Operation], max_steps: int) -> None:
         self.machine, self.code, self.max_steps = machine, code, max_steps
         self.random = machine.random
@@ -257,6 +260,7 @@ class Scheduler:
         return True
 
     def exit(self, group: Group, pc: int, ending: Array) -> None:
+        """Threads end: nobody waits for them any more."""
         self.live -= np.bincount(ending >> 5, minlength=self.live.size)
         self.groups.remove(group)
         rest = np.setdiff1d(group.threads, ending)

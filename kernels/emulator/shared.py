@@ -95,6 +95,14 @@ class SharedMemory:
         if self.race:
             self.race.write(offset, size, warps, **race)
 
+    def update(self, offset: Array, size: int, warps: Array) -> None:
+        """Check and record atomic operations, which read and write in one."""
+        state = self.state[offset]
+        if (state != WRITTEN).any():
+            self._bad_read(int(offset[np.argmax(state != WRITTEN)]), size, int(warps[0]))
+        if self.race:
+            self.race.update(offset, size, warps)
+
     def land(self, offset: Array, data: Array) -> None:
         """An asynchronous copy is done: rows of data become visible at the offsets."""
         size = data.shape[1]

@@ -61,6 +61,7 @@ def registers32(operand: Operand) -> Array:
 
 
 def whole_warps(machine: Machine, threads: Array) -> None:
+    """A matrix is spread over 32 lanes: none may be missing, not even one that has ended."""
     if threads.size % WARP:
         what = "executes a matrix instruction in a warp that is not whole (divergence)"
         machine.fault(Divergence, what, int(threads[0]))

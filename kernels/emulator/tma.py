@@ -49,11 +49,14 @@ class BulkStores:
         self.pending.append(_Store(thread, complete))
 
     def commit(self, threads: Array) -> None:
+        """What the threads have issued since their last commit becomes a group."""
         for store in self.pending:
             if store.thread in threads:
                 store.group = 0 if store.group is None else store.group + 1
 
     def wait(self, threads: Array, keep: int) -> None:
+        """All but the last `keep` groups of the threads complete."""
+
         def due(store: _Store) -> bool:
             return store.thread in threads and store.group is not None and store.group >= keep
 
@@ -69,6 +72,7 @@ class BulkStores:
 
 
 def bulk(machine: Machine, instruction: Instruction) -> Operation:
+    """cp.async.bulk and all that follows the word bulk"""
     modifiers, select = instruction.modifiers, machine.geometry.select
     form = modifiers[2]
     if form == "commit_group":
@@ -110,6 +114,7 @@ class _BulkCopy:
             self.mbarrier = machine.memory.address(operands[2 if self.tensor else 3])
 
     def issue(self, thread: int) -> None:
+        """Work out and check both ends, then start the copy."""
         one = np.array([thread])
         address = int(self.outside(one)[0])
         if self.tensor:

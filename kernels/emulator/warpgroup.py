@@ -55,6 +55,8 @@ Peers = dict[int, Product]  # of the up to four warps of one wgmma
 
 
 class Warpgroups:
+    """The products in flight, in the groups of each warp."""
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.registers: dict[int, int] = {}  # rows in flight -> by how many products
@@ -74,6 +76,7 @@ class Warpgroups:
             self.of(warp).append([])
 
     def issue(self, product: Product, warps: Array) -> None:
+        """The warps start a product, alone or together with others of their warpgroup."""
         machine, per_block = self.machine, self.machine.geometry.warps_per_block
         for warp in warps.tolist():
             for tile in product.tiles[warp]:
@@ -97,6 +100,7 @@ class Warpgroups:
                 self.compute(product, warp, fetched)
 
     def start_reading(self, tile: Tile, warp: int) -> None:
+        """The bytes must be there now, and must stay until the product is complete."""
         offset, race = tile.offset.ravel(), self.machine.race
         warps = np.full(offset.size, warp)
         self.machine.shared.read(offset, CHUNK, warps)

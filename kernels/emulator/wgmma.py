@@ -96,6 +96,7 @@ class _Wgmma:
         self.columns = register // 4 * 8 + lane % 4 * 2 + register % 2
 
     def issue(self, at: Selection) -> None:
+        """Find the operands of all warps; they are read later."""
         machine, per_block = self.machine, self.machine.geometry.warps_per_block
         threads = machine.geometry.select(at)
         whole_warps(machine, threads)
@@ -129,6 +130,7 @@ class _Wgmma:
         machine.warpgroups.issue(product, warps)
 
     def check_uniform(self, threads: Array, first: Array) -> None:
+        """Descriptors and scale must be the same in a warp (first: its first threads)."""
         for operand in (self.a, self.b, self.accumulate):
             if operand is None:
                 continue
