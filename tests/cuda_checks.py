@@ -81,6 +81,25 @@ def run_step(step: Step, arrays, output: TensorSpec, runner: str = "emulator") -
     return y.copy()
 
 
+def assert_in_place(op: Op, *arrays: np.ndarray, dtype: str = "float32", weights=()) -> None:
+    """The op gives the same bits when its output is its first input's memory."""
+    given = [np.asarray(array, np.float32) if i in weights else rounded(array, dtype)
+             for i, array in enumerate(arrays)]
+    step = prepare(op, given, dtype, weights, CudaOptions(dtype=dtype))
+    apart = run_step(step, given, TensorSpec(given[0].shape, storage(dtype)))
+    emulate(step.bind(given, given[0], np.full(step.workspace, GARBAGE, np.uint8)))
+    np.testing.assert_array_equal(bits(given[0]), bits(apart))
+
+
+def prepare(op: Op, given, dtype: str, weights, options: CudaOptions, **choice) -> Step:
+    """The step for arrays as they are stored."""
+    stored = storage(dtype)
+    output = TensorSpec(ops.known(op.output_shape(*(array.shape for array in given))), stored)
+    constants = [array if i in weights else None for i, array in enumerate(given)]
+    specs = [TensorSpec(array.shape, stored) for array in given]
+    return backend.PREPARE[type(op)](op, specs, output, constants, options, **choice)
+
+
 def run(op: Op, *arrays: np.ndarray, dtype: str = "float32", weights=(), kernel: str | None = None,
         runner: str = "emulator", multiprocessors: int = 4, arch: str = "sm_90a", **choice
         ) -> np.ndarray:
@@ -91,16 +110,13 @@ def run(op: Op, *arrays: np.ndarray, dtype: str = "float32", weights=(), kernel:
     """
     given = [np.asarray(array, np.float32) if i in weights else rounded(array, dtype)
              for i, array in enumerate(arrays)]
-    stored = storage(dtype)
-    output = TensorSpec(ops.known(op.output_shape(*(array.shape for array in given))), stored)
     options = CudaOptions(dtype=dtype, arch=arch, multiprocessors=multiprocessors,
                           upload=uploader(runner))
-    constants = [array if i in weights else None for i, array in enumerate(given)]
-    specs = [TensorSpec(array.shape, stored) for array in given]
-    step = backend.PREPARE[type(op)](op, specs, output, constants, options, **choice)
+    step = prepare(op, given, dtype, weights, options, **choice)
     if kernel is not None:
         assert step.kernel.startswith(kernel), step.kernel
-    return run_step(step, given, output, runner)
+    shape = ops.known(op.output_shape(*(array.shape for array in given)))
+    return run_step(step, given, TensorSpec(shape, storage(dtype)), runner)
 
 
 def uploader(runner: str):

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from checks import EPS, integers, normal
-from cuda_checks import DTYPES, assert_exact, assert_resources, assert_within
+from cuda_checks import DTYPES, assert_exact, assert_in_place, assert_resources, assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_elementwise import EDGES, SMOOTH, broadcasts
@@ -67,6 +67,15 @@ def test_nan_infinity_and_rounding(op, runner):
     rng = np.random.default_rng(0)
     a, b = normal(rng, 4, 5, 6), normal(rng, 6)
     assert_within(EPS * np.abs(reference.run(op, a, b)), op, a, b, runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place(dtype):
+    rng = np.random.default_rng(0)
+    x = normal(rng, 2, 3, 4, 16)
+    for op, others in ((ops.Silu(), []), (ops.Add(), [normal(rng, 2, 3, 4, 16)]),
+                       (ops.Mul(), [normal(rng, 16)]), (ops.Mul(), [normal(rng, 2, 3, 4, 1)])):
+        assert_in_place(op, x, *others, dtype=dtype)
 
 
 def test_tensors_beyond_32_bit_indices_are_refused():

@@ -2,7 +2,14 @@
 import numpy as np
 import pytest
 from checks import EPS, integers, normal
-from cuda_checks import DTYPES, assert_exact, assert_resources, assert_within, run
+from cuda_checks import (
+    DTYPES,
+    assert_exact,
+    assert_in_place,
+    assert_resources,
+    assert_within,
+    run,
+)
 
 from kernels.cuda.host import norm
 from kernels.ops import BatchNorm
@@ -21,6 +28,13 @@ def test_floats_are_within_the_bound(shape, dtype, runner):
     bound = 3 * EPS * (2 * np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
     assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS, dtype=dtype,
                   kernel="batch_norm_", runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place(dtype):
+    rng = np.random.default_rng(0)
+    assert_in_place(BatchNorm(), normal(rng, 2, 3, 5, 12), *(normal(rng, 12) for _ in range(3)),
+                    rng.uniform(0.1, 2, 12), dtype=dtype, weights=WEIGHTS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
