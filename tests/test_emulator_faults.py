@@ -78,6 +78,15 @@ def test_a_misaligned_access(body, wrong, right, base):
     check_access(Misaligned, body, wrong, right, base)
 
 
+@pytest.mark.parametrize(("offset", "said"), [
+    (-4, "4 bytes before"), (120, "0 bytes past the end"), (160, "40 bytes past the end")])
+def test_the_distance_to_the_nearest_array_is_told(offset, said):
+    found = refused(OutOfBounds, f"st.global.u32 [x+{offset}], 1;      // <-", threads=1,
+                    x=np.zeros(30, np.uint32))
+    assert said in str(found)
+    assert "120 bytes" in str(found)
+
+
 @pytest.mark.parametrize("where", ["0", "-16", "x+0x100000", "probe+-0x10000"])
 def test_a_wild_pointer(where):
     pointer = where if where[0] in "xp" else "%d1"

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
-from kernels.emulator import Empty, Emulator, EmulatorError, OutOfBounds, Stats, UninitialisedRead
+from kernels.emulator import (
+    Empty,
+    Emulator,
+    EmulatorError,
+    OutOfBounds,
+    ParseError,
+    Stats,
+    UninitialisedRead,
+)
 
 ADD_ONE = """
     mad.wide.u32 %d1, tid, 4, x;
@@ -263,6 +271,16 @@ def test_comments_and_directives_are_skipped():
             "p_y)\n", "p_y)\n.maxntid 32, 1, 1\n.minnctapersm 2\n")
     Emulator().launch(text, "k", 1, 1, [y])
     assert y[0] == 3
+
+
+@pytest.mark.parametrize("bounds", [".maxntid 32, 2, 1", ".reqntid 64", ".maxntid 64"])
+def test_launch_bounds_are_kept(bounds):
+    y = np.zeros(1, np.uint32)
+    text = kernel("red.global.add.u32 [y], 1;", "y").replace("p_y)", f"p_y)\n{bounds}")
+    Emulator().launch(text, "k", 1, 64, [y])
+    assert y[0] == 64
+    with pytest.raises(ParseError, match="65"):
+        Emulator().launch(text, "k", 1, 65, [y])
 
 
 def test_an_emulator_can_be_used_again_after_an_error():
