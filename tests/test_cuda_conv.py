@@ -50,7 +50,7 @@ PROBLEMS = {
     "pointwise": (Conv2d(), (2, 5, 7, 72, 80, (1, 1))),
     "one slice, fewer than stages": (Conv2d(), (1, 3, 3, 8, 8, (1, 1))),
     "less than a slice": (Conv2d(), (1, 3, 3, 4, 8, (1, 1))),
-    "3x3": (Conv2d((1, 1), (1, 1, 1, 1)), (1, 9, 10, 64, 72, (3, 3))),
+    "3x3": (Conv2d((1, 1), (1, 1, 1, 1)), (1, 9, 10, 24, 72, (3, 3))),
     "stride 2": (Conv2d((2, 2), (1, 1, 1, 1)), (2, 9, 10, 24, 16, (3, 3))),
     "stride > kernel": (Conv2d((3, 2)), (1, 10, 11, 16, 16, (1, 1))),
     "asymmetric, dilated": (Conv2d((1, 2), (1, 0, 2, 3), (2, 3)), (1, 9, 12, 16, 24, (3, 2))),
@@ -60,11 +60,11 @@ PROBLEMS = {
     "odd outputs of odd groups": (Conv2d(groups=2), (1, 4, 5, 10, 14, (3, 3), 2)),
     "image of 3 channels": (Conv2d((2, 2), (3, 3, 3, 3)), (2, 12, 13, 3, 8, (7, 7))),
     "one channel": (Conv2d((1, 1), (1, 1, 1, 1)), (1, 6, 7, 1, 5, (3, 3))),
-    "widest masks": (Conv2d((1, 1), (7, 8, 7, 8)), (1, 4, 4, 8, 8, (15, 16))),
+    "widest masks": (Conv2d((1, 1), (7, 8, 7, 8)), (1, 4, 4, 4, 8, (15, 16))),
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "tf32", SLOW[1]])
+@pytest.mark.parametrize("dtype", FEWER)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_every_kind_of_window_is_exact(problem, dtype, runner):
     op, shape = PROBLEMS[problem]
@@ -112,7 +112,7 @@ def test_any_window_is_exact_on_integers(problem, splits, dtype):
 
 @pytest.mark.parametrize("dtype", FEWER)
 @pytest.mark.parametrize("out_channels", [24, 9])
-@pytest.mark.parametrize("splits", [2, 3])
+@pytest.mark.parametrize("splits", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_splits_of_the_sum_add_up(splits, out_channels, dtype, runner):
     op = Conv2d((1, 1), (1, 1, 1, 1), activation=ops.Clip(-3.0, 20.0))
     inputs = arrays(signs, 1, 5, 6, 40, out_channels, (3, 3))
@@ -122,7 +122,7 @@ def test_splits_of_the_sum_add_up(splits, out_channels, dtype, runner):
 
 @pytest.mark.parametrize("dtype", FEWER)
 @pytest.mark.parametrize("out_channels", [24, 9])
-@pytest.mark.parametrize("activation", [None, ops.Relu(), ops.Clip(0.0, 6.0)])
+@pytest.mark.parametrize("activation", [None, ops.Clip(0.0, 6.0)])
 def test_a_residual_is_added_before_the_activation(activation, out_channels, dtype, runner):
     inputs = arrays(signs, 1, 5, 7, 16, out_channels, (3, 3))
     residual = integers(np.random.default_rng(1), 1, 3, 5, out_channels)
@@ -164,12 +164,11 @@ def test_floats_are_within_the_bound(activation, dtype, runner):
                   dtype=dtype, tile=small(dtype), splits=1, kernel="conv_", runner=runner)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", FEWER)
-def test_nan_and_infinity_travel_as_ieee_says(value, dtype, runner):
+def test_nan_and_infinity_travel_as_ieee_says(dtype, runner):
     x, weight, bias = arrays(signs, 1, 8, 9, 16, 24, (3, 3))
     weight[weight == 0] = 1
-    x[0, 3, 8, 2] = value
+    x[0, 0, 0, 2], x[0, 3, 8, 5], x[0, 7, 1, 15] = np.nan, np.inf, -np.inf
     check(dtype, Conv2d(padding=(1, 1, 1, 1)), x, weight, bias, runner=runner)
 
 

@@ -1,4 +1,6 @@
 """Whole networks through the CUDA kernels: in the emulator, on a stand-in for CuPy, on a GPU."""
+from pathlib import Path
+
 import networks
 import numpy as np
 import onnx
@@ -95,6 +97,17 @@ def test_benchmark_networks_on_small_images_are_near_the_reference(name, dtype, 
     image = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
     assert_near(cnn.load(tmp_path / "net.onnx", device="emulator", dtype=dtype), image,
                 ROUNDOFF[dtype])
+
+
+@pytest.mark.slow
+def test_a_photo_is_what_the_cpu_says():
+    """The whole embedded network at its full size."""
+    photo = Path(__file__).parent.parent / "examples" / "cat.jpg"
+    expected, found = (cnn.load(device=device, dtype=dtype).classify(photo)
+                       for device, dtype in (("cpu", "float32"), ("emulator", "float16")))
+    assert [one.label for one in found[:4]] == [one.label for one in expected[:4]]
+    for one, other in zip(found[:4], expected[:4], strict=True):
+        assert abs(one.probability - other.probability) < 0.02
 
 
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])

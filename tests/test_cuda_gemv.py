@@ -15,7 +15,8 @@ from kernels.cuda.host import gemv, matmul
 from kernels.cuda.launch import CudaOptions
 from kernels.ops import Linear, TensorSpec
 
-FEWER = ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float16", "bfloat16")]
+FEWER = ["float32", "float16", SLOW[1]]
 MANY = 0        # multiprocessors: any number of outputs occupies them
 
 
@@ -25,8 +26,8 @@ def short(rng, *shape):
 
 
 @pytest.mark.parametrize("dtype", FEWER)
-@pytest.mark.parametrize("samples", [1, 2, 4])
-@pytest.mark.parametrize("features", [8, 136, 1336])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("features", [136, 1336])
 def test_whole_accesses_are_exact(features, samples, dtype, runner):
     most = 1 if samples == 1 else 4
     for owner, processors in (("warp", MANY), ("block", 132)):
@@ -37,8 +38,8 @@ def test_whole_accesses_are_exact(features, samples, dtype, runner):
                      kernel=f"gemv_{owner}_{vector.short(dtype)}x{vector.lanes(dtype)}_m{most}_")
 
 
-@pytest.mark.parametrize("dtype", FEWER)
-@pytest.mark.parametrize("features", [1, 7, 261])
+@pytest.mark.parametrize("dtype", ["float32", *SLOW])
+@pytest.mark.parametrize("features", [1, 261])
 def test_features_that_are_no_whole_accesses_are_exact(features, dtype, runner):
     for samples in (1, 3):
         assert_exact(Linear(), *arrays(short, samples, features, 5), weights=WEIGHTS, dtype=dtype,
@@ -58,7 +59,7 @@ def test_samples_may_have_several_axes_and_no_bias(runner):
     assert_exact(Linear(), x, weight, weights=(1,), kernel="gemv_warp_f32x4_m4_", runner=runner)
 
 
-@pytest.mark.parametrize("dtype", FEWER)
+@pytest.mark.parametrize("dtype", ["float32", *SLOW])
 @pytest.mark.parametrize("activation", [None, ops.Silu()])
 def test_floats_are_within_the_bound(activation, dtype, runner):
     def make(rng, *shape):
@@ -71,11 +72,10 @@ def test_floats_are_within_the_bound(activation, dtype, runner):
                   multiprocessors=MANY, kernel="gemv_warp", runner=runner)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_travel_as_ieee_says(value, runner):
-    x, weight, bias = arrays(short, 2, 135, 6)
+def test_nan_and_infinity_travel_as_ieee_says(runner):
+    x, weight, bias = arrays(short, 4, 135, 6)
     weight[weight == 0] = 1
-    x[1, 134] = value
+    x[1, 134], x[2, 0], x[3, 77] = np.nan, np.inf, -np.inf
     assert_exact(Linear(), x, weight, bias, weights=WEIGHTS, kernel="gemv_", runner=runner)
 
 

@@ -104,24 +104,34 @@ def test_a_swizzle_moves_chunks_inside_a_line(span, dtype):
     np.testing.assert_array_equal(found, swizzled(expected, span))
 
 
+def test_a_stride_takes_every_other_element():
+    """The box is an extent in the array: with a stride of 2, 16 rows of it are 8."""
+    x = integers(32, seed=1, count=800).reshape(20, 40)
+    expected = box_of(x, (7, 8), (8, 16), (2, 1))
+    found = loaded(TILED.format(rank=2, at="8, 7"),
+                   TensorMap(x, (16, 16), swizzle=0, strides=(1, 2)), expected, {})
+    np.testing.assert_array_equal(found, expected)
+
+
 @every_schedule
 @pytest.mark.parametrize("span", [0, 64])
-@pytest.mark.parametrize(("padding", "at", "tap"), [
-    (1, (1, 3, 4, 0), (0, 2)), (1, (0, -1, -1, 0), (2, 2)), (0, (3, 2, 4, 0), (1, 1)),
-    (1, (4, 4, 2, 0), (1, 0))])
-def test_im2col_walks_the_pixels_of_a_3x3_convolution(padding, at, tap, span, schedule):
+@pytest.mark.parametrize(("padding", "stride", "at", "tap"), [
+    (1, 1, (1, 3, 4, 0), (0, 2)), (1, 1, (0, -1, -1, 0), (2, 2)), (0, 1, (3, 2, 4, 0), (1, 1)),
+    (1, 1, (4, 4, 2, 0), (1, 0)), (1, 2, (0, 1, 3, 0), (2, 1)), (0, 2, (2, 0, 2, 0), (0, 2))])
+def test_im2col_walks_the_pixels_of_a_3x3_convolution(padding, stride, at, tap, span, schedule):
     """`at` is the first output pixel (n, h, w) as the input pixel under the filter's corner; the
     box holds 64 pixels in the order of the output, for the filter's tap (row, column)."""
     x = np.random.default_rng(1).standard_normal((5, 6, 7, 32)).astype(np.float16)
     lower, upper = -padding, padding - 2
-    pixels = [(n, h, w) for n in range(9) for h in range(lower, 6 + upper)
-              for w in range(lower, 7 + upper)]
+    pixels = [(n, h, w) for n in range(32) for h in range(lower, 6 + upper, stride)
+              for w in range(lower, 7 + upper, stride)]
     first = pixels.index(at[:3])
     expected = np.stack([box_of(x, (n, h + tap[0], w + tap[1], 0), (1, 1, 1, 32))
                          for n, h, w in pixels[first:first + 64]])
     copy = (f"mov.u16 %h1, {tap[1]};\nmov.u16 %h2, {tap[0]};\n"
             + IM2COL.format(at=coordinates(at)))
-    source = TensorMap(x, swizzle=span, im2col=((lower, lower), (upper, upper), 32, 64))
+    source = TensorMap(x, swizzle=span, strides=(1, stride, stride, 1),
+                       im2col=((lower, lower), (upper, upper), 32, 64))
     np.testing.assert_array_equal(loaded(copy, source, expected, schedule),
                                   swizzled(expected, span))
 

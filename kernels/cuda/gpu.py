@@ -56,6 +56,11 @@ def cupy() -> Any:
     return module
 
 
+def faults() -> tuple[type[Exception], ...]:
+    """What CuPy raises where the driver, or the runtime on it, refuses something."""
+    return cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
+
+
 def cuda_version(number: int) -> str:
     """ "13.0" of 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"
@@ -87,7 +92,7 @@ def execute(launches: Iterable[Launch]) -> None:
         function = load(kernel, index)
         try:
             function(launch.grid, (kernel.threads, 1, 1), args, shared_mem=kernel.shared_bytes)
-        except cupy().cuda.driver.CUDADriverError as error:
+        except faults() as error:
             raise CudaError(f"{kernel.name} could not be launched on GPU {index} with grid "
                             f"{launch.grid}: {error}") from error
 
@@ -104,7 +109,7 @@ def load(kernel: Kernel, index: int) -> Any:
             function = module.get_function(kernel.name)
             if kernel.shared_bytes > OPT_IN_SHARED:
                 driver.funcSetAttribute(function.ptr, DYNAMIC_SHARED_SIZE, kernel.shared_bytes)
-        except driver.CUDADriverError as error:
+        except faults() as error:
             raise CudaError(f"{kernel.name}, compiled for {found.arch}, could not be loaded on "
                             f"GPU {index}, {found.name}: {error}") from error
     return function

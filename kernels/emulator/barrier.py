@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import EmulatorError
 from .instruction import Immediate, Instruction, Operand
-from .operation import Kind, NotCovered, Operation, nothing, opcode
+from .operation import Kind, NotCovered, Operation, full_mask, nothing, opcode
 from .ptxtypes import U32, Array
 
 if TYPE_CHECKING:
@@ -125,10 +125,13 @@ class Barriers:
 
 @opcode("bar", "barrier")
 def bar(machine: Machine, instruction: Instruction) -> Operation:
-    """bar{.warp}.sync, bar.arrive, bar.red.popc / .and / .or"""
+    """bar{.warp}.sync, bar.arrive, bar.red.popc / .and / .or
+
+    bar, and barrier.aligned, need whole warps; the threads of a warp may come to barrier one by one.
+    """
     modifiers = [m for m in instruction.modifiers if m not in ("cta", "aligned")]
     if modifiers[0] == "warp":
-        return Operation(nothing, together=True)
+        return Operation(nothing, together=full_mask(instruction.operands[0]))
     if modifiers[0] not in ("sync", "arrive", "red"):
         raise NotCovered(f"is bar.{modifiers[0]}, which the emulator does not know")
     operands, reduction = list(instruction.operands), None
@@ -144,7 +147,8 @@ def bar(machine: Machine, instruction: Instruction) -> Operation:
         wait = modifiers[0] != "arrive"
         return machine.barriers.arrive(group, pc, number, expected, wait, reduction)
 
-    return Operation(run, Kind.BARRIER, together=True)
+    aligned = instruction.opcode == "bar" or instruction.has("aligned")
+    return Operation(run, Kind.BARRIER, together=aligned)
 
 
 def _reduction(machine: Machine, name: str, result: Operand, operand: Operand) -> Reduction:

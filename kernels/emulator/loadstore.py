@@ -99,6 +99,7 @@ def st(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(memory.accessor(instruction, instruction.operands[0], store))
 
 
-@opcode("prefetch", "prefetchu", "discard", "applypriority")
+@opcode("prefetch", "prefetchu", "discard", "applypriority", "createpolicy")
 def cache_hint(machine: Machine, instruction: Instruction) -> Operation:
+    """There are no caches; a policy is any number."""
     return Operation(nothing)

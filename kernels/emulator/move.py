@@ -1,4 +1,4 @@
-"""mov and cvta (PTX ISA 9.7.9.3, 9.7.9.20)."""
+"""mov, cvta, isspacep (PTX ISA 9.7.9.3, 9.7.9.18, 9.7.9.20)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .instruction import Instruction, Operand, Sink, Vector
-from .memory import window_of
+from .memory import LOCAL_WINDOW, SHARED_WINDOW, window_of
 from .operation import NotCovered, Operation, elementwise, opcode, sequence
 from .ptxtypes import UINT, bits
 
@@ -67,3 +67,22 @@ def cvta(machine: Machine, instruction: Instruction) -> Operation:
     source = registers.value(instruction.operands[1], "u64")
     shift = np.subtract if instruction.has("to") else np.add
     return Operation(elementwise(shift, destination, source, window))
+
+
+@opcode("isspacep")
+def isspacep(machine: Machine, instruction: Instruction) -> Operation:
+    """Whether a generic address is in the window of a state space."""
+    space, registers = instruction.modifiers[0].split("::")[0], machine.registers
+    target, address = instruction.operands
+    low, high = {
+        "global": (0, SHARED_WINDOW),
+        "shared": (SHARED_WINDOW, LOCAL_WINDOW),
+        "local": (LOCAL_WINDOW, 1 << 63),
+    }[space]
+    return Operation(
+        elementwise(
+            lambda a: (a >= low) & (a < high),
+            registers.destination(target, "pred"),
+            registers.value(address, "u64"),
+        )
+    )

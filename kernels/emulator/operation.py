@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .geometry import Selection
-from .instruction import Instruction
+from .instruction import Immediate, Instruction, Operand
 from .ptxtypes import Array
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ def opcode(*names: str) -> Callable[[Decoder], Decoder]:
         return decoder
 
     return enter
+
+
+def full_mask(mask: Operand) -> bool:
+    """Whether a member mask is the constant of all lanes: the warp must then be together."""
+    return isinstance(mask, Immediate) and int(mask.value) & 0xFFFFFFFF == 0xFFFFFFFF
 
 
 def nothing(at: Selection) -> None:

@@ -9,19 +9,14 @@ import numpy as np
 
 from .atomic import COMBINE
 from .geometry import WARP, Selection
-from .instruction import Immediate, Instruction, Operand, Pair, Sink
-from .operation import NotCovered, Operation, opcode
+from .instruction import Instruction, Pair, Sink
+from .operation import NotCovered, Operation, full_mask, opcode
 from .ptxtypes import U32, Array
 
 if TYPE_CHECKING:
     from .machine import Machine
 
 BITS = U32(1) << np.arange(WARP, dtype=U32)
-
-
-def _full(mask: Operand) -> bool:
-    """Whether a member mask is the constant of all threads: the warp must then be together."""
-    return isinstance(mask, Immediate) and int(mask.value) & 0xFFFFFFFF == 0xFFFFFFFF
 
 
 def _ballot(warps: Array) -> Array:
@@ -71,7 +66,7 @@ def shfl(machine: Machine, instruction: Instruction) -> Operation:
         destination[threads] = value
         in_range[threads] = fine
 
-    return Operation(run, together=_full(instruction.operands[4]))
+    return Operation(run, together=full_mask(instruction.operands[4]))
 
 
 @opcode("vote")
@@ -97,7 +92,7 @@ def vote(machine: Machine, instruction: Instruction) -> Operation:
             result |= ~per_warp(machine, threads, holds, False, lambda w: w.any(1))
         destination[threads] = result
 
-    return Operation(run, together=_full(instruction.operands[2]))
+    return Operation(run, together=full_mask(instruction.operands[2]))
 
 
 @opcode("match")
@@ -122,7 +117,7 @@ def match(machine: Machine, instruction: Instruction) -> Operation:
             agree[threads] = everybody.ravel()[threads]
         destination[threads] = (same * BITS).sum(2, dtype=U32).ravel()[threads]
 
-    return Operation(run, together=_full(instruction.operands[2]))
+    return Operation(run, together=full_mask(instruction.operands[2]))
 
 
 @opcode("activemask")
@@ -141,7 +136,7 @@ def activemask(machine: Machine, instruction: Instruction) -> Operation:
 def redux(machine: Machine, instruction: Instruction) -> Operation:
     """The whole warp takes part: absent threads would need the neutral element."""
     combine, kind = COMBINE[instruction.modifiers[1]], instruction.type
-    if not isinstance(combine, np.ufunc) or not _full(instruction.operands[2]):
+    if not isinstance(combine, np.ufunc) or not full_mask(instruction.operands[2]):
         raise NotCovered("reduces over part of a warp or with an unknown operation")
     destination = machine.registers.destination(instruction.operands[0], kind)
     source = machine.registers.spread(instruction.operands[1], kind)
