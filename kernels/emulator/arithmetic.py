@@ -16,6 +16,29 @@ from .ptxtypes import UINT, Array, bits, dtype_of, is_float, is_type
 if TYPE_CHECKING:
     from .machine import Machine
 
+_UNARY = [
+    "neg",
+    "abs",
+    "not",
+    "cnot",
+    "popc",
+    "clz",
+    "bfind",
+    "brev",
+    "rcp",
+    "sqrt",
+    "rsqrt",
+    "sin",
+    "cos",
+    "lg2",
+    "ex2",
+    "tanh",
+]
+_SOURCES = {
+    **dict.fromkeys(_UNARY, 1),
+    **dict.fromkeys(("mad", "madc", "fma", "sad", "bfe", "prmt", "shf"), 3),
+    **dict.fromkeys(("bfi", "lop3"), 4),
+}  # how many operands there are; 2 of the others
 EXTENDED = ("addc", "subc", "madc")
 _PLAIN_INTEGER = {"u16", "s16", "b16", "u32", "s32", "b32", "u64", "s64", "b64", "pred"}
 
@@ -26,6 +49,8 @@ def arithmetic(machine: Machine, instruction: Instruction) -> Operation:
     opcode_name, kind = instruction.opcode, instruction.type
     if not is_type(kind):
         raise NotCovered(f"works on .{kind}, which the emulator does not know")
+    if len(instruction.operands) != 1 + _SOURCES.get(opcode_name, 2):
+        raise NotCovered(f"has {len(instruction.operands)} operands")
     if instruction.has("cc") or opcode_name in EXTENDED:
         return _extended(machine, instruction)
     if is_float(kind):

@@ -127,7 +127,7 @@ class Barriers:
 def bar(machine: Machine, instruction: Instruction) -> Operation:
     """bar{.warp}.sync, bar.arrive, bar.red.popc / .and / .or
 
-    bar, and barrier.aligned, need whole warps; the threads of a warp may come to barrier one by one.
+    bar, and barrier with .aligned, need whole warps; to barrier, threads may come one by one.
     """
     modifiers = [m for m in instruction.modifiers if m not in ("cta", "aligned")]
     if modifiers[0] == "warp":

@@ -152,7 +152,7 @@ class Body:
             operands = self.operands(opcode, parts[4])
             if parts[2]:
                 predicate = self.operand(parts[2])
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
             raise self.error(f"has operands that cannot be read: {text[:80]!r} ({error})") from None
         if predicate is not None and not isinstance(predicate, Register):
             raise self.error(f"has a predicate that is not declared: {text[:80]!r}")
