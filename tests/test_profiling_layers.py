@@ -1,0 +1,61 @@
+"""profiling/layers.py: what is in its rows; how long anything took is not tested."""
+import importlib.util
+import json
+from pathlib import Path
+
+import networks
+import onnx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script, under a name of its own beside cnn.layers."""
+    spec = importlib.util.spec_from_file_location("profiling_layers",
+                                                  ROOT / "profiling" / "layers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def model(tmp_path):
+    net = networks.Builder(0)
+    x = net.relu(net.conv("input", "conv", 8, 3, stride=2))
+    net.linear(net.global_pool(x), "head", 10)
+    onnx.save(net.model("small", 16), tmp_path / "small.onnx")
+    return tmp_path / "small.onnx"
+
+
+def test_each_layer_has_a_row_and_so_has_the_rest(script, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e11, 1e10))
+    script.main([str(model), "--threads", "1", "--batch", "2", "--runs", "3",
+                 "--json", str(tmp_path / "layers.json")])
+    result = json.loads((tmp_path / "layers.json").read_text())
+    rows = {row["layer"]: row for row in result["rows"]}
+    assert list(rows) == ["conv", "avgpool", "logits", script.OUTSIDE]
+    assert rows["conv"]["flops"] == 2 * 2 * 8 * 8 * 8 * 9 * 3
+    assert rows["conv"]["kernel"].startswith("conv2d_3x3_f32")
+    assert all(0 < row["min_ms"] <= row["median_ms"] for row in rows.values())
+    assert result["kind"] == "measurement"
+    assert result["provenance"]["command"]
+    shown = capsys.readouterr().out
+    assert "100.0 GFLOP/s, 10.0 GB/s at best" in shown
+    assert script.OUTSIDE in shown
+
+
+def test_peaks_are_measured(script):
+    script.cpu_peak.FMA_ROUNDS, script.cpu_peak.COPY_BYTES, script.cpu_peak.REPEATS = 100, 4096, 2
+    assert all(value > 0 for value in script.cpu_peak.measure(1))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["missing"], "there is no network 'missing'"),
+    (["missing.onnx"], "missing.onnx: there is no such file"),
+    (["mobilenet_v2", "--threads", "999"], "threads=999"),
+])
+def test_what_can_not_be_profiled_is_a_sentence(script, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        script.main(arguments)
