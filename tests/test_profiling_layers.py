@@ -1,23 +1,10 @@
 """profiling/layers.py: what is in its rows; how long anything took is not tested."""
-import importlib.util
 import json
-from pathlib import Path
 
+import layers as script
 import networks
 import onnx
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def script():
-    """The script, under a name of its own beside cnn.layers."""
-    spec = importlib.util.spec_from_file_location("profiling_layers",
-                                                  ROOT / "profiling" / "layers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -29,7 +16,7 @@ def model(tmp_path):
     return tmp_path / "small.onnx"
 
 
-def test_each_layer_has_a_row_and_so_has_the_rest(script, model, tmp_path, monkeypatch, capsys):
+def test_each_layer_has_a_row_and_so_has_the_rest(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e11, 1e10))
     script.main([str(model), "--threads", "1", "--batch", "2", "--runs", "3",
                  "--json", str(tmp_path / "layers.json")])
@@ -46,8 +33,9 @@ def test_each_layer_has_a_row_and_so_has_the_rest(script, model, tmp_path, monke
     assert script.OUTSIDE in shown
 
 
-def test_peaks_are_measured(script):
-    script.cpu_peak.FMA_ROUNDS, script.cpu_peak.COPY_BYTES, script.cpu_peak.REPEATS = 100, 4096, 2
+def test_peaks_are_measured(monkeypatch):
+    for name, value in ("FMA_ROUNDS", 100), ("COPY_BYTES", 4096), ("REPEATS", 2):
+        monkeypatch.setattr(script.cpu_peak, name, value)
     assert all(value > 0 for value in script.cpu_peak.measure(1))
 
 
@@ -56,6 +44,6 @@ def test_peaks_are_measured(script):
     (["missing.onnx"], "missing.onnx: there is no such file"),
     (["mobilenet_v2", "--threads", "999"], "threads=999"),
 ])
-def test_what_can_not_be_profiled_is_a_sentence(script, arguments, message):
+def test_what_can_not_be_profiled_is_a_sentence(arguments, message):
     with pytest.raises(SystemExit, match=message):
         script.main(arguments)
