@@ -73,7 +73,7 @@ def profile(path: Path, batch: int, threads: int, runs: int) -> list[Row]:
     """The rows of a network, the last being what belongs to no layer."""
     device = StopWatch(threads)
     graph = passes.optimise(load_onnx(path).graph)
-    image = random_batch(onnx.load(path), batch).transpose(0, 2, 3, 1)
+    image = np.ascontiguousarray(random_batch(onnx.load(path), batch).transpose(0, 2, 3, 1))
     name, = graph.inputs
     program = Program(specialise(graph, {name: image.shape}), device, device.options())
     whole = []

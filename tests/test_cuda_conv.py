@@ -64,19 +64,22 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", FEWER)
-@pytest.mark.parametrize("problem", PROBLEMS)
+# Taps and rows are found by the same text for all dtypes, so that a few windows do for the others.
+FOR_ALL = "one slice, fewer than stages", "3x3", "groups", "image of 3 channels"
+
+
+@pytest.mark.parametrize(("problem", "dtype"), [
+    pytest.param(problem, dtype, marks=() if dtype == "float32" or (
+        dtype == "float16" and problem in FOR_ALL) else pytest.mark.slow)
+    for problem in PROBLEMS for dtype in TILES])
 def test_every_kind_of_window_is_exact(problem, dtype, runner):
     op, shape = PROBLEMS[problem]
     check(dtype, op, *arrays(signs, *shape), runner=runner)
 
 
-REPRESENTATIVE = ("float32", TILES["float32"][0]), ("float16", TILES["float16"][1])
-
-
 @pytest.mark.parametrize(("dtype", "tile"), [
-    pytest.param(*case, marks=() if case in REPRESENTATIVE else pytest.mark.slow)
-    for case in ((dtype, tile) for dtype in TILES for tile in TILES[dtype])], ids=str)
+    pytest.param(dtype, tile, marks=() if tile == TILES["float32"][0] else pytest.mark.slow)
+    for dtype in TILES for tile in TILES[dtype]], ids=str)
 def test_every_tile_is_exact(dtype, tile, runner):
     op = Conv2d((1, 1), (1, 1, 1, 1), activation=ops.Relu())
     inputs = arrays(signs, 1, 13, 11, 40, tile.block_n + 8, (3, 3))
@@ -93,15 +96,15 @@ def problems(draw):
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     h = draw(st.integers(max(1, reach[0] - padding[0] - padding[2]), 9))
     w = draw(st.integers(max(1, reach[1] - padding[1] - padding[3]), 12))
-    groups = draw(st.sampled_from([1, 1, 2]))
-    c, o = draw(st.integers(1, 20)) * groups, draw(st.integers(1, 20)) * groups
+    groups = draw(st.sampled_from([1, 1, 3]))
+    c, o = draw(st.integers(1, 20)) * groups, draw(st.sampled_from([1, 4, 9, 20])) * groups
     stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     op = Conv2d(stride, padding, dilation, groups, draw(st.sampled_from([None, ops.Relu()])))
     return op, (draw(st.integers(1, 2)), h, w, c, o, kernel, groups)
 
 
-@given(problems(), st.integers(1, 3), st.sampled_from(["float32", "float16"]))
-@settings(max_examples=12, deadline=None)
+@given(problems(), st.sampled_from([1, 3]), st.sampled_from(["float32", "float16"]))
+@settings(max_examples=10, deadline=None)
 def test_any_window_is_exact_on_integers(problem, splits, dtype):
     op, shape = problem
     if op.groups == shape[3] == shape[4]:

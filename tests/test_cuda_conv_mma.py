@@ -36,7 +36,8 @@ def test_a_tile_that_can_not_be_cut_is_refused(tile):
 
 
 @pytest.mark.parametrize("dtype", ["float16", *SLOW])
-@pytest.mark.parametrize("tile", [MMA_TILES[1], small("float16")], ids=str)
+@pytest.mark.parametrize("tile", [small("float16"), *(
+    pytest.param(tile, marks=pytest.mark.slow) for tile in MMA_TILES[:2])], ids=str)
 def test_resources(tile, dtype, arch):
     counts = assert_resources(conv.conv_kernel(dtype, tile, "clip", False), arch).counts
     # Each product, fragment and copy stands in the loop once, copies once more before it per

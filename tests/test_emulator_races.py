@@ -112,6 +112,72 @@ def test_without_the_race_check_lockstep_hides_a_missing_barrier():
     np.testing.assert_array_equal(y.reshape(3, 16, 4), x.reshape(3, 4, 16).swapaxes(1, 2))
 
 
+WARPS = 3
+ACCESSES = st.tuples(st.sampled_from(["ld", "st", "atom"]), st.integers(0, WARPS - 1),
+                     st.integers(0, 1))
+BARRIERS = st.tuples(st.sampled_from(["all", "pair", "arrive", "mbarrier"]),
+                     st.permutations(range(WARPS)))
+
+
+def step_of(name, number, wait):
+    """What one warp does to wait for another, or to let it go on."""
+    if name != "mbarrier":
+        return f"bar.{'sync' if wait else 'arrive'} {number}, 64;"
+    if not wait:
+        return (f"elect.sync _|q, -1;\n"
+                f"@q mbarrier.arrive.shared::cta.b64 _, [shared+{8 * number}];")
+    return (f"W{number}:\nmbarrier.try_wait.parity.shared::cta.b64 q, [shared+{8 * number}], 0;\n"
+            f"@!q bra W{number};")
+
+
+def traced(steps):
+    """The kernel that does these steps, and whether two accesses in it are unordered."""
+    body = ["setp.eq.u32 p, tid, 0;", "@p st.shared.v2.u32 [shared], {tid, tid};"]
+    body += [f"@p mbarrier.init.shared::cta.b64 [shared+{8 * i}], 1;" for i in range(1, 13)]
+    body.append("bar.sync 0;")
+    known, done, race = [set() for _ in range(WARPS)], [], False
+    for number, (name, *what) in enumerate(steps):
+        if name in ("ld", "st", "atom"):
+            warp, word = what
+            body.append(f"setp.eq.u32 p, tid, {32 * warp};")
+            body.append({"ld": f"@p ld.shared.u32 %r1, [shared+{4 * word}];",
+                         "st": f"@p st.shared.u32 [shared+{4 * word}], tid;",
+                         "atom": f"@p atom.shared.add.u32 %r1, [shared+{4 * word}], 1;"}[name])
+            race |= any(event not in known[warp] for event, (kind, at) in enumerate(done)
+                        if at == word and {kind, name} not in ({"ld"}, {"atom"}))
+            known[warp].add(len(done))
+            done.append((name, word))
+            continue
+        first, second, _ = what[0]
+        before = range(WARPS) if name == "all" else (first, second)
+        after = before if name in ("all", "pair") else (second,)
+        together = set.union(*(known[warp] for warp in before))
+        for warp in after:
+            known[warp] |= together
+        if name == "all":
+            body.append("bar.sync 0;")
+        else:
+            for warp in (first, second):
+                wait, label = warp in after, f"L{number}_{warp}"
+                body += [f"setp.lt.u32 p, tid, {32 * warp};",
+                         f"setp.ge.or.u32 p, tid, {32 * warp + 32}, p;", f"@p bra {label};",
+                         step_of(name, number + 1, wait), f"{label}:"]
+    return "\n".join(body), race
+
+
+@given(st.lists(ACCESSES | BARRIERS, min_size=2, max_size=12), st.none() | st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_a_race_is_found_exactly_where_nothing_orders_two_accesses(steps, seed):
+    """Any order of accesses and barriers of three warps, against the happens-before relation."""
+    body, race = traced(steps)
+    options = {"threads": 32 * WARPS, "shared_bytes": 104, "schedule": {"seed": seed}}
+    if race:
+        with pytest.raises(Race):
+            launch(body, **options)
+    else:
+        launch(body, **options)
+
+
 def test_two_warps_that_write_one_word():
     launch("setp.lt.u32 p, tid, 32;\n@p st.shared.u32 [shared], 1;", threads=64, shared_bytes=64)
     refused(Race, "st.shared.u32 [shared], tid;      // <-", shared_bytes=64, base="shared",

@@ -216,6 +216,47 @@ def test_producers_arrive_and_consumers_wait(schedule):
 
 
 @every_schedule
+def test_each_pair_of_warps_has_a_barrier_of_its_own(schedule):
+    """The number of the barrier is in a register and differs between the warps."""
+    x = np.resize(X, 128)
+    y = through("""
+        mad.lo.u32 %r4, tid, 4, shared;
+        st.shared.u32 [%r4], %r1;
+        shr.u32 %r5, tid, 6;
+        add.u32 %r5, %r5, 1;
+        bar.sync %r5, 64;
+        xor.b32 %r6, tid, 63;
+        mad.lo.u32 %r6, %r6, 4, shared;
+        ld.shared.u32 %r2, [%r6];""", x=x, threads=128, shared_bytes=512, schedule=schedule)
+    np.testing.assert_array_equal(y, x[np.arange(128) ^ 63])
+
+
+@every_schedule
+@pytest.mark.parametrize("instruction", [
+    "bar.sync 1, 64;", "barrier.sync 2, 64;", "shfl.sync.idx.b32 %r2, %r1, 3, 31, -1;",
+    "vote.sync.ballot.b32 %r2, p, -1;", "redux.sync.min.u32 %r2, %r1, -1;"])
+def test_a_predicate_may_choose_whole_warps(instruction, schedule):
+    y = through(f"setp.ge.u32 p, tid, 32;\nmov.u32 %r2, 7;\n@p {instruction}",
+                schedule=schedule).reshape(3, 32)
+    warps = X.reshape(3, 32)[1:]
+    expected = {"shfl": warps[:, 3:4], "vote": 2 ** 32 - 1,
+                "redu": warps.min(1, keepdims=True)}.get(instruction[:4], 7)
+    assert (y[0] == 7).all()
+    assert (y[1:] == expected).all()
+
+
+@every_schedule
+def test_threads_of_a_warp_may_come_to_a_barrier_one_by_one(schedule):
+    """`barrier` without .aligned, from two places."""
+    y = through(EXCHANGE.format(barrier="""
+        and.b32 %r6, tid, 1;
+        setp.eq.u32 p, %r6, 0;
+        @p barrier.sync 1, 96;
+        @!p barrier.sync 1, 96;"""), shared_bytes=384, schedule=schedule)
+    np.testing.assert_array_equal(y, X[::-1])
+
+
+@every_schedule
 def test_a_warp_synchronises_itself(schedule):
     y = through("""
         mad.lo.u32 %r4, tid, 4, shared;
