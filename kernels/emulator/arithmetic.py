@@ -16,24 +16,10 @@ from .ptxtypes import UINT, Array, bits, dtype_of, is_float, is_type
 if TYPE_CHECKING:
     from .machine import Machine
 
-_UNARY = [
-    "neg",
-    "abs",
-    "not",
-    "cnot",
-    "popc",
-    "clz",
-    "bfind",
-    "brev",
-    "rcp",
-    "sqrt",
-    "rsqrt",
-    "sin",
-    "cos",
-    "lg2",
-    "ex2",
-    "tanh",
-]
+_UNARY = (
+    *("neg", "abs", "not", "cnot", "popc", "clz", "bfind", "brev"),
+    *("rcp", "sqrt", "rsqrt", "sin", "cos", "lg2", "ex2", "tanh"),
+)
 _SOURCES = {
     **dict.fromkeys(_UNARY, 1),
     **dict.fromkeys(("mad", "madc", "fma", "sad", "bfe", "prmt", "shf"), 3),
