@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import Misaligned, OutOfBounds, UninitialisedRead
 from .geometry import Selection
-from .instruction import Address, Instruction, Operand, Register, Special, Symbol
+from .instruction import Address, Immediate, Instruction, Operand, Register, Symbol
 from .operation import NotCovered
 from .ptxtypes import U64, Array
 from .space import Space
@@ -61,10 +61,10 @@ class Memory:
             return lambda at: (row if at is None else row[at]).astype(np.int64) + offset
         if isinstance(base, Symbol) and base.name in self.symbols:
             fixed = self.symbols[base.name] + offset
-        elif isinstance(base, Symbol | Special) or not hasattr(base, "value"):
-            raise NotCovered(f"takes the address of {base}, which is no variable")
-        else:
+        elif isinstance(base, Immediate):
             fixed = int(base.value) + offset
+        else:
+            raise NotCovered(f"takes the address of {base}, which is no variable")
         return lambda at: np.full(geometry.select(at).size, fixed, np.int64)
 
     def space_of(self, instruction: Instruction, operand: Operand) -> Space | None:

@@ -99,7 +99,8 @@ class SharedMemory:
         """Check and record atomic operations, which read and write in one."""
         state = self.state[offset]
         if (state != WRITTEN).any():
-            self._bad_read(int(offset[np.argmax(state != WRITTEN)]), size, int(warps[0]))
+            i = int(np.argmax(state != WRITTEN))
+            self._bad_read(int(offset[i]), size, int(warps[i]))
         if self.race:
             self.race.update(offset, size, warps)
 

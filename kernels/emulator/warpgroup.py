@@ -139,8 +139,10 @@ class Warpgroups:
     def wait(self, threads: Array, keep: int) -> Array:
         """wgmma.wait_group: whether each thread may pass: all but `keep` groups are complete."""
         warps = np.unique(threads >> 5)
-        due = {w: [p for group in self.of(w)[:-1][: self.surplus(w, keep)] for p in group]
-               for w in warps.tolist()}  # fmt: skip
+        due = {
+            warp: [entry for group in self.of(warp)[: self.surplus(warp, keep)] for entry in group]
+            for warp in warps.tolist()
+        }
         passes = np.array([all(len(peers) == 4 for _, peers in due[w]) for w in warps.tolist()])
         done: dict[Product, list[int]] = {}
         for warp in warps[passes].tolist():
