@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import ml_dtypes
 import numpy as np
@@ -160,9 +160,14 @@ def assert_within(bound: np.ndarray | float, op: Op, *arrays: np.ndarray, dtype:
 
 @dataclass(frozen=True)
 class Found:
-    """A kernel's machine code: registers a thread, and how often each opcode stands in it."""
+    """A kernel's machine code: registers a thread, and how often each opcode stands in it (read
+    only when asked for: disassembling takes most of a resource test)."""
     registers: int
-    counts: Counter
+    cubin: bytes
+
+    @cached_property
+    def counts(self) -> Counter:
+        return sass.opcodes(self.cubin)
 
 
 @cache
@@ -174,4 +179,4 @@ def assert_resources(kernel: Kernel, arch: str) -> Found:
     used = resources(kernel, arch)
     assert used.stack == used.spill_stores == used.spill_loads == 0, (kernel.name, arch, used)
     assert used.static_shared + kernel.shared_bytes <= 227 * 1024, (kernel.name, arch, used)
-    return Found(used.registers, sass.opcodes(cubin(kernel, arch)))
+    return Found(used.registers, cubin(kernel, arch))
