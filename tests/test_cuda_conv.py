@@ -18,6 +18,7 @@ WEIGHTS = (1, 2)
 # The 16-bit types and tf32 differ in one instruction and in the size of an element.
 SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("tf32", "bfloat16")]
 FEWER = ["float32", "float16", *SLOW]
+FP32 = ["float32", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in conv.MMA_DTYPES)]
 
 
 def small(dtype):
@@ -103,9 +104,10 @@ def problems(draw):
     return op, (draw(st.integers(1, 2)), h, w, c, o, kernel, groups)
 
 
-@given(problems(), st.sampled_from([1, 3]), st.sampled_from(["float32", "float16"]))
+@pytest.mark.parametrize("dtype", FP32)
+@given(problems(), st.sampled_from([1, 3]))
 @settings(max_examples=10, deadline=None)
-def test_any_window_is_exact_on_integers(problem, splits, dtype):
+def test_any_window_is_exact_on_integers(dtype, problem, splits):
     op, shape = problem
     if op.groups == shape[3] == shape[4]:
         return                                      # depthwise.py's
@@ -113,7 +115,7 @@ def test_any_window_is_exact_on_integers(problem, splits, dtype):
                  splits=splits, kernel="conv_")     # a short sum is not split
 
 
-@pytest.mark.parametrize("dtype", FEWER)
+@pytest.mark.parametrize("dtype", FP32)
 @pytest.mark.parametrize("out_channels", [24, 9])
 @pytest.mark.parametrize("splits", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_splits_of_the_sum_add_up(splits, out_channels, dtype, runner):

@@ -5,7 +5,7 @@ from cuda_checks import assert_exact, assert_resources
 from test_cuda_conv import WEIGHTS, arrays, small
 
 from kernels.cuda import conv_simt, sass
-from kernels.cuda.compiler import cubin, ptx
+from kernels.cuda.compiler import ptx
 from kernels.cuda.conv_gemm import Tile
 from kernels.cuda.host import conv
 from kernels.cuda.host.conv_choice import SIMT_TILES
@@ -41,7 +41,7 @@ def test_the_loop_is_mostly_products(tile, arch):
     kernel = conv.conv_kernel("float32", tile, "clip", False)
     found = assert_resources(kernel, arch)
     assert found.registers * tile.threads * tile.blocks <= 65536
-    loop = sass.loop_opcodes(cubin(kernel, arch), "FFMA")
+    loop = sass.loop_opcodes(found.cubin, "FFMA")
     columns, depth = tile.warp_n // 8, tile.row_bytes // 4
     # Products and reads of shared memory stand in the loop once, and nowhere else.
     assert sass.number(found.counts, "FFMA") == sass.number(loop, "FFMA") == 8 * columns * depth
