@@ -52,6 +52,25 @@ def test_the_loop_is_mostly_products(tile, arch):
     assert sass.number(loop, "FFMA") / loop.total() >= {8: 0.84, 4: 0.79}[columns]
 
 
+@pytest.mark.parametrize("tile", SIMT_TILES, ids=str)
+def test_a_warp_accesses_distinct_banks(tile):
+    """Stores of the chunks of x; and reads of 16 bytes, which are served for half a warp at a time
+    where neighbours read the same."""
+    bank_of_chunk, lane_row, lane_column = (f.py_func for f in (
+        conv_simt.bank_of_chunk, conv_simt.lane_row, conv_simt.lane_column))
+    for first in range(0, tile.threads, 32):
+        places = ((tid % tile.chunks, tid // tile.chunks) for tid in range(first, first + 32))
+        banks = {(chunk * 4 * tile.block_m + (row ^ bank_of_chunk(np.uint32(chunk)))) % 32
+                 for chunk, row in places}
+        assert len(banks) == 32
+    lanes = np.arange(32, dtype=np.uint32)
+    assert len({(lane_row(lane), lane_column(lane)) for lane in lanes}) == 32
+    for half in (lanes[:16], lanes[16:]):
+        assert len({lane_column(lane) for lane in half}) == 8       # times 16 bytes: 32 banks
+        assert all(lane_column(lane) == lane_column(lane ^ 1) for lane in half)
+        assert all(lane_row(lane) == lane_row(lane ^ 2) for lane in half)
+
+
 def test_no_instruction_is_newer_than_the_oldest_gpu():
     text = ptx(conv.conv_kernel("float32", small("float32"), "clip", False))
     assert ".target sm_75" in text

@@ -116,7 +116,7 @@ def multiply_slice(tile: Tile) -> Callable:
         a = cuda.local.array(8, float32)
         b = cuda.local.array(columns, float32)
         for k in range(depth):
-            # Rows 16 on stand 16 numbers on or back: see bank_of_chunk.
+            # Undo bank_of_chunk: its 8 is a bit of the lane's row, its 16 changes the halves.
             line = uint32((a_first ^ uint32((k >> 3) * 32)) + uint32(k * block_m * 4))
             for p in range(2):
                 v = ld_shared_v4_f32(uint32(line + uint32((p ^ ((k >> 2) & 1)) * 64)))

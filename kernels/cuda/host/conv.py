@@ -151,7 +151,7 @@ def stored(weight: Array, dtype: str) -> Array:
     if dtype == "tf32":
         return round_to_tf32(weight)
     with np.errstate(over="ignore"):            # beyond float16's range is infinity
-        return weight.astype(dtype)
+        return weight.astype(dtype, copy=False)
 
 
 def round_to_tf32(array: Array) -> Array:

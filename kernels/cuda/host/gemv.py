@@ -12,6 +12,7 @@ from ..activation import activation_of
 from ..compiler import Kernel
 from ..launch import CudaOptions, Launch
 from .arguments import blocks
+from .conv import stored
 
 SAMPLES = (1, 4)        # that kernels are compiled for
 WARPS_TO_FILL = 16      # of a multiprocessor: their loads in flight keep memory busy
@@ -56,8 +57,7 @@ def prepare_gemv(dtype: str, samples: int, features: int, activation: Unary | No
     def pack(w: Array) -> Array:
         rows = np.zeros((outputs, pitch), np.float32)
         rows[:, :features] = w
-        with np.errstate(over="ignore"):        # beyond float16's range is infinity
-            return options.upload(rows.astype(dtype))
+        return options.upload(stored(rows, dtype))
 
     packed = options.pack(weight, f"gemv_{dtype}", pack)
     packed_bias = options.upload(np.zeros(outputs, np.float32) if bias is None
