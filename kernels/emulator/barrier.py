@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ class Barrier:
     reduction: Reduction | None
     arrived: list[Array] = field(default_factory=list)
     parked: list[Group] = field(default_factory=list)
+    departed: list[Array] = field(default_factory=list)  # clocks of warps that did not wait
 
     @property
     def arrivals(self) -> int:
@@ -79,6 +80,8 @@ class Barriers:
                 parked = type(group)(scheduler, pc, threads, group.turn)
                 barrier.parked.append(parked.wait("barrier", None, f"barrier {number}"))
                 scheduler.groups.append(parked)
+            elif machine.race:
+                barrier.departed += machine.race.depart(np.unique(threads >> 5)).values()
             self.try_to_complete(key)
         return wait
 
@@ -105,15 +108,25 @@ class Barriers:
             np.concatenate(barrier.arrived),
             np.concatenate(waiting) if waiting else nobody,
             barrier.reduction,
+            barrier.departed,
         )
         for group in barrier.parked:
             group.waits_for = None
             group.pc += 1
 
-    def complete(self, arrived: Array, waiting: Array, reduction: Reduction | None) -> None:
+    def complete(
+        self,
+        arrived: Array,
+        waiting: Array,
+        reduction: Reduction | None,
+        departed: Sequence[Array] = (),
+    ) -> None:
         """What a barrier does besides waiting: order accesses, and reduce."""
-        if self.machine.race:
-            self.machine.race.join(np.unique(arrived >> 5), np.unique(waiting >> 5))
+        if self.machine.race and waiting.size:
+            warps = np.unique(waiting >> 5)
+            for clock in departed:
+                self.machine.race.learn(warps, clock)
+            self.machine.race.join(warps)
         if reduction:
             reduction(arrived, waiting)
 
@@ -139,13 +152,27 @@ def bar(machine: Machine, instruction: Instruction) -> Operation:
         reduction = _reduction(machine, modifiers[1], operands.pop(0), operands.pop())
     number_of, *count_of = operands or [Immediate(0)]
 
+    settings = [machine.registers.spread(operand, "u32") for operand in (number_of, *count_of)]
+    wait = modifiers[0] != "arrive"
+
+    def arrive(group: Group, pc: int) -> bool:
+        number, *expected = (int(setting[group.threads[0]]) for setting in settings)
+        count = expected[0] if expected else None
+        return machine.barriers.arrive(group, pc, number, count, wait, reduction)
+
     def run(arrival: tuple[Group, int]) -> bool:
         group, pc = arrival
-        first = int(group.threads[0])
-        number = machine.registers.scalar(number_of, first)
-        expected = machine.registers.scalar(count_of[0], first) if count_of else None
-        wait = modifiers[0] != "arrive"
-        return machine.barriers.arrive(group, pc, number, expected, wait, reduction)
+        values = np.stack([setting[group.threads] for setting in settings])
+        if (values == values[:, :1]).all():
+            return arrive(group, pc)
+        kinds, kind = np.unique(values, axis=1, return_inverse=True)
+        machine.scheduler.groups.remove(group)
+        for i in range(kinds.shape[1]):  # warps at one instruction may come to several barriers
+            part = type(group)(machine.scheduler, pc, group.threads[kind == i], group.turn)
+            machine.scheduler.groups.append(part)
+            if not arrive(part, pc):
+                part.pc = pc + 1
+        return True
 
     aligned = instruction.opcode == "bar" or instruction.has("aligned")
     return Operation(run, Kind.BARRIER, together=aligned)

@@ -61,11 +61,10 @@ class RaceDetector:
         epochs: Array = self.clock[warps, warps % self.warps_per_block]
         return epochs
 
-    def join(self, arrived: Array, waiting: Array | None = None) -> None:
-        """A barrier: what the arrived warps did is before what the waiting warps will do."""
-        waiting = arrived if waiting is None else waiting
-        self.clock[waiting] = np.maximum(self.clock[waiting], self.clock[arrived].max(0))
-        self.clock[arrived, arrived % self.warps_per_block] += 1
+    def join(self, warps: Array) -> None:
+        """A barrier: what each of the warps did is before what the others will do."""
+        self.clock[warps] = self.clock[warps].max(0)
+        self.clock[warps, warps % self.warps_per_block] += 1
 
     def depart(self, warps: Array) -> dict[int, Array]:
         """The clocks of warps that announce what they did so far, and go on."""

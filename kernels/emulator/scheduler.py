@@ -189,9 +189,10 @@ class Scheduler:
                     if op.kind is BRANCH:
                         self.fork(group, {pc + 1: ~holds, op.target: holds})
                         break
+                    if op.together or op.kind is Kind.BARRIER:
+                        self.fork_warps(op, group, pc, holds)
+                        break
                     selected = group.threads[holds]
-                    if op.together:
-                        self.diverged(selected)
             if op.together and not group.complete:
                 self.groups.remove(group)
                 group.pc = pc
@@ -243,6 +244,16 @@ class Scheduler:
         self.groups += [
             Group(self, pc, group.threads[part], group.turn) for pc, part in parts.items()
         ]
+
+    def fork_warps(self, op: Operation, group: Group, pc: int, holds: Array) -> None:
+        """An instruction that only some warps execute: they come back to it by themselves."""
+        here, chosen = (
+            np.bincount(threads >> 5, minlength=self.live.size)
+            for threads in (group.threads, group.threads[holds])
+        )
+        if op.together and ((chosen > 0) & (chosen < here)).any():
+            self.diverged(group.threads[holds])
+        self.fork(group, {pc + 1: ~holds, pc: holds})
 
     def try_to_pass(self, op: Operation, group: Group, pc: int, selected: Selection) -> bool:
         """A wait: the threads whose condition holds go on, the others try again later."""
