@@ -4,7 +4,14 @@ import pytest
 from emulator_checks import every_schedule, launch, mutated, truncated
 from ml_dtypes import bfloat16
 
-from kernels.emulator import AsyncNotWaited, Race, UnknownInstruction
+from kernels.emulator import (
+    AsyncNotWaited,
+    EmulatorError,
+    OutOfBounds,
+    Race,
+    UninitialisedRead,
+    UnknownInstruction,
+)
 
 DTYPE = {"f16": np.float16, "bf16": bfloat16, "tf32": np.float32, "s8": np.int8, "u8": np.uint8}
 DEPTH = {"f16": 16, "bf16": 16, "tf32": 8, "s8": 32, "u8": 32}          # K of one instruction
@@ -305,3 +312,22 @@ def test_operands_need_the_fence_of_the_async_proxy():
     product(body)
     with pytest.raises(Race):
         product(body, start=mutated(START, "fence.proxy.async.shared::cta;"))
+
+
+def test_an_operand_that_was_not_written_or_is_not_there():
+    body = PRODUCT.replace("BEFORE", "")
+    gap = mutated(START, "COPY:\n    ld", "COPY:\n    setp.eq.u32 q, tid, 0;\n    ld")
+    product(body, start=gap)
+    with pytest.raises(UninitialisedRead):
+        product(body, start=mutated(gap, "st.shared.v4", "@!q st.shared.v4"))
+    for operand in ("%d4", "%d5"):
+        with pytest.raises(OutOfBounds):
+            product(f"add.s64 {operand}, {operand}, 1024;\n" + body)
+
+
+def test_a_descriptor_must_be_the_same_in_all_threads_of_a_warp():
+    body = PRODUCT.replace("BEFORE", "")
+    change = "setp.eq.u32 p, tid, {};\n@p add.s64 %d5, %d5, 2;\nsetp.eq.u32 p, 0, 1;\n"
+    product(change.format(999) + body)
+    with pytest.raises(EmulatorError):
+        product(change.format(77) + body)
