@@ -16,14 +16,15 @@ def variable(declaration: str) -> Variable:
     """`.shared .align 4 .b8 name[4096]`, perhaps with ` = {1, 2}`"""
     head, _, initial = declaration.partition("=")
     space = re.search(r"\.(global|const|shared|local|param)\b", head)
-    types = re.findall(r"\.([usbf]\d+)\b", head)
-    name = re.search(r"([\w$]+)((?:\s*\[[^\]]*\])*)\s*$", head.strip())
+    types = re.findall(r"\.([usb](?:8|16|32|64)|f(?:16|32|64))\b", head)
+    extent = r"\[\s*(?:0x[\da-fA-F]+|[1-9]\d*|0)?\s*\]"
+    name = re.search(rf"([\w$]+)((?:\s*{extent})*)\s*$", head.strip())
     if space is None or not types or name is None:
         raise ParseError(f"The declaration {' '.join(declaration.split())!r} cannot be read.")
     element = bits(types[-1]) // 8
     size = element
-    for extent in re.findall(r"\[\s*(\w*)\s*\]", name[2]):
-        size *= int(extent, 0) if extent else 0
+    for count in re.findall(r"\[\s*(\w*)\s*\]", name[2]):
+        size *= int(count, 0) if count else 0
     align = re.search(r"\.align\s+(\d+)", head)
     return Variable(
         space[1],

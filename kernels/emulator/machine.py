@@ -96,7 +96,7 @@ class Machine:
             operation = decoder(self, instruction)
         except NotCovered as reason:
             operation = self._not_covered(str(reason))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
             operation = self._not_covered(f"cannot be decoded ({type(error).__name__}: {error})")
         operation.instruction = instruction
         operation.negated = instruction.negated
