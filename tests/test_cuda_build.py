@@ -65,7 +65,9 @@ def test_spills_and_the_density_of_the_main_loop_are_reported(monkeypatch):
     kernel = replace(elementwise.flat_kernel("float32", "clip"), name="conv_mma_f16")
     monkeypatch.setattr(build.sass, "loop_opcodes",
                         lambda cubin, opcode: build.sass.Counter({f"{opcode}.16816": 3, "BRA": 1}))
-    built = build.Built(kernel, "sm_80", b"", compiler.Resources(255, 16, 8, 12, 0))
+    assert build.density(elementwise.flat_kernel("float32", "clip"), b"") == ""
+    built = build.Built(kernel, "sm_80", b"", compiler.Resources(255, 16, 8, 12, 0),
+                        build.density(kernel, b""))
     assert "| 255, 8 + 12 B spilled, 3 HMMA of 4 |" in build.report([built])
 
 

@@ -31,15 +31,20 @@ console = Console(stderr=True, highlight=False)
 
 
 class Built(NamedTuple):
-    """A kernel's machine code for one architecture and what is known of it."""
+    """A kernel's machine code for one architecture; density: "64 HMMA of 147" in a main loop."""
     kernel: Kernel
     arch: str
     cubin: bytes
     resources: Resources
+    density: str = ""
 
 
-def build(kernels: Iterable[Kernel], archs: Iterable[str], jobs: int) -> list[Built]:
-    """Compile each kernel for each architecture that can run it, in `jobs` processes."""
+def build(kernels: Iterable[Kernel], archs: Iterable[str], jobs: int,
+          reports: bool = False) -> list[Built]:
+    """Compile each kernel for each architecture that can run it, in `jobs` processes.
+
+    reports: also look into the machine code of convolutions' main loops.
+    """
     wanted = [(kernel, [arch for arch in archs if compiler.runs_on(kernel, arch)])
               for kernel in kernels]
     # A forked child would inherit whatever state NVVM and numba's threads are in.
@@ -47,16 +52,26 @@ def build(kernels: Iterable[Kernel], archs: Iterable[str], jobs: int) -> list[Bu
     done: dict[Kernel, list[Built]] = {}
     with pool, Progress(console=console, transient=True) as progress:
         task = progress.add_task("compiling", total=len(wanted))
-        running = {pool.submit(_build_one, *each): each[0] for each in wanted}
+        running = {pool.submit(_build_one, *each, reports): each[0] for each in wanted}
         for future in as_completed(running):
             done[running[future]] = future.result()
             progress.advance(task)
     return [built for kernel, _ in wanted for built in done[kernel]]
 
 
-def _build_one(kernel: Kernel, archs: Sequence[str]) -> list[Built]:
-    return [Built(kernel, arch, compiler.cubin(kernel, arch), compiler.resources(kernel, arch))
+def _build_one(kernel: Kernel, archs: Sequence[str], reports: bool) -> list[Built]:
+    return [Built(kernel, arch, code := compiler.cubin(kernel, arch),
+                  compiler.resources(kernel, arch), density(kernel, code) if reports else "")
             for arch in archs]
+
+
+def density(kernel: Kernel, code: bytes) -> str:
+    """How many instructions of a convolution's main loop multiply: FFMA, or HMMA for a tile."""
+    if not kernel.name.startswith(("conv_mma", "conv_simt")):
+        return ""
+    unit = "FFMA" if kernel.name.startswith("conv_simt") else "HMMA"
+    counts = sass.loop_opcodes(code, unit)
+    return f"{sass.number(counts, unit)} {unit} of {counts.total()}"
 
 
 def ship(built: Iterable[Built], folder: Path) -> None:
@@ -81,16 +96,12 @@ def report(built: Sequence[Built]) -> str:
 
 
 def _cell(one: Built) -> str:
-    """Registers; bytes of spills if there are any; what share of the main loop computes."""
+    """Registers; bytes of spills if there are any; the main loop's density."""
     used = one.resources
     text = f"{used.registers}"
     if used.spill_stores or used.spill_loads or used.stack:
         text += f", {used.spill_stores} + {used.spill_loads} B spilled"
-    if one.kernel.name.startswith(("conv_mma", "conv_simt")):
-        unit = "FFMA" if one.kernel.name.startswith("conv_simt") else "HMMA"
-        counts = sass.loop_opcodes(one.cubin, unit)
-        text += f", {sass.number(counts, unit)} {unit} of {counts.total()}"
-    return text
+    return ", ".join(filter(None, (text, one.density)))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,7 +133,7 @@ def main(archs: Sequence[str], dtypes: Sequence[str], model: str | None, batches
             kernels.update(dict.fromkeys(found))
         for arch in archs:
             compiler.check_name(arch)
-        built = build(kernels, archs, jobs)
+        built = build(kernels, archs, jobs, reports)
         if output is not None:
             ship(built, output)
     except (CudaError, OSError) as error:
