@@ -49,7 +49,7 @@ def test_the_loop_is_mostly_products(tile, arch):
     copies = (tile.block_m + tile.block_n) * tile.chunks // tile.threads
     assert sass.number(loop, "LDG") == copies
     # A thread of 8x4 sums reads 12 numbers for 32 products, one of 8x8 16 for 64.
-    assert sass.number(loop, "FFMA") / loop.total() >= {8: 0.84, 4: 0.79}[columns]
+    assert sass.number(loop, "FFMA") / loop.total() >= {8: 0.85, 4: 0.8}[columns]
 
 
 @pytest.mark.parametrize("tile", SIMT_TILES, ids=str)

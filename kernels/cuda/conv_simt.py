@@ -87,20 +87,18 @@ def multiply_slices(tile: Tile) -> Callable:
                              + uint32(uint32(warp % uint32(warps_n)) * uint32(warp_n * 4))))
 
         load_slice(a, b, x, base, outside, tap, weight)
-        weight += uint64(b_bytes)
-        tap = advance(tap, walk)
         store_slice(a_to, b_to, a, b)
         cuda.syncthreads()
         slot = uint32(0)                        # byte offset of the slice to multiply
         done = uint32(0)
         while done < count:
-            load_slice(a, b, x, base, outside, tap, weight)
+            done = uint32(done + uint32(1))
             weight += uint64(b_bytes)
             tap = advance(tap, walk)
+            load_slice(a, b, x, base, outside, tap, weight)
             multiply(acc, uint32(a_from + slot), uint32(b_from + slot))
             slot = uint32(uint32(stage) - slot)
             store_slice(uint32(a_to + slot), uint32(b_to + slot), a, b)
-            done = uint32(done + uint32(1))
             cuda.syncthreads()                  # the next slice is here, and this one is used up
 
     return multiply_all
