@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .instruction import Instruction, Operand, Sink, Vector
+from .instruction import Instruction, Operand, Register, Sink, Vector
 from .memory import LOCAL_WINDOW, SHARED_WINDOW, window_of
 from .operation import NotCovered, Operation, elementwise, opcode, sequence
 from .ptxtypes import UINT, bits
@@ -29,9 +29,16 @@ def mov(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(elementwise(np.positive, destination, value))
 
 
+def _part(whole: Operand, parts: Vector, kind: str) -> int:
+    """Bits of each part of a register."""
+    if not isinstance(whole, Register) or whole.width != bits(kind):
+        raise NotCovered(f"takes {whole} as .{kind}")
+    return bits(kind) // len(parts.items)
+
+
 def _pack(machine: Machine, target: Operand, source: Vector, kind: str) -> Operation:
     """mov.b64 d, {low, high}"""
-    size = bits(kind) // len(source.items)
+    size = _part(target, source, kind)
     row = machine.registers.row(target).view(UINT[size // 8]).reshape(-1, len(source.items))
     moves = [
         elementwise(np.positive, row[:, i], machine.registers.value(item, f"u{size}"))
@@ -42,7 +49,7 @@ def _pack(machine: Machine, target: Operand, source: Vector, kind: str) -> Opera
 
 def _unpack(machine: Machine, target: Vector, source: Operand, kind: str) -> Operation:
     """mov.b64 {low, high}, d"""
-    size = bits(kind) // len(target.items)
+    size = _part(source, target, kind)
     row = machine.registers.row(source).view(UINT[size // 8]).reshape(-1, len(target.items))
     moves = [
         elementwise(np.positive, machine.registers.destination(item, f"u{size}"), row[:, i])

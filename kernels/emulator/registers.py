@@ -88,7 +88,7 @@ class Registers:
             return np.zeros(self.threads, dtype_of(type_name))
         row = self.row(operand)
         width = operand.width if isinstance(operand, Register) else 0
-        if type_name.endswith("x2") or bits(type_name) == width:
+        if type_name.endswith("x2") or bits(type_name) >= width:
             return self._view(row, type_name)
         return row.view(dtype_of(("s" if type_name[0] == "s" else "u") + str(width)))
 
@@ -98,9 +98,13 @@ class Registers:
         return int(value[thread] if isinstance(value, np.ndarray) else value)
 
     def _view(self, row: Array, type_name: str) -> Array:
-        if type_name == "pred":
-            return row
         dtype = dtype_of(type_name)
+        narrow = row.dtype.itemsize < (4 if type_name.endswith("x2") else dtype.itemsize)
+        if narrow or (row.dtype.kind == "b") != (dtype.kind == "b"):
+            word = (
+                "predicate" if row.dtype.kind == "b" else f"{8 * row.dtype.itemsize}-bit register"
+            )
+            raise NotCovered(f"uses a {word} as .{type_name}")
         view = row.view(dtype)
         if type_name.endswith("x2"):
             return view.reshape(self.threads, 2)
