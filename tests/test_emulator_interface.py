@@ -66,6 +66,8 @@ def test_a_view_ends_where_it_ends():
     with pytest.raises(OutOfBounds):
         launch(ADD_ONE, x=arena[:32], y=arena[65:])
     assert (arena[:64] == 0).all()
+    with pytest.raises(OutOfBounds):        # not even where the next one begins at once
+        launch(ADD_ONE, threads=33, x=arena[:32], y=arena[32:])
 
 
 def test_only_what_a_kernel_stores_changes():
