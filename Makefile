@@ -9,11 +9,11 @@ demo: $(VENV)/.installed
 	$(BIN)/cnn classify examples/cat.jpg
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 # Everything, and the kernels once more as narrower CPUs would run them.
 test-full: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu"
 	CNN_SIMD_LANES=8 $(BIN)/python -m pytest -q tests/test_conv.py tests/test_depthwise.py tests/test_matmul.py
 	CNN_SIMD_LANES=4 $(BIN)/python -m pytest -q tests/test_conv.py tests/test_depthwise.py tests/test_matmul.py
 

@@ -1,7 +1,10 @@
 """Where tests of CUDA kernels run, and for which architectures they are compiled."""
+from functools import cache
+
 import pytest
 
 
+@cache
 def gpu_reason() -> str:
     """Why no GPU can be used here, or ""."""
     try:
@@ -12,11 +15,15 @@ def gpu_reason() -> str:
     return ""
 
 
+def pytest_runtest_setup(item):
+    """A test marked `gpu` is skipped where there is none."""
+    if item.get_closest_marker("gpu") and (reason := gpu_reason()):
+        pytest.skip(reason)
+
+
 @pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
 def runner(request):
     """What executes a kernel."""
-    if request.param == "gpu" and (reason := gpu_reason()):
-        pytest.skip(reason)
     return request.param
 
 

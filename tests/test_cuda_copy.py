@@ -4,7 +4,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_checks import DTYPES, assert_exact, assert_resources, run, run_step
+from cuda_checks import COMPILED_DTYPES, DTYPES, assert_exact, assert_resources, run, run_step
 
 from kernels import ops
 from kernels.cuda import vector
@@ -131,7 +131,7 @@ def test_photos_that_do_not_fit_are_refused():
         copy.prepare_pixels(TensorSpec((1, 4, 5, 3), "uint8"), target, (0,) * 3, (1,) * 3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in copy.kernels(dtype):
         counts = assert_resources(kernel, arch).counts

@@ -2,7 +2,14 @@
 import numpy as np
 import pytest
 from checks import EPS, integers, normal
-from cuda_checks import DTYPES, assert_exact, assert_in_place, assert_resources, assert_within
+from cuda_checks import (
+    COMPILED_DTYPES,
+    DTYPES,
+    assert_exact,
+    assert_in_place,
+    assert_resources,
+    assert_within,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_elementwise import EDGES, SMOOTH, broadcasts
@@ -84,7 +91,7 @@ def test_tensors_beyond_32_bit_indices_are_refused():
         elementwise.prepare_unary(ops.Relu(), [huge], huge, [None], None)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in elementwise.kernels(dtype):
         found = assert_resources(kernel, arch)

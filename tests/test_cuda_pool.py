@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from checks import EPS, integers, normal
-from cuda_checks import DTYPES, assert_exact, assert_resources, assert_within
+from cuda_checks import COMPILED_DTYPES, DTYPES, assert_exact, assert_resources, assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pool import problems
@@ -90,7 +90,7 @@ def test_nan_and_infinity_travel_as_ieee_says(op, value, runner):
         assert_exact(op, x, dtype="bfloat16", runner=runner)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in pool.kernels(dtype):
         counts = assert_resources(kernel, arch).counts

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from checks import EPS, normal
-from cuda_checks import DTYPES, assert_resources, assert_within, run
+from cuda_checks import COMPILED_DTYPES, DTYPES, assert_resources, assert_within, run
 
 from kernels import reference
 from kernels.cuda.host import softmax
@@ -53,7 +53,7 @@ def test_what_is_not_finite_spoils_its_own_row_only(value, length, runner):
     np.testing.assert_allclose(y[1], 1 / length, rtol=8 * EPS)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in softmax.kernels(dtype):
         counts = assert_resources(kernel, arch).counts
