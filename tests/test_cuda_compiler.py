@@ -207,6 +207,28 @@ def test_machine_code_is_read():
     assert sass.loops(SASS) == [(0x10, 0x40), (0x20, 0x30)]     # the trap at the end is none
 
 
+RARE = """
+.L_x_0:
+        /*0000*/              @!P3 BRA `(.L_x_2) ;
+        /*0010*/              @!P0 BRA `(.L_x_2) ;
+.L_x_1:
+        /*0020*/                   IADD3 R2, R2, 0x1, RZ ;
+        /*0030*/               @P1 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0040*/                   HMMA.16816.F32 R4, R8, R6, R4 ;
+        /*0050*/               @P2 BRA `(.L_x_0) ;
+"""
+
+
+def test_the_common_path_of_a_loop_jumps_over_a_rare_one(monkeypatch):
+    assert sass.loops(RARE) == [(0x00, 0x50), (0x20, 0x30)]
+    assert [i.address for i in sass.common_path(RARE, sass.loops(RARE)[0])] == [
+        0x00, 0x10, 0x40, 0x50]
+    monkeypatch.setattr(sass, "disassemble", lambda cubin: RARE)
+    counts = sass.loop_opcodes(b"", "HMMA")
+    assert (sass.number(counts, "HMMA"), counts.total()) == (1, 4)
+
+
 def test_nvdisasm_missing(monkeypatch):
     monkeypatch.setattr(sass, "find_tool", lambda name: None)
     with pytest.raises(CompilerMissing, match="pip install nvidia-cuda-nvdisasm"):

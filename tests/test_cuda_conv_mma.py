@@ -5,7 +5,7 @@ from checks import normal, sum_bound
 from cuda_checks import assert_resources, assert_within
 from test_cuda_conv import SLOW, WEIGHTS, arrays, small
 
-from kernels.cuda import conv_mma, sass
+from kernels.cuda import compiler, conv_mma, sass
 from kernels.cuda.conv_gemm import Tile
 from kernels.cuda.host import conv, splitk
 from kernels.cuda.host.conv_choice import MMA_TILES
@@ -48,6 +48,15 @@ def test_resources(tile, dtype, arch):
     assert sass.number(counts, "LDSM") == (mi + ni // 2) * steps
     assert sass.number(counts, "LDGSTS") == copies * tile.stages
     assert sass.number(counts, "LDL") == sass.number(counts, "STL") == 0
+
+
+def test_the_main_loop_is_dense(arch):
+    """Per 64 products of a 64x64 warp tile at most 138 instructions, as a plain GEMM needs."""
+    kernel = conv.conv_kernel("float16", MMA_TILES[1], "clip", False)
+    assert_resources(kernel, arch)
+    counts = sass.loop_opcodes(compiler.cubin(kernel, arch), "HMMA")
+    assert sass.number(counts, "HMMA") == 64
+    assert counts.total() <= 138
 
 
 @pytest.mark.slow

@@ -58,8 +58,8 @@ def opcodes(cubin: bytes) -> Counter[str]:
     return Counter(instruction.opcode for instruction in instructions(disassemble(cubin)))
 
 
-def loops(sass: str) -> list[Loop]:
-    """The range of each backward branch."""
+def labels(sass: str) -> dict[str, int]:
+    """The address that each label stands for."""
     places: dict[str, int] = {}
     pending: list[str] = []
     for line in sass.splitlines():
@@ -69,16 +69,36 @@ def loops(sass: str) -> list[Loop]:
         elif instruction:
             places.update((name, int(instruction.group(1), 16)) for name in pending)
             pending = []
+    return places
+
+
+def loops(sass: str) -> list[Loop]:
+    """The range of each backward branch."""
+    places = labels(sass)
     return sorted({Loop(places[i.target], i.address) for i in instructions(sass)
                    if i.opcode.startswith("BRA") and i.target and places[i.target] < i.address})
 
 
+def common_path(sass: str, loop: Loop) -> list[Instruction]:
+    """The loop's instructions without those that run only for a loop inside it: from the last
+    branch before that, over it, to where the branch leads."""
+    places = labels(sass)
+    inside = [i for i in instructions(sass) if loop.start <= i.address <= loop.end]
+    skipped = []
+    for inner in loops(sass):
+        over = [(i.address, places[i.target]) for i in inside
+                if i.opcode.startswith("BRA") and i.target
+                and i.address < inner.start and inner.end < places[i.target] <= loop.end]
+        if inner != loop and loop.start <= inner.start and inner.end <= loop.end:
+            skipped += over[-1:]
+    return [i for i in inside if not any(start < i.address < end for start, end in skipped)]
+
+
 def loop_opcodes(cubin: bytes, opcode: str) -> Counter[str]:
-    """Opcodes of the loop that holds most of one, such as "HMMA"; the smallest of them, rare
-    inner loops included."""
+    """Opcodes on the common path of the loop that holds most of one, such as "HMMA"; of the
+    smallest such loop."""
     sass = disassemble(cubin)
-    found = [Counter(i.opcode for i in instructions(sass) if loop.start <= i.address <= loop.end)
-             for loop in loops(sass)]
+    found = [Counter(i.opcode for i in common_path(sass, loop)) for loop in loops(sass)]
     return max(found, key=lambda counts: (number(counts, opcode), -counts.total()),
                default=Counter())
 
