@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from kernels.cuda import gpu
-from kernels.cuda.backend import DTYPES, prepare
+from kernels.cuda.backend import DTYPES, prepare, stored_as
+from kernels.cuda.compiler import number_of
 from kernels.cuda.emulate import emulate
 from kernels.cuda.errors import CudaError
 from kernels.cuda.launch import CudaOptions, Launch
@@ -36,7 +37,7 @@ class CudaKernels:
             raise DeviceError(f"dtype={dtype!r} is not supported on CUDA; it can be one of "
                               f"{DTYPES}")
         self.name, self.dtype = name, dtype
-        self.stored = "float32" if dtype == "tf32" else dtype
+        self.stored = stored_as(dtype)
 
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: CudaOptions) -> Step:
@@ -94,7 +95,7 @@ class CudaDevice(CudaKernels):
         """CudaError where the GPU can not be used, DeviceError where it can not in this dtype."""
         super().__init__(f"cuda:{index}", dtype)
         self._gpu, self._cupy = gpu.gpu(index), gpu.cupy()
-        if dtype != "float32" and self._gpu.arch < "sm_80":
+        if dtype != "float32" and number_of(self._gpu.arch) < 80:
             raise DeviceError(f"dtype={dtype!r} needs a GPU of sm_80 or newer, and {self.name}, "
                               f"{self._gpu.name}, is {self._gpu.arch}; use dtype='float32'")
         self._device = self._cupy.cuda.Device(index)

@@ -178,6 +178,11 @@ def test_a_network_on_a_gpu(network, image, dtype):
     assert_near(cnn.load(network, device="cuda", dtype=dtype), image, ROUNDOFF[dtype])
 
 
+def test_a_gpu_with_a_number_of_three_digits_is_not_an_old_one(machine):  # noqa: F811
+    machine(capabilities=((12, 0),))
+    assert cnn.load(device="cuda", dtype="float16").device == "cuda:0"
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"device": "cuda", "dtype": "int8"}, "dtype='int8' is not supported on CUDA; it can be one"),
     ({"device": "emulator", "threads": 2}, "threads=2 is for the CPU"),

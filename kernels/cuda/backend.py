@@ -8,6 +8,7 @@ from ..ops import Op, TensorSpec
 from ..step import Array, Step
 from .compiler import Kernel
 from .host import conv, copy, depthwise, elementwise, matmul, norm, pool, softmax, splitk
+from .host.conv import stored_as
 from .launch import CudaOptions
 
 PREPARE: dict[type[Op], Callable[..., Step]] = {
@@ -33,6 +34,8 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
 }
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 
+__all__ = ["DTYPES", "PREPARE", "all_kernels", "prepare", "stored_as"]
+
 
 def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[Array | None],
             options: CudaOptions) -> Step:
@@ -49,7 +52,7 @@ def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[
 
 def all_kernels(dtype: str) -> list[Kernel]:
     """Every kernel that is compiled ahead for a compute type of DTYPES."""
-    stored = "float32" if dtype == "tf32" else dtype
+    stored = stored_as(dtype)
     families = (copy, depthwise, elementwise, norm, pool, softmax)
     found = [*conv.kernels(dtype), *matmul.kernels(dtype), *splitk.kernels(dtype),
              *(kernel for family in families for kernel in family.kernels(stored))]
