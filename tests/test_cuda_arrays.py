@@ -94,6 +94,14 @@ def test_foreign_arrays_are_taken_by_either_protocol(machine):
         np.testing.assert_array_equal(kernels.relu(foreign), np.maximum(host, 0))
 
 
+def test_foreign_weights_are_taken_too(machine):
+    cupy = machine()
+    host, x = arrays(cupy, 3, 8)
+    weight, weight_gpu = arrays(cupy, 5, 8, seed=1)
+    foreign = SimpleNamespace(__dlpack_device__=lambda: (2, 0), memory=weight_gpu, shape=(5, 8))
+    np.testing.assert_array_equal(kernels.linear(x, foreign), host @ weight.T)
+
+
 def test_the_result_lies_where_the_inputs_do(machine):
     cupy = machine(capabilities=((9, 0), (8, 0)))
     with cupy.cuda.Device(1):

@@ -29,7 +29,7 @@ def run(op: Op, arrays: Sequence[Any]) -> Any:
     dtype, device = str(inputs[0].dtype), inputs[0].device
     for array in inputs:
         _check(op, array, dtype, device.id)
-    constants = [_on_host(array) if i in op.packed else None for i, array in enumerate(given)]
+    constants = [_on_host(op, array) if i in op.packed else None for i, array in enumerate(given)]
     shape = known(op.output_shape(*(array.shape for array in given)))
     with device:
         y = cupy.empty(shape, inputs[0].dtype)
@@ -56,8 +56,8 @@ def _as_cupy(op: Op, array: Any) -> Any:
             else cupy.from_dlpack(array))
 
 
-def _on_host(array: Any) -> np.ndarray:
-    host = gpu.cupy().asnumpy(array) if on_gpu(array) else np.asarray(array)
+def _on_host(op: Op, array: Any) -> np.ndarray:
+    host = gpu.cupy().asnumpy(_as_cupy(op, array)) if on_gpu(array) else np.asarray(array)
     return np.ascontiguousarray(host, np.float32)
 
 
@@ -68,6 +68,4 @@ def _check(op: Op, array: Any, dtype: str, device: int) -> None:
     if array.device.id != device:
         raise ValueError(f"{op.kind} was given arrays on GPU {device} and on GPU "
                          f"{array.device.id}; copy one to the other's")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{op.kind} takes C-contiguous arrays, not strides {array.strides} of "
-                         f"shape {array.shape}; convert it with cupy.ascontiguousarray(x)")
+    gpu.check_contiguous(op.kind, array)

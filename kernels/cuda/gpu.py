@@ -126,7 +126,12 @@ def _argument(launch: Launch, kind: str, value: Any, index: int) -> Any:
     if value.device.id != index:
         raise ValueError(f"{name} runs on GPU {index} and was given an array on GPU "
                          f"{value.device.id}; copy it, or switch with cupy.cuda.Device")
-    if not value.flags.c_contiguous:
-        raise ValueError(f"{name} takes C-contiguous arrays, not strides {value.strides} of shape "
-                         f"{value.shape}; convert it with cupy.ascontiguousarray(x)")
+    check_contiguous(name, value)
     return value
+
+
+def check_contiguous(what: str, array: Any) -> None:
+    """ValueError for a CuPy array whose elements do not lie in order."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{what} takes C-contiguous arrays, not strides {array.strides} of shape "
+                         f"{array.shape}; convert it with cupy.ascontiguousarray(x)")

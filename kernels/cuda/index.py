@@ -1,6 +1,6 @@
 """Index arithmetic: division by a number known at launch, and the four axes of a strided array.
 
-All of it is uint32: no tensor here has 2 ** 31 elements (host/limits.py). A division is one
+All of it is uint32: no tensor here has 2 ** 31 elements (host/arguments.py). A division is one
 multiplication and one shift (Granlund and Montgomery 1994, "Division by Invariant Integers using
 Multiplication"), where the hardware has none and the compiler would emit some 20 instructions.
 """
