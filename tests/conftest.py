@@ -1,6 +1,8 @@
-"""Where tests of CUDA kernels run, and for which architectures they are compiled."""
+"""Where tests of CUDA kernels run, for which architectures, and a small network's file."""
 from functools import cache
 
+import networks
+import onnx
 import pytest
 
 
@@ -32,3 +34,13 @@ def runner(request):
 def arch(request):
     """An architecture to assemble for."""
     return request.param
+
+
+@pytest.fixture
+def small_model(tmp_path):
+    """The file of a network that needs few kernels: conv, avgpool, logits."""
+    net = networks.Builder(0)
+    x = net.relu(net.conv("input", "conv", 8, 3, stride=2))
+    net.linear(net.global_pool(x), "head", 10)
+    onnx.save(net.model("small", 16), tmp_path / "small.onnx")
+    return tmp_path / "small.onnx"

@@ -4,7 +4,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import networks
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -17,23 +16,13 @@ from kernels.cuda.launch import CudaOptions
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A file whose network needs few kernels."""
-    net = networks.Builder(0)
-    x = net.relu(net.conv("input", "conv", 8, 3, stride=2))
-    net.linear(net.global_pool(x), "head", 10)
-    onnx.save(net.model("small", 16), tmp_path / "small.onnx")
-    return tmp_path / "small.onnx"
-
-
 def run(*arguments):
     return CliRunner().invoke(build.main, [str(argument) for argument in arguments])
 
 
-def test_a_folder_of_cubins_replaces_the_compiler(model, tmp_path, monkeypatch):
+def test_a_folder_of_cubins_replaces_the_compiler(small_model, tmp_path, monkeypatch):
     folder = tmp_path / "cubins"
-    done = run("--model", model, "--dtype", "float32", "--arch", "sm_80", "--arch", "sm_90a",
+    done = run("--model", small_model, "--dtype", "float32", "--arch", "sm_80", "--arch", "sm_90a",
                "--output", folder, "--jobs", 1)
     assert done.exit_code == 0, done.output
     assert f"kernels are in {folder}; use it with CNN_CUBINS={folder}" in done.output
@@ -43,7 +32,7 @@ def test_a_folder_of_cubins_replaces_the_compiler(model, tmp_path, monkeypatch):
     for arch in ("sm_80", "sm_90a"):
         options = CudaOptions(dtype="float32", arch=arch,
                               multiprocessors=build.MULTIPROCESSORS[arch])
-        needed = kernels_of(str(model), options, [1])
+        needed = kernels_of(str(small_model), options, [1])
         assert {kernel.name.split("_")[0] for kernel in needed} >= {"conv", "global", "gemv"}
         assert all(compiler.cubin(kernel, arch) for kernel in needed)
 

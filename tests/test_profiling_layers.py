@@ -2,23 +2,12 @@
 import json
 
 import layers as script
-import networks
-import onnx
 import pytest
 
 
-@pytest.fixture
-def model(tmp_path):
-    net = networks.Builder(0)
-    x = net.relu(net.conv("input", "conv", 8, 3, stride=2))
-    net.linear(net.global_pool(x), "head", 10)
-    onnx.save(net.model("small", 16), tmp_path / "small.onnx")
-    return tmp_path / "small.onnx"
-
-
-def test_each_layer_has_a_row_and_so_has_the_rest(model, tmp_path, monkeypatch, capsys):
+def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e11, 1e10))
-    script.main([str(model), "--threads", "1", "--batch", "2", "--runs", "3",
+    script.main([str(small_model), "--threads", "1", "--batch", "2", "--runs", "3",
                  "--json", str(tmp_path / "layers.json")])
     result = json.loads((tmp_path / "layers.json").read_text())
     rows = {row["layer"]: row for row in result["rows"]}
