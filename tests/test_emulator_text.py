@@ -11,7 +11,7 @@ STORE = "mad.wide.u32 %d1, tid, 4, x;\nst.global.u32 [%d1], tid;"
 
 def test_debug_information_is_skipped():
     text = kernel("{\n.loc 1 7 9, function_name $L__info1, inlined_at 1 5 3\n" + STORE + "\n}", "x")
-    text += '.file 1 "/tmp/a.py"\n.section .debug_str\n{\n$L__info1:\n.b8 95, 90\n.b8 0\n}\n'
+    text += '.file 1 "a.py"\n.section .debug_str\n{\n$L__info1:\n.b8 95, 90\n.b8 0\n}\n'
     x = np.zeros(32, np.uint32)
     Emulator().launch(text, "k", 1, 32, [x])
     np.testing.assert_array_equal(x, np.arange(32))
