@@ -1,23 +1,37 @@
-"""As much of CuPy as kernels/cuda/gpu.py uses, over NumPy memory; kernels run in the emulator.
+"""As much of CuPy as the GPU path uses, over NumPy memory; kernels run in the emulator.
 
-What it can not show is whether a driver takes the calls: that `pytest -m gpu` does.
+Streams are as late as CUDA allows: what is put on one runs only when somebody waits for it, so a
+result that is read too early, or memory that is used again too early, is wrong here. The null
+stream runs everything at once. What it can not show is whether a driver takes the calls: that
+`pytest -m gpu` does.
 """
 from __future__ import annotations
 
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
 
 from kernels.emulator import Emulator
 
+ILLEGAL_ADDRESS = 700       # cudaErrorIllegalAddress
+
 
 class Error(RuntimeError):
+    """CUDARuntimeError and CUDADriverError."""
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
+
+
+class OutOfMemoryError(MemoryError):
     pass
 
 
 class ndarray(np.ndarray):
     """An array "on a GPU", of the number that its `device` says."""
-    index = 0
+    index, cupy = 0, None
 
     @property
     def device(self):
@@ -28,10 +42,24 @@ class ndarray(np.ndarray):
         return self.__array_interface__
 
     def __array_finalize__(self, other):
-        self.index = getattr(other, "index", 0)
+        self.index, self.cupy = getattr(other, "index", 0), getattr(other, "cupy", None)
 
-    def set(self, host):
-        self[...] = host
+    def set(self, host, stream=None):
+        """Pinned memory is read when the stream gets there, other memory at once."""
+        assert host.dtype == self.dtype
+        assert host.shape == self.shape
+        source = host if self.cupy.is_pinned(host) else host.copy()
+        (stream or Stream.current).put(lambda: np.copyto(np.asarray(self), source))
+
+    def get(self, stream=None, out=None, blocking=True):
+        stream = stream or Stream.current
+        host = np.empty(self.shape, self.dtype) if out is None else out
+        assert host.dtype == self.dtype
+        assert host.shape == self.shape
+        stream.put(lambda: np.copyto(host, np.asarray(self)))
+        if blocking:
+            stream.synchronize()
+        return host
 
 
 class Device:
@@ -47,6 +75,89 @@ class Device:
         Device.current = self.before
 
 
+class Stream:
+    """A queue. `current` is what `with stream:` sets."""
+    current: Stream
+
+    def __init__(self, cupy=None, null=False, non_blocking=False):
+        self.cupy, self.immediate, self.queue, self.captured = cupy, null, deque(), None
+        self.before = []
+
+    def __enter__(self):
+        self.before.append(Stream.current)
+        Stream.current = self
+        return self
+
+    def __exit__(self, *error):
+        Stream.current = self.before.pop()
+
+    def put(self, work):
+        if self.captured is not None:
+            self.captured.append(work)
+            return
+        self.queue.append(work)
+        if self.immediate:
+            self.drain()
+
+    def drain(self, until=None):
+        while self.queue:
+            work = self.queue.popleft()
+            work()
+            if work is until:
+                break
+
+    def synchronize(self):
+        if self.captured is not None:
+            raise Error("cudaErrorStreamCaptureUnsupported")
+        self.drain()
+        self.cupy.check()
+
+    def record(self, event):
+        event.record(self)
+
+    def wait_event(self, event):
+        self.put(event.completion())
+
+    def begin_capture(self, mode=None):
+        self.captured = []
+
+    def end_capture(self):
+        works, self.captured = self.captured, None
+        return Graph(self.cupy, works)
+
+
+class Graph:
+    def __init__(self, cupy, works):
+        self.cupy, self.works = cupy, works
+
+    def launch(self, stream=None):
+        self.cupy.check()
+        self.cupy.replays += 1
+        for work in self.works:
+            (stream or Stream.current).put(work)
+
+
+class Event:
+    def __init__(self, cupy, block=False, disable_timing=False):
+        self.cupy, self.timing, self.mark, self.stream = cupy, not disable_timing, None, None
+
+    def record(self, stream=None):
+        def mark():
+            mark.time = self.cupy.milliseconds
+        mark.time = None
+        self.stream, self.mark = stream or Stream.current, mark
+        self.stream.put(mark)
+
+    def completion(self):
+        """What brings the event about, as it is recorded now."""
+        stream, mark = self.stream, self.mark
+        return lambda: stream.drain(mark) if mark and mark.time is None else None
+
+    def synchronize(self):
+        self.completion()()
+        self.cupy.check()
+
+
 class Function:
     """Launches go to the emulator, once a fault is planned for none of them."""
 
@@ -54,31 +165,71 @@ class Function:
         self.cupy, self.code, self.name, self.ptr = cupy, code, name, id(self)
 
     def __call__(self, grid, block, args, shared_mem=0):
-        self.cupy.calls.append(SimpleNamespace(name=self.name, grid=grid, block=block, args=args,
-                                               shared=shared_mem, device=Device.current))
-        if self.cupy.launch_error:
-            raise Error(self.cupy.launch_error)
-        Emulator().launch(self.code.decode(), self.name, grid, block, args, shared_mem)
+        cupy = self.cupy
+        cupy.check()
+        if cupy.launch_error:
+            raise Error(cupy.launch_error)
+        device = Device.current
+
+        def work():
+            cupy.calls.append(SimpleNamespace(name=self.name, grid=grid, block=block, args=args,
+                                              shared=shared_mem, device=device))
+            cupy.milliseconds += cupy.cost(self.name)
+            if self.name in cupy.illegal:
+                cupy.dead = Error("cudaErrorIllegalAddress: an illegal memory access was "
+                                  "encountered", ILLEGAL_ADDRESS)
+            if cupy.dead is None:
+                Emulator().launch(self.code.decode(), self.name, grid, block, args, shared_mem)
+        Stream.current.put(work)
 
 
 class FakeCupy:
-    """Stands in for the module; its attributes plan what the machine is like."""
+    """Stands in for the module; its attributes plan what the machine is like.
+
+    calls         what ran: name, grid, block, args, shared, device
+    replays       launches of graphs
+    illegal       names of kernels that make an illegal access
+    free          bytes of memory that are left on each GPU
+    cost          function of a kernel's name: milliseconds that it takes
+    """
     ndarray = ndarray
 
-    def __init__(self, driver=13000, capabilities=((9, 0),)):
+    def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33):
         self.calls, self.attributes, self.launch_error, self.load_error = [], {}, "", ""
+        self.replays, self.illegal, self.dead, self.free, self.pinned = 0, set(), None, free, []
+        self.milliseconds, self.cost = 0.0, lambda name: 0.001
+        self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
+                                    used_bytes=lambda: 0)
         runtime = SimpleNamespace(
             CUDARuntimeError=Error, driverGetVersion=lambda: driver,
+            runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (self.free, 1 << 34),
             getDeviceCount=lambda: len(capabilities), getDevice=lambda: Device.current,
             getDeviceProperties=lambda i: {
                 "name": b"Fake GPU", "major": capabilities[i][0], "minor": capabilities[i][1],
-                "multiProcessorCount": 4})
+                "multiProcessorCount": 4, "l2CacheSize": 1 << 16,
+                "maxThreadsPerMultiProcessor": 2048})
+        null = Stream.current = Stream(self, null=True)
+        Device.current = 0
         self.cuda = SimpleNamespace(
             runtime=runtime, Device=Device, function=SimpleNamespace(Module=self.module),
-            driver=SimpleNamespace(CUDADriverError=Error, funcSetAttribute=self.set_attribute))
+            driver=SimpleNamespace(CUDADriverError=Error, funcSetAttribute=self.set_attribute,
+                                   occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 2),
+            Event=lambda **options: Event(self, **options),
+            get_current_stream=lambda: Stream.current,
+            get_elapsed_time=self.elapsed, alloc_pinned_memory=self.alloc_pinned,
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            nvtx=SimpleNamespace(RangePush=lambda name: None, RangePop=lambda: None))
+        self.cuda.Stream = self.stream = lambda **options: Stream(self, **options)
+        self.cuda.Stream.null = null
+
+    def check(self):
+        """An error that is sticky is the answer to every call."""
+        if self.dead is not None:
+            raise self.dead
 
     def module(self):
         def load(code):
+            self.check()
             if self.load_error:
                 raise Error(self.load_error)
             loaded.code = code
@@ -89,17 +240,47 @@ class FakeCupy:
     def set_attribute(self, pointer, attribute, value):
         self.attributes[attribute] = value
 
+    def elapsed(self, start, stop):
+        if not (start.timing and stop.timing):
+            raise Error("cudaErrorInvalidResourceHandle")
+        if start.mark.time is None or stop.mark.time is None:
+            raise Error("cudaErrorNotReady")
+        return stop.mark.time - start.mark.time
+
+    def alloc_pinned(self, size):
+        memory = np.full(size, 0xFF, np.uint8)
+        self.pinned.append(memory)
+        return memory
+
+    def is_pinned(self, array):
+        return any(np.shares_memory(array, memory) for memory in self.pinned)
+
     def asarray(self, array):
         memory = np.array(array.memory if hasattr(array, "memory") else array, copy=None)
         found = memory.view(ndarray)
-        found.index = Device.current
+        found.index, found.cupy = Device.current, self
         return found
 
     from_dlpack = asarray
 
-    def empty(self, shape, dtype):
+    def ascontiguousarray(self, array):
+        return self.asarray(np.ascontiguousarray(array))
+
+    def empty(self, shape, dtype=np.float32):
+        """Poison; OutOfMemoryError beyond `free`."""
+        self.check()
+        bytes_ = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if bytes_ > self.free:
+            raise OutOfMemoryError(f"Out of memory allocating {bytes_:,} bytes")
         return self.asarray(np.full(shape, 0xFF, np.uint8) if dtype == np.uint8
                             else np.full(shape, np.nan, dtype))
 
     def asnumpy(self, array):
+        Stream.current.synchronize()
         return np.asarray(array).copy()
+
+    def get_default_memory_pool(self):
+        return self.pool
+
+    def _free_all_blocks(self):
+        self.pool.freed += 1
