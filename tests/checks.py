@@ -32,21 +32,23 @@ def aligned(size: int, fill: int = 0xFF) -> np.ndarray:
     return block[start:start + size]
 
 
-def prepare(op: Op, arrays, weights=(), threads: int = 1) -> Step:
-    """The step for arrays of these shapes; `weights` are the positions of constant inputs."""
+def prepare(op: Op, arrays, weights=(), threads: int = 1, **choice) -> Step:
+    """The step for arrays of these shapes; `weights` are the positions of constant inputs, `choice`
+    is forced on the family's `prepare`."""
     constants = [array if i in weights else None for i, array in enumerate(arrays)]
     output = TensorSpec(op.output_shape(*(array.shape for array in arrays)))
     specs = [TensorSpec(array.shape) for array in arrays]
-    return backend.prepare(op, specs, output, constants, Options(threads))
+    return backend.PREPARE[type(op)](op, specs, output, constants, Options(threads), **choice)
 
 
-def run(op: Op, *arrays: np.ndarray, weights=(), kernel: str | None = None) -> np.ndarray:
+def run(op: Op, *arrays: np.ndarray, weights=(), kernel: str | None = None, **choice
+        ) -> np.ndarray:
     """The op's output, checked on the way: it is what 1 and 2 threads both give, every element
     was written, nothing beside it was, inputs are as before, and `kernel` is what ran."""
     results = []
     before = [array.copy() for array in arrays]
     for threads in THREADS:
-        step = prepare(op, arrays, weights, threads)
+        step = prepare(op, arrays, weights, threads, **choice)
         if kernel is not None:
             assert step.kernel.startswith(kernel), step.kernel
         shape = ops.known(op.output_shape(*(array.shape for array in arrays)))

@@ -1,4 +1,4 @@
-"""Convolution on the tiled micro-kernel: shapes swept, each path forced and named."""
+"""Convolution on the direct kernel: shapes swept, each path forced and named."""
 import numpy as np
 import pytest
 from checks import assert_exact, assert_within, integers, normal, prepare, run, sum_bound
@@ -11,7 +11,7 @@ from kernels.cpu.jit import LANES
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
-WEIGHTS = (1, 2)
+DIRECT = {"weights": (1, 2), "tile": 0}        # and not Winograd
 BLOCK = conv.BLOCK_VECTORS * LANES
 TILE = conv.TILE_ROWS
 
@@ -47,7 +47,7 @@ def problems(draw):
 @settings(max_examples=60, deadline=None)
 def test_any_convolution_is_exact_on_integers(problem, seed):
     op, shape = problem
-    assert_exact(op, *arrays(integers, op, *shape, seed=seed), weights=WEIGHTS)
+    assert_exact(op, *arrays(integers, op, *shape, seed=seed), **DIRECT)
 
 
 @given(problems(), st.integers(0, 99))
@@ -57,7 +57,7 @@ def test_any_convolution_is_within_the_bound_on_floats(problem, seed):
     inputs = arrays(normal, op, *shape, seed=seed)
     plain = Conv2d(op.stride, op.padding, op.dilation, op.groups)
     bound = sum_bound(plain, inputs[1][0].size, *inputs)
-    assert_within(bound, op, *inputs, weights=WEIGHTS)
+    assert_within(bound, op, *inputs, **DIRECT)
 
 
 @pytest.mark.parametrize(("height", "width", "channels", "outputs", "kernel", "op", "tiles"), [
@@ -75,7 +75,7 @@ def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, 
     monkeypatch.setattr(conv, "cut_across",
                         lambda *arguments: cut.append("gather") or across(*arguments))
     inputs = arrays(integers, op, 1, height, width, channels, outputs, kernel)
-    assert_exact(op, *inputs, weights=WEIGHTS, kernel=f"conv2d_{kernel[0]}x{kernel[1]}_f32")
+    assert_exact(op, *inputs, **DIRECT, kernel=f"conv2d_{kernel[0]}x{kernel[1]}_f32")
     assert set(cut) == ({"gather"} if tiles == "gather" else set())
 
 
@@ -97,7 +97,7 @@ def test_many_passes_over_large_weights(outputs, monkeypatch):
     inputs = arrays(integers, op, 1, 5, TILE, 40, outputs, (3, 3))
     for at_once in (1, 2):
         monkeypatch.setattr(conv, "PASS_BYTES", at_once * 9 * 40 * BLOCK * 4)
-        assert_exact(op, *inputs, weights=WEIGHTS)
+        assert_exact(op, *inputs, **DIRECT)
 
 
 @pytest.mark.parametrize(("activation", "kernel"), [
@@ -106,16 +106,16 @@ def test_many_passes_over_large_weights(outputs, monkeypatch):
 def test_fused_activations_and_residual(activation, kernel):
     op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
     inputs = arrays(normal, op, 2, 6, 9, 8, 20, (3, 3), residual=True)
-    assert kernel in prepare(op, inputs, WEIGHTS).kernel
+    assert kernel in prepare(op, inputs, **DIRECT).kernel
     plain = Conv2d(padding=(1, 1, 1, 1))
     # No activation's slope exceeds 1; sigmoid and tanh round a few times more.
-    assert_within(sum_bound(plain, 72, *inputs) + 4e-7, op, *inputs, weights=WEIGHTS)
+    assert_within(sum_bound(plain, 72, *inputs) + 4e-7, op, *inputs, **DIRECT)
 
 
 def test_a_convolution_without_bias():
     op = Conv2d()
     x, weight, _ = arrays(integers, op, 1, 4, 5, 3, 6, (2, 2))
-    assert_exact(op, x, weight, weights=(1,))
+    assert_exact(op, x, weight, weights=(1,), tile=0)
 
 
 @pytest.mark.parametrize("op", [Conv2d(padding=(1, 1, 1, 1)),
@@ -126,7 +126,7 @@ def test_nan_and_infinity_travel_as_ieee_says(op, value):
     x, weight, bias = arrays(integers, op, 1, 9, TILE, 4, 8, (3, 3))
     weight[weight == 0] = 1
     x[0, 4, 5, 1] = value
-    assert_exact(op, x, weight, bias, weights=WEIGHTS)
+    assert_exact(op, x, weight, bias, **DIRECT)
 
 
 def test_the_input_beside_a_tile_is_never_read():
@@ -136,7 +136,7 @@ def test_the_input_beside_a_tile_is_never_read():
     block = np.full(x.size + 256, np.nan, np.float32)
     inside = block[128:128 + x.size].reshape(x.shape)
     inside[...] = x
-    assert_exact(op, inside, weight, bias, weights=WEIGHTS)
+    assert_exact(op, inside, weight, bias, **DIRECT)
 
 
 def test_weights_are_packed_once_for_all_programs():

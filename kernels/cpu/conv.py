@@ -25,16 +25,12 @@ from numba import prange
 
 from ..ops import Conv2d, Pair, TensorSpec, Unary, known
 from ..step import Array, Options, Run, Step
-from . import depthwise
+from . import depthwise, winograd
 from .epilogue import epilogue
 from .jit import LANES, njit
-from .simd import at, conv_tile, copy_floats, zero_floats
+from .simd import at, copy_floats, zero_floats
+from .tile import BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, one_block
 
-# Accumulators + one vector of weights per column + one broadcast pixel fill the register file:
-# 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
-TILE_ROWS = 14 if LANES == 16 else 6
-HALF_ROWS = TILE_ROWS // 2
-BLOCK_VECTORS = 2
 # One pass keeps this much of the weights in the L2 cache while it goes over all tiles.
 PASS_BYTES = 256 * 1024
 
@@ -94,23 +90,6 @@ def conv2d(x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low,
                                           at(weight, w_offset), at(bias, bias_offset),
                                           at(residual, y_offset), len(residual),
                                           at(y, y_offset), g.out_channels, valid, low, high))
-
-
-@njit(inline="always")
-def one_block(rows, vectors, arguments):
-    """The micro-kernel of the wanted size, which it must know when it is compiled."""
-    if rows == TILE_ROWS and vectors == 2:
-        conv_tile(TILE_ROWS, 2, arguments)
-    elif rows == HALF_ROWS and vectors == 2:
-        conv_tile(HALF_ROWS, 2, arguments)
-    elif vectors == 2:
-        conv_tile(1, 2, arguments)
-    elif rows == TILE_ROWS:
-        conv_tile(TILE_ROWS, 1, arguments)
-    elif rows == HALF_ROWS:
-        conv_tile(HALF_ROWS, 1, arguments)
-    else:
-        conv_tile(1, 1, arguments)
 
 
 @njit(parallel=True)
@@ -288,13 +267,20 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
 
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
-                   weights: list[Array | None], options: Options) -> Step:
-    """Depthwise, pointwise (1x1) or any other convolution, each by its own kernel or cut."""
+                   weights: list[Array | None], options: Options, tile: int | None = None) -> Step:
+    """Depthwise, Winograd, pointwise (1x1) or any other convolution, each by its kernel or cut.
+
+    tile forces the choice of `winograd.choose`: the edge of Winograd's tiles, 0 for none.
+    """
     weight, bias = weights[1], weights[2] if len(weights) > 2 else None
     if weight is None or (bias is None and len(weights) > 2):
         raise ValueError("Conv2d: weight and bias must be constants of the network")
     n, h, w, c = known(inputs[0].shape)
     _, out_h, out_w, out_c = known(output.shape)
+    if tile is None:
+        tile = winograd.choose(op, weight.shape, (out_h, out_w))
+    if tile:
+        return winograd.prepare_winograd(op, inputs, output, weight, bias, options, tile)
     if depthwise.fits(op, weight.shape, c) and len(inputs) < 4:
         return depthwise.prepare_depthwise(op, inputs, output, weight, bias, options)
     kh, kw, per_group = weight.shape[1:]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from ..ops import Linear, TensorSpec, count, known
 from ..step import Array, Options, Step
-from .conv import BLOCK_VECTORS, TILE_ROWS, Geometry, prepare_tiled
+from .conv import Geometry, prepare_tiled
 from .jit import LANES
+from .tile import BLOCK_VECTORS, TILE_ROWS
 
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,

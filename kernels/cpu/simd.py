@@ -7,6 +7,7 @@ needs, and every size compiles to code of its own. The other arguments come as o
 
     conv_tile       tile_rows pixels x (vectors * LANES) channels of a convolution or GEMM
     depthwise_tile  tile_rows pixels x LANES channels of a depthwise convolution
+    winograd_*      the transforms of Winograd convolution along one axis
 """
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from . import winograd_matrices
 from .jit import LANES
+from .winograd_matrices import Matrix
 
 F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
 VECTOR, INT_VECTOR = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -307,3 +310,105 @@ def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, arguments):
         return context.get_dummy_value()
 
     return types.void(tile_rows, fixed_taps, fixed_stride, arguments), codegen
+
+
+# ---- Winograd transforms ----------------------------------------------------------------------
+
+def combine(b: Builder, matrix: Matrix, vectors: list[Value]) -> list[Value]:
+    """matrix @ vectors. Each row of these matrices has a 1, at which its sum starts."""
+    totals = []
+    for row in matrix:
+        start = row.index(1)
+        total = vectors[start]
+        for k, factor in enumerate(row):
+            if factor and k != start:
+                total = fma(b, splat(factor), vectors[k], total)
+        totals.append(total)
+    return totals
+
+
+def _transform(matrices: dict[int, Matrix], tile: Any, arguments: Any):
+    """The intrinsic's body for both directions; see winograd_input."""
+    sizes = literal_ints(tile)
+    if sizes is None:
+        return None
+    matrix = matrices[sizes[0]]
+
+    def codegen(context, b, sig, args):
+        x, x_step, y, y_step, length = cgutils.unpack_tuple(b, args[1])
+
+        def vector(index, _):
+            first, target = advance(b, x, index, LANES), advance(b, y, index, LANES)
+            vectors = [load(b, advance(b, first, x_step, k)) for k in range(len(matrix[0]))]
+            for i, total in enumerate(combine(b, matrix, vectors)):
+                store(b, total, advance(b, target, y_step, i))
+            return []
+
+        counted_loop(b, "vector", b.sdiv(length, i64(LANES)), [], vector)
+        return context.get_dummy_value()
+
+    return types.void(tile, arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def winograd_input(typingctx, tile, arguments):
+    """arguments: (x, x_step, y, y_step, length)
+
+    y[i*y_step + c] = sum over k of B^T[i, k] * x[k*x_step + c]
+
+    for c < length, a multiple of LANES; B^T is that of F(tile, 3).
+    """
+    return _transform(winograd_matrices.INPUT, tile, arguments)
+
+
+@intrinsic(prefer_literal=True)
+def winograd_output(typingctx, tile, arguments):
+    """As winograd_input, with A^T in place of B^T."""
+    return _transform(winograd_matrices.OUTPUT, tile, arguments)
+
+
+@intrinsic(prefer_literal=True)
+def winograd_pixels(typingctx, tile, arguments):
+    """arguments: (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low,
+    high)
+
+    y[j*y_step + c] = clip(sum over k of A^T[j, k] * x[k*x_step + c]
+                               + bias[c] + residual[j*residual_step + c], low, high)
+
+    for j < pixels <= tile, c < channels. x and bias are padded to whole vectors; of residual and
+    y nothing beyond `channels` is touched.
+    """
+    sizes = literal_ints(tile)
+    if sizes is None:
+        return None
+    matrix = winograd_matrices.OUTPUT[sizes[0]]
+
+    def codegen(context, b, sig, args):
+        (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low,
+         high) = cgutils.unpack_tuple(b, args[1])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def vector(index, _):
+            c = b.mul(index, i64(LANES))
+            first = b.gep(x, [c])
+            totals = combine(b, matrix, [load(b, advance(b, first, x_step, k))
+                                         for k in range(len(matrix[0]))])
+            start, left = load(b, b.gep(bias, [c])), b.sub(channels, c)
+
+            def write(mask):
+                for j, total in enumerate(totals):
+                    with b.if_then(b.icmp_signed("<", i64(j), pixels)):
+                        other = b.gep(advance(b, residual, residual_step, j), [c])
+                        value = b.fadd(b.fadd(total, start), load(b, other, mask))
+                        store(b, clip(b, value, low, high),
+                              b.gep(advance(b, y, y_step, j), [c]), mask)
+
+            full = b.icmp_signed(">", left, i64(LANES))
+            _full_or_masked(b, b.select(full, i64(LANES), left), write)
+            return []
+
+        vectors = b.sdiv(b.add(channels, i64(LANES - 1)), i64(LANES))
+        counted_loop(b, "vector", vectors, [], vector)
+        return context.get_dummy_value()
+
+    return types.void(tile, arguments), codegen

@@ -1,0 +1,304 @@
+"""Winograd convolution: 3x3 windows of stride 1 with fewer multiplications, NHWC float32.
+
+F(m x m, 3x3) computes tiles of m x m outputs (m is TILE, 2 or 4) by the identity that stands in
+`winograd_matrices.py`. Its product is elementwise over the P = (m + 2)^2 positions of a
+transformed tile and sums over input channels: P matrix products [tiles, C] x [C, O], which run on
+the register-blocked micro-kernel of conv.py. P / m^2 multiplications an output instead of 9 are
+2.25 times fewer for m = 2 and 4 times fewer for m = 4.
+
+A thread takes a block of tiles and one group of output channels after the other:
+
+    transform_inputs    B^T d B of the block, all input channels, once a block:  [P, tiles, C]
+    multiply            P products for the group of output channels:             [P, tiles, group]
+    transform_outputs   A^T [...] A, bias, residual, activation, into the image
+
+Block and group are as large as leaves both results in the L2 cache. Threads share blocks and
+groups evenly, so that a map of few tiles keeps all of them busy; a block that is cut between two
+threads is transformed by each, which costs little beside its products.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from ..ops import Conv2d, Pair, TensorSpec, known
+from ..step import Array, Options, Run, Step
+from .epilogue import epilogue
+from .jit import LANES, njit
+from .simd import (
+    at,
+    copy_floats,
+    winograd_input,
+    winograd_output,
+    winograd_pixels,
+    zero_floats,
+)
+from .tile import BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, one_block
+from .winograd_matrices import WEIGHT
+
+BLOCK = BLOCK_VECTORS * LANES
+
+
+class Geometry(NamedTuple):
+    """The numbers of a Winograd convolution that its kernel needs; sizes in elements."""
+    tile: int               # m
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    out_channels: int
+    top: int
+    left: int
+    tiles_high: int         # tiles of one image
+    tiles_wide: int
+    tiles: int              # of the whole batch
+    depth: int              # channels, padded to whole vectors
+    block_tiles: int        # a multiple of HALF_ROWS
+    group: int              # output channels, a multiple of BLOCK
+
+    @property
+    def reach(self) -> int:
+        """Edge of the inputs of one tile."""
+        return self.tile + 2
+
+    @property
+    def parts(self) -> tuple[int, int, int, int]:
+        """Floats of a thread's scratch: patch, lines, transformed inputs, products."""
+        positions = self.reach ** 2
+        return (positions * self.depth, positions * max(self.depth, self.group),
+                positions * self.block_tiles * self.depth,
+                positions * self.block_tiles * self.group)
+
+
+# ---- the kernel -------------------------------------------------------------------------------
+
+@njit(parallel=True)
+def winograd2d(x, weight, bias, zeros, residual, y, scratch, parts, g, low, high, threads):
+    """Every group of output channels of every block of tiles, divided evenly among the threads.
+
+    x, y, residual: flat NHWC (residual may be empty); weight: packed by `pack`; bias: padded to
+    whole vectors; zeros: at least g.group; scratch: threads * sum(parts) floats.
+    """
+    groups = -(-g.out_channels // g.group)
+    units = -(-g.tiles // g.block_tiles) * groups
+    patch_size, lines_size, inputs_size, products_size = parts
+    for thread in prange(threads):
+        start = thread * (patch_size + lines_size + inputs_size + products_size)
+        patch = scratch[start:start + patch_size]
+        start += patch_size
+        lines = scratch[start:start + lines_size]
+        start += lines_size
+        inputs = scratch[start:start + inputs_size]
+        start += inputs_size
+        products = scratch[start:start + products_size]
+        transformed = -1
+        for unit in range(thread * units // threads, (thread + 1) * units // threads):
+            first_tile, channel = unit // groups * g.block_tiles, unit % groups * g.group
+            tiles = min(g.block_tiles, g.tiles - first_tile)
+            if first_tile != transformed:
+                transform_inputs(x, patch, lines, inputs, first_tile, tiles, g)
+                transformed = first_tile
+            multiply(inputs, weight, zeros, products, channel, tiles, g)
+            transform_outputs(products, lines, bias, zeros, residual, y, first_tile, tiles,
+                              channel, g, low, high)
+
+
+@njit()
+def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
+    """inputs[position, tile, channel] = B^T d B for `tiles` tiles from first_tile on."""
+    reach = g.tile + 2
+    line = reach * g.depth
+    position_step = g.block_tiles * g.depth
+    for t in range(tiles):
+        image, row, column = place(first_tile + t, g)
+        h, w = row - g.top, column - g.left
+        inside = 0 <= h <= g.height - reach and 0 <= w <= g.width - reach
+        if inside and g.depth == g.channels:
+            source = at(x, ((image * g.height + h) * g.width + w) * g.channels)
+            source_line = g.width * g.channels
+        else:
+            gather_patch(x, patch, image, h, w, g)
+            source, source_line = at(patch, 0), line
+        down(g.tile, (source, source_line, at(lines, 0), line, line))
+        for i in range(reach):
+            target = at(inputs, i * reach * position_step + t * g.depth)
+            down(g.tile, (at(lines, i * line), g.depth, target, position_step, g.depth))
+
+
+@njit()
+def gather_patch(x, patch, image, h, w, g):
+    """Copy the inputs of a tile whose first is (h, w), zeros for padding, [reach, reach, depth]."""
+    reach = g.tile + 2
+    zero_floats(at(patch, 0), reach * reach * g.depth)
+    first, end = max(w, 0), min(w + reach, g.width)
+    for i in range(max(h, 0), min(h + reach, g.height)):
+        source = (image * g.height + i) * g.width
+        target = (i - h) * reach - w
+        if g.depth == g.channels:
+            copy_floats(at(patch, (target + first) * g.depth),
+                        at(x, (source + first) * g.channels), (end - first) * g.channels)
+        else:
+            for j in range(first, end):
+                copy_floats(at(patch, (target + j) * g.depth),
+                            at(x, (source + j) * g.channels), g.channels)
+
+
+@njit()
+def multiply(inputs, weight, zeros, products, first_channel, tiles, g):
+    """products[position, tile, channel] = inputs[position] @ weight[position], for one group.
+
+    Rows of tiles that fill up the last micro-kernel hold anything, and nobody reads them.
+    """
+    out_depth = -(-g.out_channels // LANES) * LANES
+    end_channel = min(first_channel + g.group, out_depth)
+    infinity = np.float32(np.inf)
+    nothing = at(zeros, 0)
+    for position in range((g.tile + 2) ** 2):
+        row = position * g.block_tiles
+        for channel in range(first_channel, end_channel, BLOCK):
+            vectors = min(BLOCK, end_channel - channel) // LANES
+            panel = at(weight, (position * out_depth + channel) * g.channels)
+            for t in range(0, tiles, TILE_ROWS):
+                rows = TILE_ROWS if tiles - t > HALF_ROWS else HALF_ROWS
+                target = at(products, (row + t) * g.group + channel - first_channel)
+                one_block(rows, vectors, (at(inputs, (row + t) * g.depth), g.depth, 1, 0,
+                                          g.channels, panel, nothing, nothing, 0, target, g.group,
+                                          LANES, -infinity, infinity))
+
+
+@njit()
+def transform_outputs(products, lines, bias, zeros, residual, y, first_tile, tiles, channel, g,
+                      low, high):
+    """y = clip(A^T products A + bias + residual, low, high) for one group of one block."""
+    reach = g.tile + 2
+    channels = min(g.group, g.out_channels - channel)
+    length = -(-channels // LANES) * LANES
+    position_step = g.block_tiles * g.group
+    for t in range(tiles):
+        image, row, column = place(first_tile + t, g)
+        for j in range(reach):
+            down_outputs(g.tile, (at(products, j * position_step + t * g.group),
+                                  reach * position_step, at(lines, j * g.group),
+                                  reach * g.group, length))
+        for i in range(min(g.tile, g.out_height - row)):
+            pixel = (image * g.out_height + row + i) * g.out_width + column
+            target = pixel * g.out_channels + channel
+            added, added_step = at(zeros, 0), 0
+            if len(residual) > 0:
+                added, added_step = at(residual, target), g.out_channels
+            across(g.tile, (at(lines, i * reach * g.group), g.group, at(bias, channel),
+                            added, added_step, at(y, target), g.out_channels,
+                            min(g.tile, g.out_width - column), channels, low, high))
+
+
+@njit(inline="always")
+def place(tile, g):
+    """Image, first output row and first output column of a tile, counted through the batch."""
+    per_image = g.tiles_high * g.tiles_wide
+    return (tile // per_image, tile % per_image // g.tiles_wide * g.tile,
+            tile % g.tiles_wide * g.tile)
+
+
+@njit(inline="always")
+def down(tile, arguments):
+    if tile == 4:
+        winograd_input(4, arguments)
+    else:
+        winograd_input(2, arguments)
+
+
+@njit(inline="always")
+def down_outputs(tile, arguments):
+    if tile == 4:
+        winograd_output(4, arguments)
+    else:
+        winograd_output(2, arguments)
+
+
+@njit(inline="always")
+def across(tile, arguments):
+    if tile == 4:
+        winograd_pixels(4, arguments)
+    else:
+        winograd_pixels(2, arguments)
+
+
+# ---- host choices -----------------------------------------------------------------------------
+
+def pack(weight: Array, tile: int) -> Array:
+    """(O, 3, 3, C) -> G g G^T as panels [position][block][C, vectors * LANES], zero-padded.
+
+    Computed in float64 and rounded once.
+    """
+    matrix = np.array(WEIGHT[tile])
+    out_channels, _, _, channels = weight.shape
+    padded = np.zeros((-(-out_channels // LANES) * LANES, 3, 3, channels))
+    padded[:out_channels] = weight
+    transformed = np.einsum("ik,okmc,jm->ijco", matrix, padded, matrix, optimize=True)
+    transformed = transformed.reshape(len(matrix) ** 2, channels, -1).astype(np.float32)
+    panels = [transformed[:, :, start:start + BLOCK].reshape(len(transformed), -1)
+              for start in range(0, len(padded), BLOCK)]
+    return np.concatenate(panels, axis=1).ravel()
+
+
+BLOCK_TILES = 24
+GROUP = 64
+
+
+def choose(op: Conv2d, weight_shape: tuple[int, ...], map_size: Pair) -> int:
+    """Edge of the output tiles that serve a convolution best, 0 where Winograd does not."""
+    return 0
+
+
+def fits(op: Conv2d, weight_shape: tuple[int, ...]) -> bool:
+    """3x3 windows of stride 1, neither dilated nor grouped."""
+    return (weight_shape[1:3] == (3, 3) and op.stride == op.dilation == (1, 1) and op.groups == 1)
+
+
+def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
+                     bias: Array | None, options: Options, tile: int) -> Step:
+    """Step of F(tile x tile, 3x3); inputs x, weight (O, 3, 3, C), [bias, [residual]].
+
+    ValueError for a convolution that is no 3x3 of stride 1, and a tile that is not 2 or 4.
+    """
+    if not fits(op, weight.shape) or tile not in WEIGHT:
+        raise ValueError(f"Winograd takes 3x3 weights, stride 1, dilation 1, groups 1 and tiles of "
+                         f"{tuple(WEIGHT)}, not weight {weight.shape}, {op} and tile {tile}; use "
+                         f"the direct kernel")
+    batch, height, width, channels = known(inputs[0].shape)
+    _, out_height, out_width, out_channels = known(output.shape)
+    tiles_high, tiles_wide = -(-out_height // tile), -(-out_width // tile)
+    tiles = batch * tiles_high * tiles_wide
+    depth, out_depth = (-(-c // LANES) * LANES for c in (channels, out_channels))
+    block_tiles = -(-min(tiles, BLOCK_TILES) // HALF_ROWS) * HALF_ROWS
+    group = min(-(-out_depth // BLOCK) * BLOCK, GROUP)
+    g = Geometry(tile, height, width, channels, out_height, out_width, out_channels,
+                 *op.padding[:2], tiles_high, tiles_wide, tiles, depth, block_tiles, group)
+    parts = g.parts
+    floats = options.threads * sum(parts)
+    packed = options.pack(weight, f"winograd {tile}", lambda w: pack(w, tile))
+    packed_bias = np.zeros(out_depth, np.float32)
+    if bias is not None:
+        packed_bias[:out_channels] = bias
+    zeros = np.zeros(group, np.float32)
+    low, high, finish = epilogue(op.activation)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
+        x, flat = arrays[0].reshape(-1), y.reshape(-1)
+        residual = arrays[3].reshape(-1) if len(arrays) > 3 else np.empty(0, np.float32)
+        scratch = workspace[:4 * floats].view(np.float32)
+
+        def run() -> None:
+            winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, parts, g, low, high,
+                       options.threads)
+            if finish is not None:
+                finish(flat, options.threads)
+        return run
+
+    suffix = "" if op.activation is None else f"_{op.activation.kind.lower()}"
+    name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
+    return Step(name + suffix, bind, 4 * floats)
