@@ -1,12 +1,13 @@
 """What the host code gives to a device: kernels with their grids and arguments."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from ..step import Array, Options
 from .compiler import Kernel
+from .conv_gemm import Tile
 
 MOST_BLOCKS = (2 ** 31 - 1, 65535, 65535)      # of a grid (CUDA C++ Programming Guide, table 30)
 
@@ -30,6 +31,13 @@ class Launch:
                              f"{MOST_BLOCKS}; use a smaller batch")
 
 
+class Choice(NamedTuple):
+    """How a convolution or a linear layer runs: in these tiles, its sum in so many splits; without
+    a tile it is a matrix-vector product."""
+    tile: Tile | None
+    splits: int = 1
+
+
 @dataclass
 class CudaOptions(Options):
     """What all steps of one program on a GPU share.
@@ -38,8 +46,10 @@ class CudaOptions(Options):
     arch             the GPU's architecture, such as "sm_90a"
     multiprocessors  of the GPU: how many blocks can be at work at once
     upload           makes a constant an array of the device
+    tuned            measured choices, by problem, that come before estimated ones: see tuned.py
     """
     dtype: str = "float32"
     arch: str = "sm_80"
     multiprocessors: int = 108
     upload: Callable[[Array], Array] = lambda array: array
+    tuned: Mapping[str, Choice] = field(default_factory=dict)

@@ -67,11 +67,16 @@ def read(path: Path) -> bytes | None:
 
 def write(path: Path, contents: bytes) -> None:
     """The file appears at once and whole, with its checksum. OSError where it can not be."""
+    replace(path, contents + TRAILER + hashlib.sha256(contents).hexdigest().encode())
+
+
+def replace(path: Path, contents: bytes) -> None:
+    """The file is there with these contents or as it was before. OSError where it can not be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(contents + TRAILER + hashlib.sha256(contents).hexdigest().encode())
+            file.write(contents)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

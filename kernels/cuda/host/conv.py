@@ -1,6 +1,7 @@
 """Convolution on CUDA: which kernel, which grid, and how the weights are packed."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from .. import conv_gemm, conv_mma, conv_simt, vector
 from ..activation import activation_of
 from ..compiler import Kernel, number_of
 from ..conv_gemm import Tile
-from ..launch import CudaOptions, Launch
+from ..launch import Choice, CudaOptions, Launch
 from . import depthwise
 from .arguments import check_sizes
 from .conv_choice import TILES, choose
@@ -24,10 +25,12 @@ from .conv_shape import (
     folded,
     pack,
     pack_bias,
+    problem,
 )
 from .splitk import reduction
 
 MMA_DTYPES = ("float16", "bfloat16", "tf32")
+logger = logging.getLogger("kernels")
 
 
 def stored_as(dtype: str) -> str:
@@ -85,28 +88,51 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     if weight is None or (len(inputs) > 2 and bias is None):
         raise ValueError("Conv2d: weight and bias must be constants of the network")
     check_sizes(op.kind, inputs[0], output)
+    plain = as_gemm(op, inputs, output)
+    return prepare_gemm(plain, op.activation, weight, bias, options,
+                        decide(plain, options, tile, splits))
+
+
+def as_gemm(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:
+    """The convolution's sizes, before folding."""
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, out_channels = known(output.shape)
-    plain = Conv(batch, height, width, channels, out_height, out_width, out_channels,
-                 (weight.shape[1], weight.shape[2]), op.stride, *op.padding[:2], op.dilation,
-                 op.groups)
-    return prepare_gemm(plain, op.activation, weight, bias, options, tile, splits)
+    _, *kernel, _ = known(inputs[1].shape)
+    return Conv(batch, height, width, channels, out_height, out_width, out_channels,
+                (kernel[0], kernel[1]), op.stride, *op.padding[:2], op.dilation, op.groups)
+
+
+def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
+           splits: int | None = None, vector_product: bool = False) -> Choice:
+    """What is given, else what was tuned, else a product of matrix and vector if that can be, else
+    the least estimate."""
+    name = problem(plain, options.dtype)
+    tuned = options.tuned.get(name) if tile is splits is None else None
+    if tuned is not None and (tuned.tile is not None or vector_product):
+        choice, source = tuned, "tuned"
+    elif vector_product and tile is splits is None:
+        choice, source = Choice(None), "few samples"
+    elif tile is not None and splits is not None:
+        choice, source = Choice(tile, splits), "given"
+    else:
+        conv = folded(plain, vector.lanes(stored_as(options.dtype)))
+        choice, source = choose(conv.pixels, conv.group_out, conv.depth, conv.groups,
+                                options.dtype, options, tile, splits), "estimated"
+    logger.debug("%s: %s, %d splits (%s)", name, choice.tile or "no tile", choice.splits, source)
+    return choice
 
 
 def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Array | None,
-                 options: CudaOptions, tile: Tile | None = None, splits: int | None = None
-                 ) -> Step:
+                 options: CudaOptions, choice: Choice) -> Step:
     """The step of an implicit GEMM; weight: any shape that OHWI can be reshaped to."""
-    dtype = options.dtype
+    dtype, (tile, splits) = options.dtype, choice
+    assert tile is not None
     lanes = vector.lanes(stored_as(dtype))
     conv = folded(plain, lanes)
     if any(k > most for k, most in zip(conv.kernel, conv_gemm.MOST_TAPS, strict=True)):
         raise ValueError(f"Conv2d: a kernel of {plain.kernel} is too large for the CUDA "
                          f"convolution, which takes {conv_gemm.MOST_TAPS}; run this network on "
                          f"the CPU")
-    if tile is None or splits is None:
-        tile, splits = choose(conv.pixels, conv.group_out, conv.depth, conv.groups, dtype, options,
-                              tile, splits)
     cut = Cut.of(conv, tile, lanes, splits)
     partial = cut.splits > 1
     name, low, high = activation_of(activation)

@@ -8,7 +8,7 @@ each with a prologue and an epilogue. All numbers are rough; only their order de
 from __future__ import annotations
 
 from ..conv_gemm import Tile
-from ..launch import CudaOptions
+from ..launch import Choice, CudaOptions
 
 # 64x64 is the largest warp tile without spills (205 registers). Four stages of 64-byte rows hide
 # about 3 slices of latency; the deep small tiles halve the number of barriers for the long sums of
@@ -79,21 +79,27 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     return total
 
 
-def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
-           options: CudaOptions, tile: Tile | None = None, splits: int | None = None
-           ) -> tuple[Tile, int]:
-    """The (tile, splits) of the least estimate; a tile or splits that is given is kept."""
+def candidates(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
+               options: CudaOptions, tile: Tile | None = None, splits: int | None = None
+               ) -> list[tuple[float, Choice]]:
+    """All choices with their estimates, the least first; a tile or splits that is given is kept."""
     size = 2 if dtype in ("float16", "bfloat16") else 4
-    candidates = []
+    found = []
     for t in TILES[dtype] if tile is None else (tile,):
         slices = -(-depth * size // t.row_bytes)
         most = max(1, min(MOST_SPLITS, slices // LEAST_SLICES))
         counts = range(1, most + 1) if splits is None else (splits,)
         if fits(t, options.arch):
-            candidates += [(cycles(t, s, pixels, out_channels, depth, groups, dtype, options),
-                            t, s) for s in counts]
-    if not candidates:
+            found += [(cycles(t, s, pixels, out_channels, depth, groups, dtype, options),
+                       Choice(t, s)) for s in counts]
+    return sorted(found, key=lambda candidate: candidate[0])
+
+
+def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
+           options: CudaOptions, tile: Tile | None = None, splits: int | None = None) -> Choice:
+    """The one of the least estimate; a tile or splits that is given is kept."""
+    found = candidates(pixels, out_channels, depth, groups, dtype, options, tile, splits)
+    if not found:
         raise ValueError(f"Conv2d: tile {tile} needs more shared memory than {options.arch} has; "
                          f"choose one of {[t for t in TILES[dtype] if fits(t, options.arch)]}")
-    _, best, count = min(candidates, key=lambda candidate: candidate[0])
-    return best, count
+    return found[0][1]

@@ -51,6 +51,15 @@ class Conv(NamedTuple):
         return self.kernel[0] * self.kernel[1] * self.group_channels
 
 
+def problem(conv: Conv, dtype: str) -> str:
+    """All that decides which choice is fastest on a GPU, as text: see tuned.py."""
+    return (f"{dtype} {conv.batch}x{conv.height}x{conv.width}x{conv.channels} to "
+            f"{conv.out_height}x{conv.out_width}x{conv.out_channels} by "
+            f"{conv.kernel[0]}x{conv.kernel[1]} stride {conv.stride[0]}x{conv.stride[1]} from "
+            f"-{conv.top}x-{conv.left} dilation {conv.dilation[0]}x{conv.dilation[1]} groups "
+            f"{conv.groups}")
+
+
 class Cut(NamedTuple):
     """How the sum over k and the output channels are cut up: slices of `row` elements, tiles of
     block_n channels, splits of split_slices slices."""

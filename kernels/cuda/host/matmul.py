@@ -2,6 +2,8 @@
 image of one row."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...ops import Linear, TensorSpec, count, known
 from ...step import Array, Step
 from ..compiler import Kernel
@@ -9,7 +11,7 @@ from ..conv_gemm import Tile
 from ..launch import CudaOptions
 from . import gemv
 from .arguments import check_sizes
-from .conv import check_dtype, prepare_gemm, stored_as
+from .conv import check_dtype, decide, prepare_gemm, stored_as
 from .conv_shape import Conv
 
 
@@ -32,9 +34,16 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
         raise ValueError("Linear: weight and bias must be constants of the network")
     check_sizes(op.kind, inputs[0], output)
     features, samples = known(inputs[0].shape)[-1], count(inputs[0].shape[:-1])
-    if gemv.fits(samples) and tile is splits is None:
+    plain = as_gemm(op, inputs, output)
+    choice = decide(plain, options, tile, splits, gemv.fits(samples))
+    if choice.tile is None:
         return gemv.prepare_gemv(stored_as(options.dtype), samples, features, op.activation,
                                  weight, bias, options)
-    as_conv = Conv(1, 1, samples, features, 1, samples, len(weight), (1, 1), (1, 1), 0, 0, (1, 1),
-                   1)
-    return prepare_gemm(as_conv, op.activation, weight, bias, options, tile, splits)
+    return prepare_gemm(plain, op.activation, weight, bias, options, choice)
+
+
+def as_gemm(op: Linear, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:
+    """The layer as a convolution over an image of one row, a pixel a sample."""
+    features, samples = known(inputs[0].shape)[-1], count(inputs[0].shape[:-1])
+    return Conv(1, 1, samples, features, 1, samples, known(output.shape)[-1], (1, 1), (1, 1), 0, 0,
+                (1, 1), 1)
