@@ -28,6 +28,7 @@ from rich.table import Column, Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 from cnn.errors import ModelError
 from cnn.executor import specialise
+from cnn.graph import Graph
 from cnn.onnx_import import load_onnx
 from cnn.plan import views
 from kernels import ops
@@ -107,19 +108,26 @@ class Layer:
     tensor_cores: bool
 
 
-def read_layers(name: str, batch: int, itemsize: int) -> list[Layer]:
-    """What is left to run of a network; ValueError or ModelError where it can not be had."""
+def read_network(name: str) -> Graph:
+    """A network as it is in its file; ValueError or ModelError where it can not be had."""
     with tempfile.TemporaryDirectory() as folder:
-        source = load_onnx(find_network(name, Path(folder))).graph
+        return load_onnx(find_network(name, Path(folder))).graph
+
+
+def operations(source: Graph, batch: int) -> list[tuple[str, ops.Op, tuple[ops.Shape, ...]]]:
+    """(name, op, shapes of its inputs) of what is left to run of a network."""
     graph = specialise(source, {value: (batch, *image.shape[1:])
                                 for value, image in source.inputs.items()})
     specs, free = graph.infer(), views(graph)
-    layers = []
-    for node in graph.nodes:
-        if node.output not in free:
-            shapes = [spec.shape for value in node.inputs if (spec := specs[value])]
-            layers.append(cost(node.name, node.op, shapes, itemsize))
-    return layers
+    return [(node.name, node.op, tuple(spec.shape for value in node.inputs
+                                       if (spec := specs[value])))
+            for node in graph.nodes if node.output not in free]
+
+
+def read_layers(name: str, batch: int, itemsize: int) -> list[Layer]:
+    """What is left to run of a network; ValueError or ModelError where it can not be had."""
+    return [cost(layer, op, shapes, itemsize)
+            for layer, op, shapes in operations(read_network(name), batch)]
 
 
 def cost(name: str, op: ops.Op, shapes: Sequence[ops.Shape], itemsize: int) -> Layer:

@@ -1,0 +1,319 @@
+"""Times our CUDA kernels against cuDNN, cuBLAS and the memory's bandwidth, layer by layer.
+
+    python profiling/compare_kernels.py --dtype float16 --json kernels.json
+    python profiling/compare_kernels.py gemm memory resnet50:256 --budget 60
+
+What is measured, in this order: matrix products ("gemm"), ReLU and pooling against the bandwidth of
+a copy ("memory"), and the distinct convolution, linear and pooling layers of networks at a batch
+size ("resnet50:256"), those first that take longest by the roofline model.
+
+Each rival does all of the layer: convolution or product, bias, residual, activation. Ours is one
+kernel, or two where a sum is split or an image is laid out anew first. PyTorch's are channels_last,
+with cudnn.benchmark and fp32 sums: plain, where conv2d is followed by kernels for what comes after
+it, and cuDNN's fused operator where there is one; the ratio is to the faster of them. "conv2d
+alone" leaves bias, residual and activation out, so it does less. All have the same inputs, are
+compared with float64 on a sample of their outputs before they are timed, and run from CUDA graphs
+with cold caches (gpu_timing.py).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_network import positive
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
+import gpu_timing
+import torch_rivals
+from gpu_timing import Rival, Times
+from layer_cases import ROUNDOFF, Arrays, Case, cases_of, check, gemm, to_gpu
+
+from cnn.errors import Error
+from kernels import ops
+from kernels.cuda import gpu
+from kernels.cuda.backend import DTYPES, prepare
+from kernels.cuda.errors import CudaError
+from kernels.cuda.launch import CudaOptions
+from kernels.ops import TensorSpec
+
+GEMM_SIZES = (8192, 4096, 2048, 1024)
+MEMORY_BOUND = (                        # as ResNet-50 and VGG-16 have them
+    (ops.Relu(), (256, 56, 56, 256)),
+    (ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), (256, 112, 112, 64)),
+    (ops.MaxPool2d((2, 2), (2, 2)), (128, 224, 224, 64)),
+    (ops.AvgPool2d((2, 2), (2, 2)), (256, 56, 56, 256)),
+    (ops.GlobalAvgPool2d(), (256, 7, 7, 2048)),
+)
+EVERYTHING = ["gemm", "memory", "resnet50:256", "vgg16:128", "mobilenet_v2:256", "resnet50:1",
+              "vgg16:1", "mobilenet_v2:1"]
+OURS = "ours"
+
+Uses = dict[Case, dict[str, int]]       # how often each group has the case
+
+
+# ---- what is measured -------------------------------------------------------------------------
+
+def gather(groups: Sequence[str], dtype: str) -> Uses:
+    """All cases, the most important first; one that several groups have stands once."""
+    found: Uses = {}
+    for group in groups:
+        cases = cases_of_group(group, dtype)
+        for case in sorted(cases, key=lambda case: -cases[case] * weight(case)):
+            found.setdefault(case, {})[group] = cases[case]
+    return found
+
+
+def cases_of_group(group: str, dtype: str) -> dict[Case, int]:
+    """ValueError for a group that there is not."""
+    if group == "gemm":
+        return {gemm(size, dtype): 1 for size in GEMM_SIZES}
+    if group == "memory":
+        return {Case(op, (shape,), dtype): 1 for op, shape in MEMORY_BOUND}
+    network, _, batch = group.rpartition(":")
+    if not network or not batch.isdecimal() or int(batch) < 1:
+        raise ValueError(f"{group!r} is nothing to measure; write gemm, memory, or a network and a "
+                         f"batch size such as resnet50:256")
+    return cases_of(network, int(batch), dtype)
+
+
+def weight(case: Case) -> float:
+    """What a case is about to take, in some unit: only the order matters."""
+    return max(case.cost.flops / 200, case.cost.bytes)
+
+
+# ---- measuring --------------------------------------------------------------------------------
+
+@dataclass
+class Bench:
+    """Where and how everything is measured; torch is None where ours is timed alone."""
+    index: int
+    stream: Any
+    torch: torch_rivals.Torch | None
+    rounds: int
+
+    def measure(self, case: Case, uses: dict[str, int]) -> dict[str, Any]:
+        """A row: figures of each rival that is right, in "wrong" what the others did."""
+        l2_bytes = gpu_timing.l2_bytes(self.index)
+        arrays = Arrays(case, gpu_timing.copies(case.working_set, l2_bytes))
+        rivals, wrong = [], {}
+        kernel, mine, y = self.ours(arrays)
+        candidates = [(mine, y, 0.0)]
+        if self.torch is not None:
+            # Winograd's algorithm rounds each transformed image and weight to the storage type.
+            candidates += [(rival, y, 2 * ROUNDOFF[case.stored])
+                           for rival, y in self.torch.rivals(arrays)]
+        for rival, y, term_roundoff in candidates:
+            try:
+                if rival.name != torch_rivals.ALONE:
+                    check(arrays, y, term_roundoff)
+                rivals.append(rival)
+            except ValueError as error:
+                wrong[rival.name] = str(error)
+        times = gpu_timing.interleave(rivals, self.stream, self.rounds)
+        named = {rival.name: found for rival, found in zip(rivals, times, strict=True)}
+        return {**row(case, uses, kernel, named), "wrong": wrong,
+                "cold": gpu_timing.is_cold(case.working_set, l2_bytes)}
+
+    def ours(self, arrays: Arrays) -> tuple[str, Rival, Any]:
+        """(kernel, our rival, its output for the first copy)"""
+        case, here = arrays.case, gpu.gpu(self.index)
+        packed: dict[Any, Any] = {}
+        launches, outputs = [], []
+        for inputs in arrays.copies:
+            # Every copy has weights of its own, which need not be packed again.
+            options = CudaOptions(
+                packed={key: (source, array.copy()) for key, (source, array) in packed.items()},
+                dtype=case.dtype, arch=here.arch, multiprocessors=here.multiprocessors,
+                upload=to_gpu)
+            step = prepare(case.op, arrays.specs, TensorSpec(case.output_shape, case.stored),
+                           arrays.constants, options)
+            packed = packed or options.packed
+            outputs.append(arrays.empty_output())
+            workspace = gpu.cupy().empty(step.workspace, np.uint8)
+            launches += step.bind([constant if array is None else array for array, constant
+                                   in zip(inputs, arrays.constants, strict=True)],
+                                  outputs[-1], workspace)
+        gpu.execute(launches)
+        self.stream.synchronize()
+        replay = gpu_timing.capture(self.stream, lambda: gpu.execute(launches))
+        return step.kernel, Rival(OURS, replay, len(outputs)), outputs[0]
+
+
+def row(case: Case, uses: dict[str, int], kernel: str, named: dict[str, Times]) -> dict[str, Any]:
+    """Everything about one case, as it goes to JSON; "torch" is the fastest that does the same."""
+    cost, mine = case.cost, named.get(OURS)
+    same = {name: found for name, found in named.items() if name not in (OURS, torch_rivals.ALONE)}
+    best = min(same, key=lambda name: same[name].median_ms, default=None)
+    return {"layer": case.label, "uses": uses, "dtype": case.dtype, "kernel": kernel,
+            "flops": cost.flops, "bytes": cost.bytes, "torch": best,
+            "speedup": same[best].ratio(mine) if best and mine else None,
+            "times": {name: {"min_ms": found.min_ms, "median_ms": found.median_ms,
+                             "tflops": cost.flops / found.median_ms / 1e9,
+                             "gb_per_s": cost.bytes / found.median_ms / 1e6,
+                             "rounds_ms": found.rounds_ms} for name, found in named.items()}}
+
+
+def run(uses: Uses, bench: Bench, deadline: float, console: Console
+        ) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows, labels of what was left out because time was up)"""
+    rows, skipped = [], []
+    with console.status("") as status:
+        for i, (case, groups) in enumerate(uses.items()):
+            if time.monotonic() > deadline:
+                skipped.append(case.label)
+                continue
+            status.update(f"{i + 1} of {len(uses)}: {case.label}")
+            rows.append(bench.measure(case, groups))
+            gpu.cupy().get_default_memory_pool().free_all_blocks()
+    return rows, skipped
+
+
+# ---- results ----------------------------------------------------------------------------------
+
+def headline(rows: Sequence[dict[str, Any]], bandwidth: float) -> dict[str, float]:
+    """The few figures that matter, by what they are."""
+    found: dict[str, float] = {}
+    sums: dict[str, list[float]] = {}
+    for each in rows:
+        mine = each["times"].get(OURS)
+        if mine is None:
+            continue
+        if "memory" in each["uses"]:
+            found[f"{each['layer']}: % of copy"] = 1e11 * mine["gb_per_s"] / bandwidth
+        if each["torch"] is None:
+            continue
+        if "gemm" in each["uses"]:
+            found[f"{each['layer']}: % of cuBLAS"] = 100 * each["speedup"]
+        theirs = each["times"][each["torch"]]
+        for group, count in each["uses"].items():
+            if ":" in group:
+                total = sums.setdefault(group, [0.0, 0.0])
+                total[0] += count * mine["median_ms"]
+                total[1] += count * theirs["median_ms"]
+    return {**found, **{f"{group}, sum of layers: PyTorch's time / ours": theirs / ours
+                        for group, (ours, theirs) in sums.items()}}
+
+
+def table(result: dict[str, Any]) -> Table:
+    bandwidth = result["copy_bytes_per_s"]
+    shown = Table("layer", "in", Column("kernel", overflow="fold"), box=box.SIMPLE, padding=0,
+                  title=f"{result['provenance']['gpu']['name']}, {result['settings']['dtype']}, "
+                        f"copy {bandwidth / 1e9:,.0f} GB/s; medians of "
+                        f"{result['settings']['rounds']} rounds")
+    for heading in ("ours\nus", "TFLOP/s", "GB/s", "% of\ncopy"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("fastest of\nPyTorch")
+    for heading in ("us", "its time\n/ ours"):
+        shown.add_column(heading, justify="right")
+    for each in result["rows"]:
+        mine, theirs = each["times"].get(OURS), each["times"].get(each["torch"])
+        shown.add_row(
+            each["layer"], ", ".join(each["uses"]), each["kernel"],
+            *((f"{1e3 * mine['median_ms']:.1f}", f"{mine['tflops']:.1f}",
+               f"{mine['gb_per_s']:,.0f}", f"{1e11 * mine['gb_per_s'] / bandwidth:.0f}")
+              if mine else ("WRONG", "", "", "")),
+            *((each["torch"], f"{1e3 * theirs['median_ms']:.1f}",
+               f"{each['speedup']:.2f}" if mine else "") if theirs else ("", "", "")))
+    return shown
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """How much faster than PyTorch each layer is, over its FLOPs per byte."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("--plot needs matplotlib, which is not installed: run "
+                         "`pip install 'numba-cnn[profiling]'`, or leave --plot out") from None
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    groups = dict.fromkeys(group for each in result["rows"] for group in each["uses"])
+    for group in groups:
+        rows = [each for each in result["rows"] if group in each["uses"] and each["speedup"]]
+        axes.scatter([each["flops"] / each["bytes"] for each in rows],
+                     [each["speedup"] for each in rows], alpha=0.6, label=group)
+    axes.axhline(1, color="0.6", zorder=0)
+    axes.set(title=f"{result['provenance']['gpu']['name']}, {result['settings']['dtype']}",
+             xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="PyTorch's time / ours")
+    figure.legend(loc="outside right center")
+    figure.savefig(path)
+
+
+# ---- command line -----------------------------------------------------------------------------
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", default=EVERYTHING, metavar="WHAT",
+                        help=f"default: {' '.join(EVERYTHING)}")
+    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="which GPU, default 0")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="default float16")
+    parser.add_argument("--no-torch", action="store_true", help="time our kernels alone")
+    parser.add_argument("--rounds", type=positive, default=7, help="default 7")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="begin no new layer after this time; what is left out is listed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw ratios: .svg or .png")
+    settings = parser.parse_args(arguments)
+    if settings.plot and settings.no_torch:
+        parser.error("--plot draws ratios to PyTorch: leave out either --plot or --no-torch")
+    return settings
+
+
+def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Everything measured, as it goes to JSON."""
+    deadline = time.monotonic() + (math.inf if settings.budget is None else settings.budget)
+    uses = gather(settings.groups, settings.dtype)
+    gpu.gpu(settings.gpu)
+    cuda = gpu.cupy().cuda
+    stream = cuda.Stream(non_blocking=True)
+    with cuda.Device(settings.gpu), stream:
+        torch = None if settings.no_torch else torch_rivals.Torch(
+            settings.gpu, stream, settings.dtype)
+        bandwidth = gpu_timing.copy_bandwidth(stream)
+        bench = Bench(settings.gpu, stream, torch, settings.rounds)
+        rows, skipped = run(uses, bench, deadline, console)
+    options = {name: value for name, value in vars(settings).items() if name not in (
+        "json", "plot")}
+    return {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
+            "settings": options, "copy_bytes_per_s": bandwidth,
+            "headline": headline(rows, bandwidth), "rows": rows, "skipped": skipped}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 1 where one of our kernels is wrong."""
+    settings = parse_arguments(arguments)
+    console = Console(highlight=False)
+    console.width = max(console.width, 180)     # a pipe's 80 columns would cut the numbers
+    try:
+        result = compare(settings, Console(stderr=True))
+        if settings.json:
+            settings.json.write_text(json.dumps(result, indent=1) + "\n")
+        console.print(table(result))
+        if settings.plot:
+            plot(result, settings.plot)
+    except (Error, CudaError, ValueError, OSError) as error:
+        sys.exit(f"compare_kernels: {error}")
+    for name, value in result["headline"].items():
+        print(f"{name}: {value:.3g}")
+    for label in result["skipped"]:
+        print(f"skipped, time was up: {label}")
+    wrong = [(each, name) for each in result["rows"] for name in each["wrong"]]
+    for each, name in wrong:
+        print(f"WRONG, so not timed: {name}: {each['wrong'][name]}")
+    if any(name == OURS for _, name in wrong):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

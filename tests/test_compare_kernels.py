@@ -1,0 +1,194 @@
+"""profiling/compare_kernels.py on a stand-in for CuPy: what is compared, and what is said of it."""
+import json
+
+import compare_kernels as script
+import gpu_timing
+import numpy as np
+import pytest
+import torch_rivals
+from gpu_timing import Rival
+from layer_cases import Arrays, Case, check, gemm, to_host
+from test_cuda_arrays import machine  # noqa: F401 (a fixture)
+
+from kernels import ops, reference
+from kernels.cuda import backend
+
+FASTER, SLOWER = 0.0005, 0.004      # ms of a call; each launch of ours takes 0.001 of the stand-in
+
+
+@pytest.fixture
+def cupy(machine, monkeypatch):  # noqa: F811
+    """A small GPU with a bandwidth that is known."""
+    monkeypatch.setattr(gpu_timing, "copy_bandwidth", lambda stream: 1e9)
+    monkeypatch.setattr(gpu_timing, "clocks", lambda index: {})
+    monkeypatch.setattr(gpu_timing, "MOST_COPIES", 2)
+    monkeypatch.setattr(gpu_timing, "MOST_REPLAYS", 1)
+    return machine()
+
+
+def right(arrays):
+    """float64 output for the first copy."""
+    inputs = [constant if array is None else to_host(array, arrays.case.stored)
+              for array, constant in zip(arrays.copies[0], arrays.constants, strict=True)]
+    return reference.run(arrays.case.op, *inputs)
+
+
+class FakeTorch:
+    """Two rivals, right if `wrong` is 0, of which the second does less."""
+    wrong = 0.0
+
+    def __init__(self, index, stream, dtype):
+        self.stream = stream
+
+    def rivals(self, arrays):
+        y = right(arrays) + self.wrong
+        for name, cost in ("slow", SLOWER), (torch_rivals.ALONE, FASTER):
+            yield (Rival(name, lambda cost=cost: self.replay(cost * len(arrays.copies)),
+                         len(arrays.copies)), arrays.on_gpu(y))
+
+    def replay(self, cost):
+        def pass_time():
+            self.stream.cupy.milliseconds += cost
+        self.stream.put(pass_time)
+
+
+def measure(groups, tmp_path, *options):
+    path = tmp_path / "kernels.json"
+    script.main([*groups, "--rounds", "2", "--json", str(path), *options])
+    return json.loads(path.read_text())
+
+
+def test_each_layer_has_its_figures(cupy, small_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)
+    group = f"{small_model}:2"
+    result = measure([group], tmp_path, "--plot", str(tmp_path / "kernels.svg"))
+    rows = {row["layer"]: row for row in result["rows"]}
+    assert sorted(rows) == ["conv 3x3 /2, 2x16x16x3 -> 8, relu", "globalavgpool 2x8x8x8",
+                            "linear 2x8 -> 10"]
+    for row in rows.values():
+        assert (row["uses"], row["wrong"], row["torch"]) == ({group: 1}, {}, "slow")
+        # The ratio is to what does the same, and what does less is listed, too.
+        assert row["times"][torch_rivals.ALONE]["median_ms"] == pytest.approx(FASTER)
+    conv = rows["conv 3x3 /2, 2x16x16x3 -> 8, relu"]
+    assert conv["kernel"].startswith("conv_mma_f16")
+    assert conv["times"]["ours"]["median_ms"] == pytest.approx(0.002)   # folds the image first
+    assert conv["speedup"] == pytest.approx(2)
+    assert conv["times"]["ours"]["tflops"] == pytest.approx(conv["flops"] / 0.002 / 1e9)
+    assert result["headline"] == {
+        f"{group}, sum of layers: PyTorch's time / ours": pytest.approx(3 * SLOWER / 0.004)}
+    assert result["provenance"]["gpu"]["name"] == "Fake GPU"
+    assert "Fake GPU, float16, copy 1 GB/s" in capsys.readouterr().out
+    assert (tmp_path / "kernels.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("dtype", "kernel"), [("bfloat16", "clip_bf16x8"), ("tf32", "clip_f32x4")])
+def test_memory_is_set_against_a_copy_and_products_against_cublas(cupy, dtype, kernel, tmp_path,
+                                                                 monkeypatch):
+    monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)
+    monkeypatch.setattr(script, "MEMORY_BOUND", [(ops.Relu(), (3, 40))])
+    monkeypatch.setattr(script, "GEMM_SIZES", (64,))
+    result = measure(["gemm", "memory"], tmp_path, "--dtype", dtype)
+    assert [row["kernel"] for row in result["rows"]][1] == kernel
+    moved = 2 * 120 * (2 if dtype == "bfloat16" else 4)
+    assert result["headline"] == {
+        "linear 64x64 -> 64: % of cuBLAS": pytest.approx(100 * SLOWER / 0.001),
+        "relu 3x40: % of copy": pytest.approx(100 * moved / 1e-6 / 1e9)}
+
+
+def test_a_layer_of_two_networks_is_measured_once(small_model, tmp_path):
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(small_model.read_bytes())
+    groups = [f"{small_model}:1", f"{copy}:1", f"{small_model}:2"]
+    uses = script.gather(groups, "float16")
+    assert [list(found) for found in uses.values()] == 3 * [groups[:2]] + 3 * [groups[2:]]
+
+
+def test_what_is_left_out_is_listed(cupy, small_model, tmp_path, capsys):
+    result = measure([f"{small_model}:1"], tmp_path, "--no-torch", "--budget", "0")
+    assert result["rows"] == []
+    assert "globalavgpool 1x8x8x8" in result["skipped"]
+    assert "skipped, time was up: linear 1x8 -> 10" in capsys.readouterr().out
+
+
+def test_a_rival_that_is_wrong_is_not_timed(cupy, small_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)
+    monkeypatch.setattr(FakeTorch, "wrong", 0.1)
+    for row in measure([f"{small_model}:1"], tmp_path)["rows"]:
+        assert list(row["wrong"]) == ["slow"]
+        assert list(row["times"]) == ["ours", torch_rivals.ALONE]
+        assert row["speedup"] is None
+    assert "WRONG, so not timed: slow: globalavgpool 1x8x8x8: " in capsys.readouterr().out
+
+
+def test_ours_that_is_wrong_is_not_timed_and_fails(cupy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "MEMORY_BOUND", [(ops.Relu(), (3, 40))])
+    monkeypatch.setattr(script, "prepare", lambda op, *rest: backend.prepare(
+        ops.Clip(0.0, 1.0), *rest))
+    with pytest.raises(SystemExit, match="1"):
+        measure(["memory"], tmp_path, "--no-torch")
+    assert "WRONG, so not timed: ours: relu 3x40: 1.0 instead of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["convolutions"], "'convolutions' is nothing to measure; write gemm, memory, or a network"),
+    (["resnet50:0"], "'resnet50:0' is nothing to measure"),
+    (["resnet5:1"], "there is no network 'resnet5'"),
+    (["memory", "--gpu", "7"], "there is no GPU 7"),
+    (["memory"], "give --no-torch to time our kernels alone"),
+])
+def test_what_can_not_be_measured_is_a_sentence(cupy, arguments, message, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(SystemExit, match=message):
+        script.main(arguments)
+
+
+# ---- the sample that decides what is right ------------------------------------------------------
+
+CASES = [
+    Case(ops.Conv2d((2, 1), (1, 0, 2, 1), (1, 2), activation=ops.Relu()),
+         ((3, 9, 8, 8), (16, 3, 2, 8), (16,), (3, 5, 7, 16)), "float16"),
+    Case(ops.Conv2d(padding=(1, 1, 1, 1), groups=4, activation=ops.Clip(0.0, 6.0)),
+         ((2, 6, 5, 8), (12, 3, 3, 2), (12,)), "bfloat16"),
+    Case(ops.Conv2d(), ((1, 4, 4, 5), (6, 1, 1, 5)), "float32"),
+    Case(ops.Linear(ops.Relu()), ((5, 24), (7, 24), (7,)), "float16"),
+    gemm(48, "tf32"),
+    Case(ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), ((3, 8, 9, 8),), "float16"),
+    Case(ops.AvgPool2d((2, 2), (2, 2)), ((1, 6, 6, 8),), "float32"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_the_reference_passes_and_any_wrong_pixel_that_is_looked_at_does_not(cupy, case):
+    arrays = Arrays(case, 1)
+    y = right(arrays)
+    check(arrays, arrays.on_gpu(y))
+    for place in (0, -1):           # both corners are always looked at
+        spoilt = y.copy()
+        spoilt[place, ..., place] = spoilt[place, ..., place] * 1.1 + 0.1
+        with pytest.raises(ValueError, match="times what rounding explains"):
+            check(arrays, arrays.on_gpu(spoilt))
+    with pytest.raises(ValueError, match="nan instead of"):
+        check(arrays, arrays.on_gpu(np.full_like(y, np.nan)))
+
+
+@pytest.mark.parametrize(("case", "label"), [
+    (CASES[0], "conv 3x2 /2, 3x9x8x8 -> 16, + residual, relu"),
+    (CASES[1], "conv 3x3, 2x6x5x8 -> 12, 4 groups, clip"), (CASES[3], "linear 5x24 -> 7, relu"),
+    (CASES[5], "maxpool 3x3 /2, 3x8x9x8"),
+    (Case(ops.GlobalAvgPool2d(), ((1, 7, 7, 8),), "float16"), "globalavgpool 1x7x7x8")])
+def test_labels(case, label):
+    assert case.label == label
+
+
+# ---- cold caches --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("size", "copies", "cold"), [
+    (1 << 30, 2, True), (50, 3, True), (30, 4, True), (1, 101, True)])
+def test_copies_exceed_the_cache(size, copies, cold):
+    assert gpu_timing.copies(size, 50) == copies
+    assert gpu_timing.is_cold(size, 50) == cold
+
+
+def test_copies_that_would_be_too_many_are_said_to_be_warm():
+    assert gpu_timing.copies(1, 1 << 20) == gpu_timing.MOST_COPIES
+    assert not gpu_timing.is_cold(1, 1 << 20)
