@@ -103,16 +103,19 @@ class Bench:
     rounds: int
 
     def measure(self, case: Case, uses: dict[str, int]) -> dict[str, Any]:
-        """A row: figures of each rival that is right, in "wrong" what the others did."""
+        """A row: figures of each rival that is right, in "wrong" what is said of the others."""
         l2_bytes = gpu_timing.l2_bytes(self.index)
         arrays = Arrays(case, gpu_timing.copies(case.working_set, l2_bytes))
         rivals, wrong = [], {}
         kernel, mine, y = self.ours(arrays)
         candidates = [(mine, y, 0.0)]
         if self.torch is not None:
-            # Winograd's algorithm rounds each transformed image and weight to the storage type.
-            candidates += [(rival, y, 2 * ROUNDOFF[case.stored])
-                           for rival, y in self.torch.rivals(arrays)]
+            try:
+                # Winograd's algorithm rounds transformed images and weights to the storage type.
+                candidates += [(rival, y, 2 * ROUNDOFF[case.stored])
+                               for rival, y in self.torch.rivals(arrays)]
+            except (ValueError, RuntimeError) as error:     # RuntimeError is what torch raises
+                wrong["torch"] = str(error)
         for rival, y, term_roundoff in candidates:
             try:
                 if rival.name != torch_rivals.ALONE:

@@ -120,6 +120,17 @@ def test_a_rival_that_is_wrong_is_not_timed(cupy, small_model, tmp_path, monkeyp
     assert "WRONG, so not timed: slow: globalavgpool 1x8x8x8: " in capsys.readouterr().out
 
 
+def test_a_layer_that_torch_can_not_compute_is_timed_all_the_same(cupy, small_model, tmp_path,
+                                                                  monkeypatch):
+    def rivals(self, arrays):
+        raise RuntimeError("out of memory")
+    monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)
+    monkeypatch.setattr(FakeTorch, "rivals", rivals)
+    for row in measure([f"{small_model}:1"], tmp_path)["rows"]:
+        assert row["wrong"] == {"torch": "out of memory"}
+        assert list(row["times"]) == ["ours"]
+
+
 def test_ours_that_is_wrong_is_not_timed_and_fails(cupy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "MEMORY_BOUND", [(ops.Relu(), (3, 40))])
     monkeypatch.setattr(script, "prepare", lambda op, *rest: backend.prepare(
