@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from bench_network import positive
+from charts import new_figure
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -233,12 +234,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """How much faster than PyTorch each layer is, over its FLOPs per byte."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--plot needs matplotlib, which is not installed: run "
-                         "`pip install 'numba-cnn[profiling]'`, or leave --plot out") from None
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = new_figure(9, 5)
     axes = figure.subplots()
     groups = dict.fromkeys(group for each in result["rows"] for group in each["uses"])
     for group in groups:

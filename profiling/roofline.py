@@ -21,6 +21,7 @@ from typing import Any
 
 import networks
 from bench_network import ZOO, find_network, git_commit, positive
+from charts import Point, Roofline, save_rooflines
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -231,39 +232,17 @@ def summary(result: dict[str, Any], instruction: str) -> str:
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws a roofline for each network."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--plot needs matplotlib, which is not installed: run "
-                         "`pip install 'numba-cnn[profiling]'`, or leave --plot out") from None
-    figure = Figure(figsize=(2 + 5.5 * len(results), 5), layout="constrained")
-    figure.suptitle("A model, not a measurement")
-    kinds = dict.fromkeys(layer["kind"] for result in results for layer in result["layers"])
-    figure.subplots(1, len(results))
-    for axes, result in zip(figure.axes, results, strict=True):
-        draw(axes, result, list(kinds))
-    figure.legend(*axes.get_legend_handles_labels(), title="area: time", loc="outside right center")
-    figure.savefig(path)
+    save_rooflines([chart(result) for result in results], "A model, not a measurement", path)
 
 
-def draw(axes: Any, result: dict[str, Any], kinds: Sequence[str]) -> None:
+def chart(result: dict[str, Any]) -> Roofline:
     """The roofs, and the layers under the last of them, which is the lowest."""
-    bandwidth, left, right = H200["bandwidth"].value, 0.2, 5000
     peaks = {name: total["peak_tflops"] for name, total in result["totals"].items()}
     instruction = list(peaks)[-1]
-    for name, peak in {**peaks, "CUDA cores": H200["float32"].value}.items():
-        axes.plot([left, peak / bandwidth, right], [left * bandwidth, peak, peak], "0.6", zorder=0)
-        axes.annotate(f"{name}, {peak:.0f} TFLOP/s", (left, peak), va="bottom")
-    for i, kind in enumerate(kinds):
-        layers = [layer for layer in result["layers"] if layer["kind"] == kind]
-        times = [layer["least_ms"][instruction] for layer in layers]
-        axes.scatter([], [], 40, f"C{i}", label=kind)       # the legend's, all of one size
-        axes.scatter([layer["flops_per_byte"] for layer in layers],
-                     [layer["flops"] / ms / 1e9 for layer, ms in zip(layers, times, strict=True)],
-                     [4000 * ms / result["totals"][instruction]["least_ms"] for ms in times],
-                     f"C{i}", alpha=0.5)
-    axes.set(title=title(result), xscale="log", yscale="log", xlabel="FLOP per byte",
-             ylabel=f"TFLOP/s at best ({instruction})")
+    points = [Point(layer["kind"], layer["flops_per_byte"], layer["flops"] / ms / 1e9, ms)
+              for layer in result["layers"] for ms in [layer["least_ms"][instruction]]]
+    return Roofline(title(result), {**peaks, "CUDA cores": H200["float32"].value},
+                    H200["bandwidth"].value, points, f"TFLOP/s at best ({instruction})")
 
 
 # ---- command line -----------------------------------------------------------------------------
