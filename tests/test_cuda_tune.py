@@ -1,0 +1,272 @@
+"""The search for tiles, its time planned: what it chooses, refuses, keeps, and leaves."""
+import fake_cupy
+import numpy as np
+import pytest
+from test_cuda_arrays import machine  # noqa: F401 (a fixture)
+
+from kernels import ops
+from kernels.cuda import backend, gpu, tune, tuned
+from kernels.cuda.compiler import file_name
+from kernels.cuda.errors import CudaError
+from kernels.cuda.host import conv, splitk
+from kernels.cuda.host.conv_choice import TILES
+from kernels.cuda.launch import Choice, CudaOptions
+from kernels.cuda.tune import Layer
+from kernels.cuda.workers import Workers
+from kernels.ops import Conv2d, Linear, TensorSpec
+
+CHANNELS = 24       # of outputs, which no other tensor has
+LARGE, SMALL = TILES["float32"][1], TILES["float32"][2]
+
+
+def layer(name, pixels=30, channels=64, op=None, residual=False):
+    shapes = (1, 5, pixels // 5, channels), (CHANNELS, 1, 1, channels), (CHANNELS,)
+    output = TensorSpec((*shapes[0][:3], CHANNELS))
+    return Layer(name, op or Conv2d(), [*map(TensorSpec, shapes), *[output] * residual], output)
+
+
+def linear(name, samples, features=256):
+    shapes = (samples, features), (CHANNELS, features), (CHANNELS,)
+    return Layer(name, Linear(), list(map(TensorSpec, shapes)), TensorSpec((samples, CHANNELS)))
+
+
+class Clock:
+    """A launch takes what `cost` says of its kernels' names; time passes by `step` a timing."""
+
+    def __init__(self, cost, step=0.0, noise=0.0):
+        self.cost, self.step, self.noise = cost, step, noise
+        self.seconds, self.timed = 0.0, []
+
+    def now(self):
+        return self.seconds
+
+    def microseconds(self, launches):
+        self.seconds += self.step
+        self.timed.append("+".join(launch.kernel.name for launch in launches))
+        jitter = self.noise * (len(self.timed) * 7919 % 13 / 12)
+        return self.cost(self.timed[-1]) + jitter
+
+
+class Ready:
+    """Workers that have compiled everything."""
+
+    def __init__(self, kernels, arch, jobs):
+        self.kernels = list(kernels)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def wait(self, kernels, until):
+        return True
+
+
+@pytest.fixture
+def found(machine, monkeypatch, tmp_path):  # noqa: F811
+    """Function (layers, clock, wrong=names of kernels, **options) -> the Report of a search in
+    which no kernel runs: those in `wrong` give other results than the rest."""
+    cupy = machine()
+    monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(tune, "Workers", Ready)
+
+    def search(layers, clock, wrong=(), budget=60.0, choices=None, **options):
+        def execute(launches):
+            for array in launches[-1].args:
+                if getattr(array, "shape", ())[-1:] == (CHANNELS,) and array.ndim > 1:
+                    array[...] = 2 if launches[0].kernel.name in wrong else 1
+        monkeypatch.setattr(tune, "execute", execute)
+        given = CudaOptions(arch="sm_90a", multiprocessors=4, upload=cupy.asarray,
+                            tuned=choices or {})
+        return tune.tune(layers, given, gpu.gpu(0), budget, clock=clock, **options)
+    return search
+
+
+def name_of(tile, splits=1):
+    return conv.conv_kernel("float32", tile, "clip", splits > 1).name
+
+
+def prefers(*names):
+    """These cost 5 us, then 6, ...; all others 100."""
+    return lambda timed: next((5.0 + i for i, name in enumerate(names)
+                               if timed.startswith(name)), 100.0)
+
+
+def test_the_fastest_is_chosen_saved_and_named(found):
+    report = found([layer("a"), layer("b")], Clock(prefers(name_of(LARGE))))
+    (outcome,) = report.outcomes
+    assert outcome.layers == ("a", "b")         # sizes are the same: one search
+    assert outcome.after == Choice(LARGE, 1) != outcome.before
+    assert (outcome.before_microseconds, outcome.after_microseconds) == (100.0, 5.0)
+    assert outcome.tried >= 4
+    assert (report.left, report.interrupted) == ([], False)
+    assert report.changed == [outcome]
+    assert tuned.load(gpu.gpu(0)) == {outcome.problem: Choice(LARGE, 1)}
+    assert report.path == tuned.path_of(gpu.gpu(0))
+
+
+def test_a_kernel_with_other_results_is_never_chosen(found, caplog):
+    wrong, right = name_of(LARGE), name_of(TILES["float32"][3])
+    report = found([layer("a")], Clock(prefers(wrong, right)), wrong={wrong})
+    (outcome,) = report.outcomes
+    assert outcome.after == Choice(TILES["float32"][3], 1)
+    assert outcome.refused == (Choice(LARGE, 1),)
+    assert "gives other results than" in caplog.messages[-1]
+    assert LARGE not in [choice.tile for choice in tuned.load(gpu.gpu(0)).values()]
+
+
+def test_an_output_that_nobody_writes_is_another_result(found, monkeypatch):
+    one = layer("a")
+    report = found([one], Clock(lambda timed: 100.0))       # sets up `execute`
+    writes = tune.execute
+    monkeypatch.setattr(tune, "execute", lambda launches: None if launches[0].kernel.name
+                        == name_of(LARGE) else writes(launches))
+    options = CudaOptions(arch="sm_90a", multiprocessors=4, upload=gpu.cupy().asarray)
+    (problem,) = tune.problems_of([one], options)
+    outcome = tune.measure(problem, options, Clock(prefers(name_of(LARGE))))
+    assert outcome.after == outcome.before == report.outcomes[0].before
+    assert outcome.refused == (Choice(LARGE, 1),)
+
+
+def test_a_gain_within_the_noise_changes_nothing(found):
+    (outcome,) = found([layer("a")], Clock(
+        lambda timed: 99.0 if timed.startswith(name_of(LARGE)) else 100.0, noise=10.0)).outcomes
+    assert outcome.after == outcome.before
+    (outcome,) = found([layer("a")], Clock(
+        lambda timed: 80.0 if timed.startswith(name_of(LARGE)) else 100.0, noise=10.0)).outcomes
+    assert outcome.after == Choice(LARGE, 1)
+
+
+def test_each_choice_is_timed_in_turn_with_the_present_one(found):
+    clock = Clock(lambda timed: 10.0)
+    (outcome,) = found([layer("a")], clock).outcomes
+    assert len(clock.timed) == tune.ROUNDS * outcome.tried
+    rounds = [clock.timed[i:i + outcome.tried]
+              for i in range(0, len(clock.timed), outcome.tried)]
+    assert all(sorted(one) == sorted(rounds[0]) for one in rounds)
+    assert rounds[0] == rounds[1][::-1]
+
+
+def test_few_samples_may_become_a_matrix_product_and_splits_are_tried(found):
+    clock = Clock(prefers("conv_"))
+    (outcome,) = found([linear("fc", 4)], clock).outcomes
+    assert outcome.before == Choice(None)
+    assert outcome.after.tile is not None
+    assert any("splitk" in timed for timed in clock.timed)
+    (outcome,) = found([linear("fc", 4)], Clock(prefers("gemv")),
+                       choices={outcome.problem: outcome.after}).outcomes
+    assert outcome.after == Choice(None)
+    (outcome,) = found([linear("fc", 5)], clock := Clock(prefers("conv_"))).outcomes
+    assert not any("gemv" in timed for timed in clock.timed)
+
+
+def test_only_layers_among_whose_kernels_there_is_a_choice_are_searched(found):
+    shapes = (1, 5, 6, CHANNELS), (CHANNELS, 3, 3, 1)
+    depthwise = Layer("depthwise", Conv2d(padding=(1, 1, 1, 1), groups=CHANNELS),
+                      list(map(TensorSpec, shapes)), TensorSpec(shapes[0]))
+    relu = Layer("relu", ops.Relu(), [TensorSpec((3,))], TensorSpec((3,)))
+    report = found([depthwise, relu, layer("a", residual=True)], Clock(prefers(name_of(LARGE))))
+    assert [one.layers for one in report.outcomes] == [("a",)]
+
+
+def test_a_budget_of_nothing_searches_nothing(found):
+    clock = Clock(lambda timed: 10.0)
+    report = found([layer("a"), linear("fc", 9)], clock, budget=0.0)
+    assert (report.outcomes, report.path, clock.timed) == ([], None, [])
+    assert set(report.left) == {"a", "fc"}
+
+
+def test_what_takes_longest_comes_first_and_what_is_tuned_last(found):
+    small, large = layer("small"), layer("large", pixels=3000, channels=512)
+    told = []
+    report = found([small, large], Clock(lambda timed: 10.0, step=1.0), budget=1.0,
+                   progress=lambda *now: told.append(now))
+    assert [one.layers for one in report.outcomes] == [("large",)]
+    assert report.left == ["small"]
+    assert told == [(0, 2, "large"), (1, 2, "small"), (1, 2, "")]
+    report = found([small, large], Clock(lambda timed: 10.0, step=1.0), budget=1.0,
+                   choices=tuned.load(gpu.gpu(0)))
+    assert [one.layers for one in report.outcomes] == [("small",)]
+
+
+def test_what_is_not_compiled_in_time_is_left(found, monkeypatch):
+    monkeypatch.setattr(Ready, "wait", lambda self, kernels, until: False)
+    clock = Clock(lambda timed: 10.0)
+    report = found([layer("a")], clock)
+    assert (report.outcomes, report.left, clock.timed) == ([], ["a"], [])
+
+
+def test_an_interrupt_keeps_what_was_found(found):
+    clock = Clock(prefers(name_of(LARGE)))
+
+    def progress(done, total, name):
+        if name == "small":
+            raise KeyboardInterrupt
+    report = found([layer("small"), layer("large", pixels=3000, channels=512)], clock,
+                   progress=progress)
+    assert report.interrupted
+    assert report.left == ["small"]
+    assert list(tuned.load(gpu.gpu(0))) == [report.outcomes[0].problem]
+
+
+def test_a_folder_that_can_not_be_written_is_said(found, monkeypatch, tmp_path, caplog):
+    (tmp_path / "tuned").write_text("a file")
+    report = found([layer("a")], Clock(prefers(name_of(LARGE))))
+    assert report.changed
+    assert report.path is None
+    assert "can not be saved in" in caplog.text
+
+
+def test_real_kernels_agree_bit_by_bit(machine, monkeypatch, tmp_path):  # noqa: F811
+    """In the emulator: all that runs on a GPU but the time. Few choices, for it is slow."""
+    cupy = machine()
+    monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(tune, "Workers", Ready)
+    monkeypatch.setattr(tune, "candidates", lambda *sizes: [
+        (1.0, Choice(SMALL, 1)), (1.0, Choice(SMALL, 2)), (1.0, Choice(LARGE, 1))])
+    options = CudaOptions(arch="sm_90a", multiprocessors=4, upload=cupy.asarray)
+    for name in ("_splitk", name_of(LARGE)):
+        clock = Clock(lambda timed, name=name: 5.0 if name in timed else 50.0)
+        report = tune.tune([layer("a", residual=True)], options, gpu.gpu(0), 60.0, clock=clock)
+        (outcome,) = report.changed
+        assert outcome.after == (Choice(SMALL, 2) if name == "_splitk" else Choice(LARGE, 1))
+        assert not outcome.refused
+    assert {call.name for call in cupy.calls} >= {name_of(LARGE), name_of(SMALL)}
+    assert options.packed == {}
+
+
+def test_events_time_launches_after_the_cache_was_written_over(machine, monkeypatch):  # noqa: F811
+    cupy = machine()
+    flushed = []
+    memory = property(lambda array: type("Memory", (), {
+        "memset_async": lambda self, value, size: flushed.append(size)})())
+    monkeypatch.setattr(fake_cupy.ndarray, "data", memory, raising=False)
+    monkeypatch.setattr(tune, "LEAST_FLUSH", 0)
+    cupy.cost = lambda name: 0.25
+    clock = tune.GpuClock(gpu.gpu(0))
+    x = cupy.asarray(np.ones(64, np.float32))
+    step = backend.prepare(ops.Relu(), [TensorSpec((64,))], TensorSpec((64,)), [None],
+                           CudaOptions())
+    launches = list(step.bind([x], x, None))
+    assert clock.microseconds(launches * 2) == pytest.approx(500.0)
+    assert flushed == [2 * (1 << 16)]
+
+
+def test_kernels_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
+    kernel, other = splitk.kernel_of("float32", 1, "clip"), splitk.kernel_of("float32", 4, "clip")
+    with Workers([kernel, kernel, other], "sm_90a", 1) as workers:
+        assert not workers.wait([other], lambda: True)
+        assert workers.wait([kernel], lambda: False)
+    assert list(tmp_path.glob(f"cuda-*/{file_name(kernel, 'sm_90a.cubin')}"))
+    with Workers([kernel], "sm_90a", 1) as workers:
+        assert not workers._running             # nothing is left to do
+
+
+def test_a_kernel_that_can_not_be_compiled_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
+    kernel = conv.conv_kernel("float16", TILES["float16"][0], "clip", False)
+    with Workers([kernel], "sm_75", 1) as workers, pytest.raises(
+            CudaError, match=f"{kernel.name} can not be compiled for sm_75: .* needs a GPU of"):
+        workers.wait([kernel], lambda: False)
