@@ -8,7 +8,8 @@ from kernels.cuda.launch import CudaOptions, Launch
 from kernels.ops import Shape
 
 from . import passes, zoo
-from .cuda_devices import CudaKernels, EmulatedDevice
+from .cuda_devices import CudaKernels
+from .emulated_device import EmulatedDevice
 from .errors import ModelError
 from .executor import Program, specialise
 from .onnx_import import load_onnx
@@ -49,6 +50,6 @@ class Recorder(EmulatedDevice):
     def options(self) -> CudaOptions:
         return self._wanted
 
-    def compile(self, bound: Sequence[Sequence[Launch]]) -> Callable[[], None]:
-        self.launches += [launch for step in bound for launch in step]
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+        self.launches += [launch for _, of_step in steps for launch in of_step]
         return lambda: None

@@ -5,9 +5,9 @@ import csv
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,16 @@ def _warm(model: Any, batch: int) -> None:
     """Get the kernels ready, saying so when they must be compiled first."""
     if model.device == "emulator":      # compiling is little beside running there
         return
-    from kernels.cpu import jit
-    if model.device != "cpu" or not jit.is_cold():
-        model.warmup([batch])
-        return
-    notice = "Compiling the kernels for this CPU. This happens once and takes up to half a minute."
-    if not err.is_terminal:
+    notice = ("Preparing the kernels for this GPU. The first time they are compiled, which takes "
+              "up to a few minutes.")
+    if model.device == "cpu":
+        from kernels.cpu import jit
+        if not jit.is_cold():
+            model.warmup([batch])
+            return
+        notice = ("Compiling the kernels for this CPU. This happens once and takes up to half a "
+                  "minute.")
+    if not err.is_terminal and model.device == "cpu":
         err.print(notice, soft_wrap=True)
     with err.status(notice):
         model.warmup([batch])
@@ -162,30 +166,33 @@ def _warm(model: Any, batch: int) -> None:
 def _classify(model: Any, files: Sequence[Path], top: int,
               batch: int) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(file, {"predictions": [...]} or {"error": sentence}) for each file, in order."""
-    import numpy as np
+    from .image import Photos, read, stack
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    source = iter(files)
+    settings = model.photo_settings()
+    begun: deque[list[tuple[Path, ImageError | None]]] = deque()
+
+    def batches() -> Iterator[Photos]:
+        for i in range(0, len(files), batch):
+            chunk = files[i:i + batch]
+            found = read(chunk, settings)
+            begun.append([(path, one if isinstance(one, ImageError) else None)
+                          for path, one in zip(chunk, found, strict=True)])
+            photos = stack([one for one in found if not isinstance(one, ImageError)], settings)
+            yield photos.padded(batch) if len(photos.pixels) else photos
+
     with Progress(*columns, console=err, transient=True, disable=len(files) == 1) as progress:
         task = progress.add_task("", total=len(files))
-        while chunk := list(islice(source, batch)):
-            answers: dict[int, dict[str, Any]] = {}
-            pictures = {}
-            for i, path in enumerate(chunk):
-                try:
-                    pictures[i] = model.preprocess(path)
-                except ImageError as error:
-                    if len(files) == 1:
-                        raise
-                    answers[i] = {"error": str(error)}
-                    progress.console.print(f"cnn: {error}", style="red", soft_wrap=True,
-                                           markup=False)
-            if pictures:
-                stacked = np.concatenate(list(pictures.values()))
-                padding = [(0, batch - len(stacked)), (0, 0), (0, 0), (0, 0)]
-                best = model.top(model.predict(np.pad(stacked, padding)), top)
-                answers.update((i, {"predictions": best[k]}) for k, i in enumerate(pictures))
-            progress.update(task, advance=len(chunk))
-            yield from ((path, answers[i]) for i, path in enumerate(chunk))
+        for probabilities in model.predict_batches(batches()):
+            best, answers = iter(model.top(probabilities, top)), begun.popleft()
+            progress.update(task, advance=len(answers))
+            for path, error in answers:
+                if error is None:
+                    yield path, {"predictions": next(best)}
+                    continue
+                if len(files) == 1:
+                    raise error
+                progress.console.print(f"cnn: {error}", style="red", soft_wrap=True, markup=False)
+                yield path, {"error": str(error)}
 
 
 def _show(path: Path, predictions: Sequence[Any], several: bool) -> None:

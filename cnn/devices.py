@@ -11,6 +11,7 @@ from kernels.ops import Op, TensorSpec, known
 from kernels.step import Array, Options, Step
 
 from .errors import DeviceError
+from .image import Photos
 
 logger = logging.getLogger("cnn")
 ALIGNMENT = 64      # bytes: a cache line, and the widest vector
@@ -45,14 +46,26 @@ class Device(Protocol):
     def constant(self, array: Array, options: Any) -> Array:
         """A constant that a kernel reads as it is, copied once for all programs of `options`."""
 
-    def write(self, value: Array, array: Array) -> None:
-        """Fill a value from a float32 NumPy array of its shape."""
+    def compile(self, steps: Sequence[tuple[str, Any]]) -> Callable[[], None]:
+        """What runs all that the steps of a program's layers, each with its name, have bound."""
 
-    def read(self, value: Array) -> Array:
-        """A value as a new float32 NumPy array."""
+    def adopt(self, array: Any) -> Any:
+        """Any library's array of a GPU as this device's; DeviceError where it is elsewhere."""
 
-    def compile(self, bound: Sequence[Any]) -> Callable[[], None]:
-        """What runs all that a program's steps have bound, in order."""
+    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+        """What fills an input with Photos or a float32 array, where it may be one of the GPU's."""
+
+    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
+        """Begin to copy a value; what is returned waits for the copy, float32.
+
+        on_gpu: the copy stays there, an array of CuPy's; else it is one of NumPy's.
+        """
+
+    def synchronize(self) -> None:
+        """Wait for all that was begun."""
+
+    def release(self) -> None:
+        """Give memory back that no program holds any more."""
 
 
 class CpuDevice:
@@ -86,22 +99,42 @@ class CpuDevice:
     def constant(self, array: Array, options: Options) -> Array:
         return array
 
-    def write(self, value: Array, array: Array) -> None:
-        value[...] = array
-
-    def read(self, value: Array) -> Array:
-        return value.copy()
-
-    def compile(self, bound: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    def compile(self, steps: Sequence[tuple[str, Callable[[], object]]]) -> Callable[[], None]:
         """DeviceError in a child that was forked after kernels ran."""
+        calls = [call for _, call in steps]
+
         def run() -> None:
             try:
                 with self._team(self._count):
-                    for step in bound:
-                        step()
+                    for call in calls:
+                        call()
             except RuntimeError as error:
                 raise DeviceError(str(error)) from None
         return run
+
+    def adopt(self, array: Any) -> Any:
+        raise not_there(self.name)
+
+    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+        def fill(array: Any) -> None:
+            value[...] = array.normalised() if isinstance(array, Photos) else array
+        return fill
+
+    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
+        copy = value.copy()
+        return lambda: copy
+
+    def synchronize(self) -> None:
+        """All work is done when it is given."""
+
+    def release(self) -> None:
+        """Memory is NumPy's."""
+
+
+def not_there(device: str) -> DeviceError:
+    """The error for an array of a GPU that a model elsewhere was given."""
+    return DeviceError(f"the array lies on a GPU and the model runs on {device!r}: load it with "
+                       f"device='cuda', or copy the array with cupy.asnumpy(x)")
 
 
 def aligned_zeros(size: int) -> Array:
@@ -139,9 +172,10 @@ def _open_cuda(device: str, dtype: str) -> Device:
     """A GPU or the emulator; the compiler is imported only when asked for."""
     from kernels.cuda.errors import CudaError
     try:
-        from . import cuda_devices
         if device == "emulator":
-            return cuda_devices.EmulatedDevice(dtype)
-        return cuda_devices.CudaDevice(cuda_devices.number(device), dtype)
+            from .emulated_device import EmulatedDevice
+            return EmulatedDevice(dtype)
+        from .gpu_device import CudaDevice, number
+        return CudaDevice(number(device), dtype)
     except CudaError as error:
         raise DeviceError(f"device={device!r} can not be used: {error}") from None

@@ -15,3 +15,22 @@ class ImageError(Error):
 
 class DeviceError(Error):
     """A device, dtype or thread count that can not be had here."""
+
+
+class OutOfMemory(DeviceError):
+    """A device has no room for `needed` bytes; `free` are left on it.
+
+    words: (what they are for, what to do)
+    """
+
+    def __init__(self, device: str, needed: int, free: int,
+                 words: tuple[str, str] = ("a buffer", "use a smaller batch")) -> None:
+        what, advice = words
+        super().__init__(f"{device} has no room for {what}: {in_words(needed)} are needed and "
+                         f"{in_words(free)} are free; {advice}")
+        self.device, self.needed, self.free = device, needed, free
+
+
+def in_words(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

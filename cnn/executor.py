@@ -3,18 +3,18 @@ again without allocating or deciding anything."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from kernels.ops import Shape, TensorSpec, count
+from kernels.ops import Shape, TensorSpec, count, known
 from kernels.step import Array, Step
 
 from . import fold, passes
 from .devices import Device
-from .errors import ModelError
+from .errors import ModelError, OutOfMemory
 from .graph import Graph, Node
 from .plan import plan, views
 
@@ -48,7 +48,7 @@ class Program:
     def __init__(self, graph: Graph, device: Device, options: Any,
                  keep: frozenset[str] = frozenset()) -> None:
         self.graph, self.device = graph, device
-        specs = {name: _stored(spec, device.stored) for name, spec in graph.infer().items()
+        specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
                  if spec is not None}
         shared = views(graph)
         self.layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
@@ -58,18 +58,31 @@ class Program:
             raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
                              f"input shape {[s.shape for s in graph.inputs.values()]}; the limit "
                              f"is {MAX_ARENA_BYTES / 1e9:.1f} GB: use a smaller batch or image")
-        self._arena = device.allocate(layout.size)
-        self.bytes = layout.size
+        self._arena = self._allocate(layout.size)
+        self.bytes, self._specs = layout.size, specs
         self._values: dict[str, Array] = {}
         for name, offset in layout.offsets.items():
             spec = specs[name]
             size = count(spec.shape) * np.dtype(spec.dtype).itemsize
             self._values[name] = device.view(self._arena[offset:offset + size], spec)
+        self._inlets = {name: device.inlet(self._values[name], specs[name])
+                        for name in graph.inputs}
         self._run = device.compile([
-            self._bind(layer, offset, size, options) for layer, offset, size
+            (layer.node.name, self._bind(layer, offset, size, options)) for layer, offset, size
             in zip(self.layers, layout.workspaces, workspaces, strict=True)
             if layer.step is not None])
         self._lock = threading.Lock()
+
+    def _allocate(self, size: int) -> Array:
+        """The arena; OutOfMemory says how large a batch would fit."""
+        try:
+            return self.device.allocate(size)
+        except OutOfMemory as error:
+            batch = min((known(spec.shape)[0] for spec in self.graph.inputs.values()), default=1)
+            fits = batch * error.free // size
+            raise OutOfMemory(error.device, size, error.free, (
+                f"the values of this network at batch {batch}", f"a batch of {fits} would fit"
+                if fits else "not even a batch of 1 would fit: use a smaller image")) from None
 
     def _layer(self, node: Node, specs: dict[str, TensorSpec], shared: dict[str, str],
                options: Any) -> Layer:
@@ -93,22 +106,33 @@ class Program:
         return layer.step.bind(inputs, self._values[node.output],
                                self._arena[offset:offset + size])
 
-    def run(self, inputs: Mapping[str, Array], values: tuple[str, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Any], values: tuple[str, ...] = ()) -> dict[str, Array]:
         """Copies of the graph's outputs, or of the named values, for these inputs, as float32.
 
-        Inputs are float32 arrays of exactly the shapes that the program was made for.
+        Inputs are Photos or float32 arrays of exactly the shapes that the program was made for.
+        """
+        return self.start(inputs, values)()
+
+    def start(self, inputs: Mapping[str, Any], values: tuple[str, ...] = (),
+              on_gpu: bool = False) -> Callable[[], dict[str, Array]]:
+        """Begin a run; what is returned waits for it and gives what `run` does.
+
+        A GPU works meanwhile, also on runs that are begun before this one is waited for. on_gpu
+        leaves the copies there.
         """
         with self._lock:
-            for name in self.graph.inputs:
-                self.device.write(self._values[name], inputs[name])
+            for name, fill in self._inlets.items():
+                fill(inputs[name])
             self._run()
-            return {name: self.device.read(self._value(name))
-                    for name in values or self.graph.outputs}
+            copies = {name: self._fetch(name, on_gpu) for name in values or self.graph.outputs}
+        return lambda: {name: wait() for name, wait in copies.items()}
 
-    def _value(self, name: str) -> Array:
-        return self._values[name] if name in self._values else self.graph.constants[name]
+    def _fetch(self, name: str, on_gpu: bool) -> Callable[[], Array]:
+        if name in self._values:
+            return self.device.fetch(self._values[name], self._specs[name], on_gpu)
+        return self.graph.constants[name].copy
 
 
-def _stored(spec: TensorSpec, dtype: str) -> TensorSpec:
+def stored(spec: TensorSpec, dtype: str) -> TensorSpec:
     """As the device's memory holds it: only floats are there once glue is folded away."""
     return replace(spec, dtype=dtype) if spec.dtype == "float32" else spec

@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+WORKERS = len(os.sched_getaffinity(0))     # threads that read photos: Pillow lets others run
 MAX_PIXELS = 178_956_970        # where Pillow itself calls a picture a decompression bomb
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
            "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
@@ -117,6 +121,33 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageError(f"{path}: can not be read: {error.strerror or error}") from None
 
 
+class _Quiet:
+    """No warnings while any thread is inside: our own limit of pixels is the one that counts.
+
+    `warnings.catch_warnings` by itself must not be entered by two threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def _checked_array(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise ImageError(f"an image array must be uint8 of shape (H, W, 3), it is {array.dtype} "
@@ -126,10 +157,8 @@ def _checked_array(array: np.ndarray) -> np.ndarray:
 
 def _decode(stream: Any, what: str, max_pixels: int) -> np.ndarray:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # our own limit below is the one that counts
-            with Image.open(stream, formats=FORMATS) as picture:
-                return _pixels(picture, what, max_pixels)
+        with _quiet, Image.open(stream, formats=FORMATS) as picture:
+            return _pixels(picture, what, max_pixels)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -169,8 +198,63 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((np.clip(values, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
 
 
-def prepare(pixels: np.ndarray, settings: Preprocess) -> np.ndarray:
-    """uint8 (H, W, 3) -> float32 (height, width, channels) as a network wants it."""
+@dataclass(frozen=True)
+class Photos:
+    """A batch of pictures in a network's size, before its normalisation.
+
+    pixels    uint8 (N, height, width, channels)
+    settings  what they were resized for
+    """
+    pixels: np.ndarray
+    settings: Preprocess
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.pixels.shape
+
+    def normalised(self) -> np.ndarray:
+        """(pixel - mean) / std, float32."""
+        mean, std = (np.array(row, np.float32) for row in (self.settings.mean, self.settings.std))
+        return (self.pixels.astype(np.float32) - mean) / std
+
+    def padded(self, count: int) -> Photos:
+        """As many as `count`, the new ones black."""
+        missing = [(0, count - len(self.pixels)), (0, 0), (0, 0), (0, 0)]
+        return Photos(np.pad(self.pixels, missing), self.settings)
+
+
+def photos(sources: Sequence[Any], settings: Preprocess) -> Photos:
+    """Load and resize; ImageError for one that can not be read."""
+    pictures = []
+    for one in read(sources, settings):
+        if isinstance(one, ImageError):
+            raise one
+        pictures.append(one)
+    return stack(pictures, settings)
+
+
+def read(sources: Sequence[Any], settings: Preprocess) -> list[np.ndarray | ImageError]:
+    """Load and resize, several at a time: what `resize` gives, or why a source can not be read."""
+    def one(source: Any) -> np.ndarray | ImageError:
+        try:
+            return resize(load_image(source), settings)
+        except ImageError as error:
+            return error
+
+    if len(sources) <= 1:
+        return [one(source) for source in sources]
+    with ThreadPoolExecutor(min(len(sources), WORKERS)) as pool:
+        return list(pool.map(one, sources))
+
+
+def stack(pictures: Sequence[np.ndarray], settings: Preprocess) -> Photos:
+    """Photos of what `resize` gave; there may be none."""
+    none = np.empty((0, *settings.size, settings.channels), np.uint8)
+    return Photos(np.stack(pictures) if pictures else none, settings)
+
+
+def resize(pixels: np.ndarray, settings: Preprocess) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (height, width, channels): cropped, grey if so wanted, resized."""
     picture = Image.fromarray(pixels)
     if settings.crop is not None:
         width, height = picture.size
@@ -180,5 +264,4 @@ def prepare(pixels: np.ndarray, settings: Preprocess) -> np.ndarray:
     if settings.channels == 1:
         picture = picture.convert("L")
     picture = picture.resize(settings.size[::-1], FILTERS[settings.interpolation])
-    values = np.asarray(picture, np.float32).reshape(*settings.size, settings.channels)
-    return (values - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
+    return np.asarray(picture).reshape(*settings.size, settings.channels)

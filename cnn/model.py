@@ -4,29 +4,32 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
+import kernels
 from kernels import ops
+from kernels.device import on_gpu
 from kernels.ops import Shape
 from kernels.step import Array
 
 from . import image as images_module
 from . import passes, zoo
 from .devices import open_device
-from .errors import ModelError
+from .errors import ModelError, OutOfMemory
 from .executor import Program, specialise
 from .graph import Graph
-from .image import Preprocess
+from .image import Photos, Preprocess
 from .layers import Sequential
 from .summary import Summary, summarise
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
+GPU_DTYPES = ("float32", "float16")
 MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
 
 
@@ -132,30 +135,52 @@ class Model:
         for one that can not be read.
         """
         many = [images] if _is_image(images) else list(images)
-        settings = self._settings()
-        pictures = [images_module.prepare(images_module.load_image(one), settings)
-                    for one in many]
-        height, width = settings.size
-        return np.stack(pictures) if pictures else np.empty((0, height, width, settings.channels),
-                                                            np.float32)
+        return images_module.photos(many, self.photo_settings()).normalised()
 
-    def _settings(self) -> Preprocess:
+    def photo_settings(self) -> Preprocess:
+        """How a photo becomes the input; ModelError where nothing says so."""
         if self.preprocessing is None:
             raise ModelError(f"{self.name}: nothing says how a photo becomes its input "
                              f"{self.input_shape}; give preprocess='imagenet' if it expects what "
                              f"torchvision's networks do, else a cnn.Preprocess(...)")
         return self.preprocessing
 
-    def predict(self, batch: Array) -> Array:
+    def predict(self, batch: Any) -> Any:
         """(N, H, W, C) float32, preprocessed -> (N, classes) float32 probabilities.
 
-        ModelError for another rank, size, channel count or dtype.
+        A batch may lie on the model's GPU: an array of CuPy, or one that speaks
+        `__cuda_array_interface__` or DLPack, also of float16. The answer is then a CuPy array
+        there, on CuPy's current stream, and nothing is copied to the host.
+
+        ModelError for another rank, size, channel count or dtype, DeviceError for an array of
+        another GPU.
         """
+        return self._start(batch)()
+
+    def predict_batches(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """What `predict` gives for each batch, in order.
+
+        On a GPU the next batch is taken and uploaded while this one is computed.
+        """
+        ahead = 1 if self.threads is None else 0
+        begun: deque[Callable[[], Any]] = deque()
+        for batch in batches:
+            begun.append(self._start(batch))
+            if len(begun) > ahead:
+                yield begun.popleft()()
+        while begun:
+            yield begun.popleft()()
+
+    def _start(self, batch: Any) -> Callable[[], Any]:
+        """Begin to `predict`; what is returned waits for the probabilities."""
         name, shape = self._image_input()
-        batch = _checked(batch, f"{self.name}: batch", shape)
-        result = self._compute({name: batch})[self._graph.outputs[0]]
-        return _probabilities(result.reshape(len(result), math.prod(result.shape[1:])),
-                              self.activation)
+        wait = self._begin({name: self._checked(batch, f"{self.name}: batch", shape)})
+
+        def finish() -> Any:
+            logits = wait()[self._graph.outputs[0]]
+            return _probabilities(logits.reshape(len(logits), math.prod(logits.shape[1:])),
+                                  self.activation)
+        return finish
 
     def classify(self, images: Any, top: int = 5, batch_size: int = 1) -> Any:
         """What a photo shows: the `top` likeliest Predictions, likeliest first.
@@ -170,17 +195,25 @@ class Model:
             raise ModelError(f"batch_size={batch_size!r} must be a whole number of at least 1")
         if _is_image(images):
             return next(self._classify([images], top, 1))
-        results = self._classify(images, top, batch_size)
-        return list(results) if isinstance(images, (Sequence, np.ndarray)) else results
+        if isinstance(images, (Sequence, np.ndarray)):
+            return list(self._classify(images, top, batch_size))
+        return self._classify_lazily(images, top, batch_size)
 
-    def _classify(self, images: Iterable[Any], top: int,
-                  batch_size: int) -> Iterator[list[Prediction]]:
+    def _classify_lazily(self, images: Iterable[Any], top: int,
+                         batch_size: int) -> Iterator[list[Prediction]]:
+        """No image is taken before the answers to those before its batch are out."""
         source = iter(images)
         while chunk := list(islice(source, batch_size)):
-            batch = self.preprocess(chunk)
-            if len(chunk) < batch_size:     # the last ones run in the shape already prepared
-                batch = np.pad(batch, [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)])
-            yield from self.top(self.predict(batch)[:len(chunk)], top)
+            yield from self._classify(chunk, top, batch_size)
+
+    def _classify(self, images: Any, top: int,
+                  batch_size: int) -> Iterator[list[Prediction]]:
+        chunks = [images[i:i + batch_size] for i in range(0, len(images), batch_size)]
+        # The last ones run in the shape already prepared.
+        batches = (images_module.photos(chunk, self.photo_settings()).padded(batch_size)
+                   for chunk in chunks)
+        for chunk, found in zip(chunks, self.predict_batches(batches), strict=True):
+            yield from self.top(found[:len(chunk)], top)
 
     def top(self, probabilities: Array, count: int = 5) -> list[list[Prediction]]:
         """The `count` likeliest Predictions, likeliest first, of each row of (N, classes)."""
@@ -195,7 +228,8 @@ class Model:
         """The network as its file has it: own input names, layouts and outputs, no softmax.
 
         inputs: name -> float32 array; images are NCHW for an ONNX file, NHWC for a network of
-        cnn.layers. ModelError where names, shapes or dtypes do not fit.
+        cnn.layers. If one of them lies on the GPU, outputs do, too (see `predict`). ModelError
+        where names, shapes or dtypes do not fit.
         """
         specs = self._source.inputs
         if set(inputs) != set(specs):
@@ -204,35 +238,82 @@ class Model:
         for name, spec in specs.items():
             nchw = self._channels_first and len(spec.shape) == 4
             shape = tuple(spec.shape[i] for i in (0, 3, 1, 2)) if nchw else spec.shape
-            array = _checked(inputs[name], f"{self.name}: input {name!r}", shape)
+            array = self._checked(inputs[name], f"{self.name}: input {name!r}", shape)
             arrays[name] = array.transpose(0, 2, 3, 1) if nchw else array
-        return self._compute(arrays)
+        return self._begin(arrays)()
 
-    def _compute(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs; those of an empty batch are empty, and nothing runs for them."""
+    def _checked(self, array: Any, what: str, shape: Shape) -> Any:
+        """The array, one of a GPU as CuPy's, if dtype and shape fit; ModelError otherwise."""
+        kinds = "a float32 NumPy array"
+        dtypes: tuple[str, ...] = ("float32",)
+        if on_gpu(array):
+            array, dtypes, kinds = self._device.adopt(array), GPU_DTYPES, " or ".join(GPU_DTYPES)
+            if not array.flags.c_contiguous:
+                raise ModelError(f"{what} must be C-contiguous on the GPU, it has strides "
+                                 f"{array.strides}; convert it with cupy.ascontiguousarray(x)")
+        elif not isinstance(array, np.ndarray | Photos):
+            raise ModelError(f"{what} must be {kinds}, it is {type(array).__name__}")
+        if not isinstance(array, Photos) and str(array.dtype) not in dtypes:
+            raise ModelError(f"{what} must be {kinds}, it is {array.dtype}")
+        fits = len(array.shape) == len(shape) and all(
+            size is None or size == given for size, given in zip(shape, array.shape, strict=True))
+        if not fits:
+            raise ModelError(f"{what} has shape {array.shape}; {shape} is needed, None being any "
+                             f"size")
+        return array
+
+    def _begin(self, arrays: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+        """Begin to compute all outputs, on the GPU if an input lies there.
+
+        Those of an empty batch are empty, and nothing runs for them.
+        """
         shapes = {name: array.shape for name, array in arrays.items()}
         if not any(0 in shape for shape in shapes.values()):
-            return self._program(shapes).run(arrays)
+            there = any(on_gpu(array) for array in arrays.values())
+            return self._program(shapes).start(arrays, on_gpu=there)
         specs = specialise(self._graph, shapes).infer()
         found = {name: np.empty(ops.known(spec.shape), np.float32)
                  for name, spec in specs.items() if spec and name in self._graph.outputs}
         if any(array.size for array in found.values()):
             raise ModelError(f"{self.name}: there is nothing to run in inputs of shapes {shapes}")
-        return found
+        return lambda: found
 
     def _program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program:
         """The program for these shapes: one of the few used last, or a new one."""
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._programs:
-                program = Program(specialise(self._graph, shapes), self._device, self._options)
+                graph = specialise(self._graph, shapes)
+                try:
+                    program = Program(graph, self._device, self._options)
+                except OutOfMemory:
+                    if not self._programs:
+                        raise
+                    self._drop(len(self._programs))     # those of other shapes are in the way
+                    program = Program(graph, self._device, self._options)
                 self._programs[key] = program
                 while len(self._programs) > 1 and (
                         len(self._programs) > MAX_PROGRAMS
                         or sum(p.bytes for p in self._programs.values()) > MAX_PROGRAM_BYTES):
-                    self._programs.popitem(last=False)
+                    self._drop(1)
             self._programs.move_to_end(key)
             return self._programs[key]
+
+    def _drop(self, count: int) -> None:
+        """Forget as many programs, those used longest ago."""
+        self._device.synchronize()      # something may still run in their memory
+        for _ in range(count):
+            self._programs.popitem(last=False)
+
+    def release(self) -> None:
+        """Free the memory that this model takes on its device. The next call prepares it anew."""
+        with self._lock:
+            try:
+                self._drop(len(self._programs))
+            finally:
+                self._programs.clear()
+                self._options = self._device.options()
+            self._device.release()
 
     def warmup(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Compile and prepare for these batch sizes now, so that no later call waits for it."""
@@ -244,7 +325,7 @@ class Model:
     def _image_size(self, shape: Shape) -> tuple[int, ...]:
         if None not in shape[1:]:
             return ops.known(shape[1:])
-        settings = self._settings()
+        settings = self.photo_settings()
         return (*settings.size, settings.channels)
 
     # ---- looking inside -----------------------------------------------------------------------
@@ -257,7 +338,8 @@ class Model:
         """
         name, shape = self._image_input()
         given = isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype == np.float32
-        batch = _checked(image if given else self.preprocess(image), f"{self.name}: batch", shape)
+        batch = self._checked(image if given else self.preprocess(image), f"{self.name}: batch",
+                              shape)
         graph = passes.arrange(self._source)
         hidden = {node.inputs[0] for node in graph.nodes if isinstance(node.op, ops.BatchNorm)}
         values = {node.name: node.output for node in graph.nodes
@@ -336,23 +418,13 @@ def _labels(wanted: Sequence[str] | None) -> list[str] | None:
     return zoo.imagenet_labels()
 
 
-def _checked(array: Any, what: str, shape: Shape) -> Array:
-    """The array, if it is float32 and fits the shape; ModelError otherwise."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        got = getattr(array, "dtype", type(array).__name__)
-        raise ModelError(f"{what} must be a float32 NumPy array, it is {got}")
-    fits = array.ndim == len(shape) and all(
-        size is None or size == given for size, given in zip(shape, array.shape, strict=True))
-    if not fits:
-        raise ModelError(f"{what} has shape {array.shape}; {shape} is needed, None being any size")
-    return array
-
-
-def _probabilities(logits: Array, activation: str) -> Array:
-    """Softmax or sigmoid along the classes, in float32."""
+def _probabilities(logits: Any, activation: str) -> Any:
+    """Softmax or sigmoid along the classes, in float32, where the logits lie."""
+    if activation == "none":
+        return logits
+    if on_gpu(logits):
+        return (kernels.softmax if activation == "softmax" else kernels.sigmoid)(logits)
     if activation == "softmax":
         exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponent / exponent.sum(axis=1, keepdims=True)
-    if activation == "sigmoid":
-        return np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * logits))
-    return logits
+    return np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * logits))

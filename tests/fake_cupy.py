@@ -49,6 +49,7 @@ class ndarray(np.ndarray):
         assert host.dtype == self.dtype
         assert host.shape == self.shape
         source = host if self.cupy.is_pinned(host) else host.copy()
+        self.cupy.host_copies += 1
         (stream or Stream.current).put(lambda: np.copyto(np.asarray(self), source))
 
     def get(self, stream=None, out=None, blocking=True):
@@ -56,6 +57,7 @@ class ndarray(np.ndarray):
         host = np.empty(self.shape, self.dtype) if out is None else out
         assert host.dtype == self.dtype
         assert host.shape == self.shape
+        self.cupy.host_copies += 1
         stream.put(lambda: np.copyto(host, np.asarray(self)))
         if blocking:
             stream.synchronize()
@@ -112,8 +114,10 @@ class Stream:
         self.drain()
         self.cupy.check()
 
-    def record(self, event):
+    def record(self, event=None):
+        event = event or Event(self.cupy)
         event.record(self)
+        return event
 
     def wait_event(self, event):
         self.put(event.completion())
@@ -147,6 +151,10 @@ class Event:
         mark.time = None
         self.stream, self.mark = stream or Stream.current, mark
         self.stream.put(mark)
+
+    @property
+    def done(self):
+        return self.mark is None or self.mark.time is not None
 
     def completion(self):
         """What brings the event about, as it is recorded now."""
@@ -188,6 +196,7 @@ class FakeCupy:
 
     calls         what ran: name, grid, block, args, shared, device
     replays       launches of graphs
+    host_copies   between the host and a GPU
     illegal       names of kernels that make an illegal access
     free          bytes of memory that are left on each GPU
     cost          function of a kernel's name: milliseconds that it takes
@@ -197,6 +206,7 @@ class FakeCupy:
     def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33):
         self.calls, self.attributes, self.launch_error, self.load_error = [], {}, "", ""
         self.replays, self.illegal, self.dead, self.free, self.pinned = 0, set(), None, free, []
+        self.host_copies = 0
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
                                     used_bytes=lambda: 0)
@@ -276,11 +286,14 @@ class FakeCupy:
                             else np.full(shape, np.nan, dtype))
 
     def asnumpy(self, array):
+        self.host_copies += 1
         Stream.current.synchronize()
         return np.asarray(array).copy()
 
     def get_default_memory_pool(self):
         return self.pool
+
+    get_default_pinned_memory_pool = get_default_memory_pool
 
     def _free_all_blocks(self):
         self.pool.freed += 1

@@ -19,6 +19,7 @@ def machine(monkeypatch):
     def clear():
         for cached in (gpu.gpu, gpu.load, real):
             cached.cache_clear()
+        gpu._lost.clear()
 
     def plan(**options):
         fake = FakeCupy(**options)

@@ -1,6 +1,7 @@
 """Photos of every kind become what the contract says, or one sentence says why not."""
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cnn import ImageError, Preprocess
-from cnn.image import load_image, prepare
+from cnn.image import load_image, photos, resize
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (20, 30, 3), np.uint8)
@@ -148,16 +149,31 @@ def test_crop_comes_first_and_then_resize_as_pillow_does_them(size, crop):
         picture = picture.crop((left, top, left + side, top + side))
     resized = np.asarray(picture.resize((32, 24), Image.Resampling.BICUBIC), np.float32)
     expected = (resized - np.float32([1, 2, 3])) / np.float32([4, 5, 6])
-    found = prepare(pixels, settings)
+    found = photos([pixels], settings).normalised()[0]
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
 
 
 def test_a_grey_network_sees_grey():
     settings = Preprocess(size=(20, 30), crop=None, mean=(0.0,), std=(1.0,))
-    found = prepare(PHOTO, settings)
+    found = resize(PHOTO, settings)
     assert found.shape == (20, 30, 1)
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(PHOTO).convert("L")))
+
+
+def test_many_photos_are_read_in_order_by_several_threads(tmp_path):
+    """Pillow warns of each of them, and warnings are errors here."""
+    settings = Preprocess(size=(4, 4), crop=None)
+    sources = [encoded(Image.new("P", (8, 8), i), transparency=bytes([255])) for i in range(40)]
+    before = list(warnings.filters)
+    found = photos(sources, settings)
+    assert found.shape == (40, 4, 4, 3)
+    for one, source in zip(found.pixels, sources, strict=True):
+        np.testing.assert_array_equal(one, resize(load_image(source), settings))
+    assert warnings.filters == before
+    assert photos([], settings).shape == (0, 4, 4, 3)
+    with pytest.raises(ImageError, match="no such file"):
+        photos([PHOTO, tmp_path / "missing.png"], settings)
 
 
 def test_json_round_trip():

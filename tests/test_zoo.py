@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from cnn import ModelError, zoo
-from cnn.image import Preprocess, load_image, prepare
+from cnn.image import Preprocess, photos
 
 FILE = zoo.FOLDER / "efficientnet_lite0.onnx"
 PHOTOS = Path(__file__).parent / "data"
@@ -42,7 +42,7 @@ def test_it_is_valid_onnx_with_its_own_metadata():
 def test_onnx_runtime_gives_the_known_probabilities(photo, known):
     session = onnxruntime.InferenceSession(FILE, providers=["CPUExecutionProvider"])
     settings = Preprocess((224, 224), 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
-    x = prepare(load_image(PHOTOS / photo), settings).transpose(2, 0, 1)[None]
+    x = photos([PHOTOS / photo], settings).normalised().transpose(0, 3, 1, 2)
     (logits,) = session.run(None, {"input": x})
     exponent = np.exp(logits[0] - logits.max())
     for index, probability in known.items():

@@ -19,7 +19,13 @@ from .launch import Launch
 LEAST_DRIVER = 13000        # CUDA 13.0, whose assembler makes the cubins; as the driver says it
 OPT_IN_SHARED = 48 * 1024   # bytes of shared memory beyond which a kernel must ask
 DYNAMIC_SHARED_SIZE = 8     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+# Errors of a kernel after which CUDA refuses every call (CUDA Runtime API, cudaError_t): asserts,
+# and from "hardware stack error" to "unspecified launch failure".
+STICKY = frozenset({710, 714, 715, 716, 717, 718, 719, 700})
 SCALARS = {"int32": np.int32, "uint32": np.uint32, "uint64": np.uint64, "float32": np.float32}
+
+
+_lost: dict[int, str] = {}      # by GPU: why nothing can run there any more
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,23 @@ def execute(launches: Iterable[Launch]) -> None:
             function(launch.grid, (kernel.threads, 1, 1), args, shared_mem=kernel.shared_bytes)
         except faults() as error:
             raise CudaError(f"{kernel.name} could not be launched on GPU {index} with grid "
-                            f"{launch.grid}: {error}") from error
+                            f"{launch.grid}: {explain(error, index)}") from error
+
+
+def explain(error: Exception, index: int) -> str:
+    """What a driver's error means; one that loses the context is remembered."""
+    if getattr(error, "status", None) not in STICKY:
+        return str(error)
+    _lost[index] = (f"GPU {index} reported {error}. With that, this process's CUDA context is "
+                    f"lost, and all that was in it: restart the process. CNN_DEBUG=1 in its "
+                    f"environment makes such an error name the layer")
+    return _lost[index]
+
+
+def check_context(index: int) -> None:
+    """CudaError where an earlier error has lost this process's context on a GPU."""
+    if index in _lost:
+        raise CudaError(_lost[index])
 
 
 @cache

@@ -1,0 +1,68 @@
+"""The emulator as a device: CUDA kernels over NumPy memory, where there is no GPU."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels.cuda.emulate import emulate
+from kernels.cuda.launch import CudaOptions, Launch
+from kernels.emulator import EmulatorError
+from kernels.ops import TensorSpec, known
+from kernels.step import Array
+
+from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
+from .devices import aligned_zeros, not_there
+from .errors import DeviceError
+
+
+class EmulatedDevice(CudaKernels):
+    """The PTX of the CUDA kernels, executed on the CPU: right as on a GPU, and slow."""
+
+    def __init__(self, dtype: str = "float32", race: bool = False) -> None:
+        """race: also look for races in shared memory, which takes longer still."""
+        super().__init__("emulator", dtype)
+        self._race = race
+
+    def options(self) -> CudaOptions:
+        """As for a small GPU, so that small networks meet split sums and several waves, too."""
+        return CudaOptions(dtype=self.dtype, arch="sm_80", multiprocessors=4)
+
+    def allocate(self, size: int) -> Array:
+        return aligned_zeros(size)
+
+    def view(self, block: Array, spec: TensorSpec) -> Array:
+        return block.view(NUMPY[spec.dtype]).reshape(known(spec.shape))
+
+    def adopt(self, array: Any) -> Any:
+        raise not_there(self.name)
+
+    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+        def fill(array: Any) -> None:
+            memory, source = source_of(array, "float32")
+            self._emulate(entry(source, spec).bind([memory], value, value))
+        return fill
+
+    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
+        host = np.empty(value.shape, np.float32)
+        self._emulate(widen(spec).bind([value], host, value))
+        return lambda: host
+
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+        def run() -> None:
+            for layer, launches in steps:
+                self._emulate(launches, f"layer {layer!r}: ")
+        return run
+
+    def _emulate(self, launches: Sequence[Launch], where: str = "") -> None:
+        try:
+            emulate(launches, self._race)
+        except EmulatorError as error:
+            raise DeviceError(f"{where}{error}") from error
+
+    def synchronize(self) -> None:
+        """All work is done when it is given."""
+
+    def release(self) -> None:
+        """Memory is NumPy's."""

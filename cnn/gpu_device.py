@@ -1,0 +1,269 @@
+"""A GPU: CuPy owns its memory and streams, and a whole network is one CUDA graph.
+
+A batch goes through three streams, so that the upload of the next one and the download of the last
+one overlap with the kernels of this one. Events order them; the host waits only for a result.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels.cuda import gpu
+from kernels.cuda.compiler import number_of
+from kernels.cuda.errors import CudaError
+from kernels.cuda.launch import CudaOptions, Launch
+from kernels.device import on_gpu
+from kernels.ops import TensorSpec, count, known
+from kernels.step import Array
+
+from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
+from .errors import DeviceError, OutOfMemory
+
+WORDS = {4: np.uint32, 2: np.uint16, 1: np.uint8}
+
+
+class CudaDevice(CudaKernels):
+    """One GPU.
+
+    Once it has reported an illegal access nothing runs there any more in this process, and every
+    call says so. CNN_DEBUG=1 in the environment runs layers one by one, each awaited, so that such
+    an error names its layer.
+    """
+
+    def __init__(self, index: int, dtype: str = "float32") -> None:
+        """CudaError where the GPU can not be used, DeviceError where it can not in this dtype."""
+        super().__init__(f"cuda:{index}", dtype)
+        self._gpu, self._cupy = gpu.gpu(index), gpu.cupy()
+        self.index = index
+        if dtype != "float32" and number_of(self._gpu.arch) < 80:
+            raise DeviceError(f"dtype={dtype!r} needs a GPU of sm_80 or newer, and {self.name}, "
+                              f"{self._gpu.name}, is {self._gpu.arch}; use dtype='float32'")
+        self._device = self._cupy.cuda.Device(index)
+        with self.guarded():
+            self.stream, self._uploads, self._downloads = (
+                self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+
+    @contextlib.contextmanager
+    def guarded(self, stream: Any = None) -> Iterator[None]:
+        """Inside, the GPU is CuPy's current device and `stream` its stream; DeviceError for what
+        the GPU refuses or reports."""
+        try:
+            gpu.check_context(self.index)
+            with self._device, stream or contextlib.nullcontext():
+                yield
+        except CudaError as error:
+            raise DeviceError(str(error)) from error
+        except gpu.faults() as error:
+            raise DeviceError(gpu.explain(error, self.index)) from error
+
+    # ---- memory -------------------------------------------------------------------------------
+
+    def options(self) -> CudaOptions:
+        return CudaOptions(dtype=self.dtype, arch=self._gpu.arch,
+                           multiprocessors=self._gpu.multiprocessors, upload=self._upload)
+
+    def _upload(self, array: Array) -> Array:
+        """A constant on the GPU. bfloat16 lies there as the bits that it is."""
+        try:
+            there = self.allocate(array.nbytes)
+        except OutOfMemory as error:
+            raise OutOfMemory(self.name, error.needed, error.free, (
+                "the weights of one more layer", "release() another model, or end the process "
+                "that takes the memory")) from None
+        with self.guarded(self.stream):
+            there.set(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        words = array.dtype if array.dtype != NUMPY["bfloat16"] else WORDS[2]
+        return there.view(words).reshape(array.shape)
+
+    def allocate(self, size: int) -> Any:
+        """OutOfMemory where CuPy's pool can not get as many bytes, even after freeing its own."""
+        with self.guarded(self.stream):
+            return self._empty(size)
+
+    def _empty(self, size: int) -> Any:
+        """Memory of the current stream: CuPy's pool gives it on only in the order of that one."""
+        try:
+            return self._cupy.empty(size, np.uint8)
+        except self._cupy.cuda.memory.OutOfMemoryError:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            raise OutOfMemory(self.name, size, free) from None
+
+    def view(self, block: Array, spec: TensorSpec) -> Array:
+        size = NUMPY[spec.dtype].itemsize
+        return block[:count(spec.shape) * size].view(WORDS[size]).reshape(known(spec.shape))
+
+    def synchronize(self) -> None:
+        with self.guarded():
+            for stream in (self._uploads, self.stream, self._downloads):
+                stream.synchronize()
+
+    def release(self) -> None:
+        """Give memory that nobody holds any more back to the driver."""
+        with self.guarded():
+            self._cupy.get_default_memory_pool().free_all_blocks()
+            self._cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+    # ---- running ------------------------------------------------------------------------------
+
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+        """All steps as one CUDA graph."""
+        launches = [launch for _, of_step in steps for launch in of_step]
+        with self.guarded(self.stream):
+            for launch in launches:         # a module can not be loaded during capture
+                gpu.load(launch.kernel, self.index)
+        if os.environ.get("CNN_DEBUG") == "1" or not launches:
+            return lambda: self._one_by_one(steps)
+        # A graph knows addresses; the launches, kept with it, hold the memory.
+        graph, held = self._capture(launches), launches
+
+        def replay() -> None:
+            assert held
+            with self.guarded():
+                graph.launch(self.stream)
+        return replay
+
+    def _capture(self, launches: Sequence[Launch]) -> Any:
+        with self.guarded(self.stream):
+            self.stream.begin_capture()
+            try:
+                gpu.execute(launches)
+            except CudaError:
+                with contextlib.suppress(*gpu.faults()):    # it is about the same failure
+                    self.stream.end_capture()
+                raise
+            return self.stream.end_capture()
+
+    def _one_by_one(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> None:
+        for layer, launches in steps:
+            try:
+                with self.guarded(self.stream):
+                    gpu.execute(launches)
+                    self.stream.synchronize()
+            except DeviceError as error:
+                raise DeviceError(f"layer {layer!r}: {error}") from error
+
+    # ---- in and out ---------------------------------------------------------------------------
+
+    def adopt(self, array: Any) -> Any:
+        cupy = self._cupy
+        with self.guarded():
+            if not isinstance(array, cupy.ndarray):
+                array = (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
+                         else cupy.from_dlpack(array))
+        if array.device.id != self.index:
+            raise DeviceError(f"the array lies on GPU {array.device.id} and the model runs on "
+                              f"{self.name}: copy it, or load the model there")
+        return array
+
+    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+        stages: list[Stage] = []
+
+        def fill(array: Any) -> None:
+            if on_gpu(array):
+                self._take(array, value, spec)
+                return
+            memory, source = source_of(array, "float32")
+            with self.guarded(self.stream):
+                stage = self._free_stage(stages, memory.nbytes)
+                there = stage.upload(memory, self._uploads)
+                self.stream.wait_event(stage.uploaded)
+                gpu.execute(entry(source, spec).bind([there], value, value))
+                stage.consumed.record(self.stream)
+        return fill
+
+    def _free_stage(self, stages: list[Stage], size: int) -> Stage:
+        """One that no batch is in; a second one comes with the first batch that would wait."""
+        free = next((stage for stage in stages if stage.consumed.done), None)
+        if free is None and len(stages) < 2:
+            stages.append(Stage(self._cupy, self.allocate(size), size))
+            return stages[-1]
+        free = free or stages[0]
+        free.consumed.synchronize()
+        if free.size < size:
+            stages[stages.index(free)] = free = Stage(self._cupy, self.allocate(size), size)
+        stages.append(stages.pop(stages.index(free)))       # the one used longest ago is first
+        return free
+
+    def _take(self, array: Any, value: Array, spec: TensorSpec) -> None:
+        """Fill from memory of this GPU, after what the caller's stream has in hand."""
+        memory, source = source_of(array, str(array.dtype))
+        with self.guarded():
+            caller = self._cupy.cuda.get_current_stream()
+            self.stream.wait_event(caller.record())
+            with self.stream:
+                gpu.execute(entry(source, spec).bind([memory], value, value))
+            caller.wait_event(self.stream.record())         # before it may overwrite the array
+
+    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Any]:
+        with self.guarded():
+            caller = self._cupy.cuda.get_current_stream()
+            target = caller if on_gpu else self.stream      # which the new memory belongs to
+            with target:
+                there = self._empty(4 * value.size).view(np.float32).reshape(value.shape)
+            self.stream.wait_event(target.record())
+            with self.stream:
+                gpu.execute(widen(spec).bind([value], there, value))
+            done = self.stream.record()
+            if on_gpu:
+                caller.wait_event(done)
+                return lambda: there
+            self._downloads.wait_event(done)
+            return Download(self, there, self._downloads)
+
+
+class Stage:
+    """Pinned memory and as much of the GPU's, through which a batch is uploaded.
+
+    uploaded  the batch has left the pinned memory
+    consumed  the batch has left the GPU's
+    """
+
+    def __init__(self, cupy: Any, there: Any, size: int) -> None:
+        self.size, self._there = size, there
+        self._pinned = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
+        self.uploaded, self.consumed = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+
+    def upload(self, array: Array, stream: Any) -> Array:
+        """The array on the GPU, once `uploaded`."""
+        part = self._pinned[:array.nbytes]
+        part[:] = array.reshape(-1).view(np.uint8)
+        there = self._there[:array.nbytes]
+        there.set(part, stream)
+        self.uploaded.record(stream)
+        return there.view(array.dtype).reshape(array.shape)
+
+
+class Download:
+    """A copy to the host under way; calling it waits and gives float32 NumPy memory."""
+
+    def __init__(self, device: CudaDevice, there: Any, stream: Any) -> None:
+        cupy = gpu.cupy()
+        self._device, self._there = device, there
+        pinned = np.frombuffer(cupy.cuda.alloc_pinned_memory(max(1, there.nbytes)), np.uint8)
+        self._host = pinned[:there.nbytes].view(np.float32).reshape(there.shape)
+        there.get(stream, out=self._host, blocking=False)
+        self._done = cupy.cuda.Event(disable_timing=True)
+        self._done.record(stream)
+
+    def __call__(self) -> Array:
+        with self._device.guarded():
+            self._done.synchronize()
+        return self._host.copy()
+
+    def __del__(self) -> None:
+        # Memory that is still written must not go back to the pool, even if nobody wants it.
+        with contextlib.suppress(Exception):
+            self._done.synchronize()
+
+
+def number(device: str) -> int:
+    """1 of "cuda:1", 0 of "cuda". DeviceError where that is no number."""
+    index = device.partition(":")[2] if ":" in device else "0"
+    if not index.isdecimal():
+        raise DeviceError(f"device={device!r} is unknown; write 'cuda' or 'cuda:N' with N the "
+                          f"number of a GPU")
+    return int(index)

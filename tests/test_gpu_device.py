@@ -1,0 +1,213 @@
+"""CudaDevice on a stand-in for CuPy whose streams are as late as CUDA allows."""
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_cuda_arrays import machine  # noqa: F401 (a fixture)
+
+import cnn
+from cnn.gpu_device import CudaDevice
+from kernels.cuda import gpu
+
+PHOTO = Path(__file__).parent / "data" / "coffee.png"
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def cupy(machine):  # noqa: F811
+    return machine(capabilities=((8, 0), (8, 0)))
+
+
+def batches(count, size=2):
+    return [RNG.standard_normal((size, 16, 16, 3)).astype(np.float32) for _ in range(count)]
+
+
+def load(path, device="cuda", **options):
+    return cnn.load(path, device=device, dtype="float16", preprocess="imagenet", **options)
+
+
+def test_a_run_is_one_graph_between_what_brings_data_in_and_out(cupy, small_model):
+    model, (batch,) = load(small_model), batches(1)
+    model.predict(batch)
+    first = [call.name for call in cupy.calls]
+    assert cupy.replays == 1
+    assert first[0].startswith("copy_f32_f16")
+    assert first[-1].startswith("copy_f16_f32")
+    model.predict(batch)
+    assert cupy.replays == 2
+    assert [call.name for call in cupy.calls] == 2 * first
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_batches_in_flight_do_not_disturb_each_other(cupy, small_model, device):
+    given = batches(5)
+    emulated = load(small_model, "emulator")
+    model, taken = load(small_model, device), itertools.count(1)
+    results = model.predict_batches(batch for batch in given if next(taken))
+    first = next(results)
+    assert next(taken) == 3                     # the second was begun before the first was out
+    for found, batch in zip([first, *results], given, strict=True):
+        np.testing.assert_array_equal(found, emulated.predict(batch))
+    assert {call.device for call in cupy.calls} == {int(device[5:] or 0)}
+
+
+def test_two_buffers_serve_any_number_of_batches(cupy, small_model):
+    model = load(small_model)
+    list(model.predict_batches(batches(2)))
+    pinned = len(cupy.pinned)
+    list(model.predict_batches(batches(6)))
+    assert len(cupy.pinned) - pinned == 6       # downloads only, of which a pool makes fewer
+
+
+def test_a_result_that_nobody_waits_for_leaves_its_memory_alone(cupy, small_model):
+    model, given = load(small_model), batches(2)
+    started = model._start(given[0])
+    pinned = cupy.pinned[-1]
+    before = pinned.copy()
+    del started
+    assert not np.array_equal(pinned, before)   # the copy had to come first
+    emulated = load(small_model, "emulator")
+    np.testing.assert_array_equal(model.predict(given[1]), emulated.predict(given[1]))
+
+
+def test_photos_go_up_as_bytes(cupy, small_model):
+    model = load(small_model)
+    found = model.classify([PHOTO, PHOTO, PHOTO], batch_size=2)
+    assert cupy.calls[0].name.startswith("pixels_u8")
+    assert cupy.calls[0].args[0].nbytes == 2 * 16 * 16 * 3
+    assert found[0] == found[1] == found[2]
+    assert found[0] == load(small_model, "emulator").classify(PHOTO)
+    on_cpu = cnn.load(small_model, device="cpu", preprocess="imagenet").classify(PHOTO)
+    assert [one.index for one in found[0]] == [one.index for one in on_cpu]
+    np.testing.assert_allclose([one.probability for one in found[0]],
+                               [one.probability for one in on_cpu], atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_arrays_of_the_gpu_stay_there(cupy, small_model, dtype):
+    model, (batch,) = load(small_model), batches(1)
+    batch = batch.astype(dtype)
+    expected = load(small_model, "emulator").predict(batch.astype(np.float32))
+    model.warmup([2])
+    copies = cupy.host_copies
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        x = cupy.empty(batch.shape, batch.dtype)
+        stream.put(lambda: np.copyto(np.asarray(x), batch))     # still under way
+        y = model.predict(x)
+        stream.put(lambda: x.fill(np.nan))                      # may follow at once
+    assert isinstance(y, cupy.ndarray)
+    assert y.dtype == np.float32
+    stream.synchronize()
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    assert cupy.host_copies == copies
+
+
+def test_foreign_arrays_in_the_files_own_layout(cupy, small_model):
+    model, (batch,) = load(small_model), batches(1)
+    planes = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+    expected = load(small_model, "emulator").run({"input": planes})
+    foreign = SimpleNamespace(__dlpack_device__=lambda: (2, 0), memory=cupy.asarray(planes))
+    found = model.run({"input": foreign})
+    cupy.cuda.get_current_stream().wait_event(model._device.stream.record())
+    assert isinstance(found["logits"], cupy.ndarray)
+    np.testing.assert_array_equal(found["logits"], expected["logits"])
+
+
+@pytest.mark.parametrize(("make", "error", "sentence"), [
+    (lambda cupy: cupy.asarray(np.zeros((1, 16, 16, 3))), cnn.ModelError,
+     "must be float32 or float16, it is float64"),
+    (lambda cupy: cupy.asarray(np.zeros((1, 3, 16, 16), np.float32)).transpose(0, 2, 3, 1),
+     cnn.ModelError, "must be C-contiguous on the GPU"),
+    (lambda cupy: cupy.asarray(np.zeros((1, 8, 16, 3), np.float32)), cnn.ModelError, "has shape"),
+])
+def test_arrays_of_the_gpu_that_do_not_fit(cupy, small_model, make, error, sentence):
+    with pytest.raises(error, match=sentence):
+        load(small_model).predict(make(cupy))
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulator", "cuda:1"])
+def test_arrays_of_a_gpu_are_refused_elsewhere(cupy, small_model, device):
+    model = cnn.load(small_model, device=device)
+    with pytest.raises(cnn.DeviceError, match=f"lies on (a )?GPU.* the model runs on '?{device}"):
+        model.predict(cupy.asarray(np.zeros((1, 16, 16, 3), np.float32)))
+
+
+def test_too_large_a_batch_is_told_what_fits_and_smaller_ones_run(cupy, small_model):
+    model, (batch,) = load(small_model), batches(1)
+    expected = model.predict(batch)
+    size = next(iter(model._programs.values())).bytes
+    cupy.free = 40 * size // 2
+    with pytest.raises(cnn.DeviceError, match=r"no room for the values of this network at batch "
+                                              r"100: .* needed and .* free; a batch of \d+ would"):
+        model.predict(np.zeros((100, 16, 16, 3), np.float32))
+    np.testing.assert_array_equal(model.predict(batch), expected)
+    cupy.free = 0
+    with pytest.raises(cnn.DeviceError, match="no room for the weights"):
+        load(small_model).predict(batch)
+
+
+def test_programs_of_other_shapes_make_room(cupy, small_model, monkeypatch):
+    model, (batch,) = load(small_model), batches(1)
+    model.predict(batch)
+    empty, held = CudaDevice.allocate, model._programs
+
+    def allocate(device, size):
+        if batch.shape in [shape for shape, in held] and size > 10_000:
+            raise cnn.errors.OutOfMemory("cuda:0", size, 0)
+        return empty(device, size)
+    monkeypatch.setattr(CudaDevice, "allocate", allocate)
+    model.predict(np.zeros((8, 16, 16, 3), np.float32))
+    assert list(held) == [((8, 16, 16, 3),)]
+
+
+def test_release_frees_and_the_next_call_prepares_anew(cupy, small_model):
+    model, (batch,) = load(small_model), batches(1)
+    expected = model.predict(batch)
+    model.release()
+    assert cupy.pool.freed == 2                 # on the GPU, and pinned
+    assert not model._programs
+    assert not model._options.packed
+    np.testing.assert_array_equal(model.predict(batch), expected)
+
+
+def test_a_launch_that_is_refused_leaves_the_device_usable(cupy, small_model):
+    model, (batch,) = load(small_model), batches(1)
+    cupy.launch_error = "cudaErrorInvalidConfiguration"
+    with pytest.raises(cnn.DeviceError, match="could not be launched on GPU 0 with grid"):
+        model.predict(batch)
+    cupy.launch_error = ""
+    np.testing.assert_array_equal(model.predict(batch),
+                                  load(small_model, "emulator").predict(batch))
+
+
+def conv_kernel(model):
+    return next(row.kernel for row in model.summary(2).rows if row.layer == "conv")
+
+
+def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model):
+    model, (batch,) = load(small_model), batches(1)
+    cupy.illegal = {conv_kernel(model)}
+    with pytest.raises(cnn.DeviceError, match=r"illegal memory access.*context is lost.*restart"):
+        model.predict(batch)
+    launched = len(cupy.calls)
+    for again in (lambda: model.predict(batch), lambda: load(small_model).predict(batch)):
+        with pytest.raises(cnn.DeviceError, match=r"context is lost.*CNN_DEBUG=1"):
+            again()
+    assert len(cupy.calls) == launched
+    with pytest.raises(gpu.CudaError, match="context is lost"):
+        gpu.check_context(0)
+    gpu.check_context(1)
+
+
+def test_debugging_names_the_layer(cupy, small_model, monkeypatch):
+    monkeypatch.setenv("CNN_DEBUG", "1")
+    model, (batch,) = load(small_model), batches(1)
+    expected = load(small_model, "emulator").predict(batch)
+    np.testing.assert_array_equal(model.predict(batch), expected)
+    assert cupy.replays == 0
+    cupy.illegal = {conv_kernel(model)}
+    with pytest.raises(cnn.DeviceError, match=r"^layer 'conv': .*illegal memory access"):
+        model.predict(batch)
