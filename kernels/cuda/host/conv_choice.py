@@ -1,9 +1,11 @@
 """Which tile and how many splits a convolution gets: a model of its time in cycles.
 
-The model knows three things. A block's products take block_m * block_n * depth / rate cycles, at a
-rate that falls with the warp's tile, for a smaller one reads more shared memory per product. A
-multiprocessor with few warps does not reach that rate. And time passes in whole waves of blocks,
-each with a prologue and an epilogue. All numbers are rough; only their order decides.
+The model knows four things. A block's products take block_m * block_n * depth / rate cycles, depth
+in whole slices, at a rate that falls with the warp's tile, for a smaller one reads more shared
+memory per product. A multiprocessor with few warps does not reach that rate. A small tile reads
+more from L2 per product, and L2 delivers only so much. And time passes in whole waves of blocks,
+each with a prologue and an epilogue, which only another block at work there can hide. All numbers
+are rough, from architecture manuals and arithmetic; only their order decides. `tune` measures.
 """
 from __future__ import annotations
 
@@ -33,14 +35,20 @@ SIMT_TILES = (
     Tile(128, 32, 64, 2, 32, 32, 4),
 )
 TILES = {"float32": SIMT_TILES, "tf32": MMA_TILES, "float16": MMA_TILES, "bfloat16": MMA_TILES}
+ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 RATE = {"float32": 128, "tf32": 512, "float16": 1024, "bfloat16": 1024}     # products a cycle,
 FEWER_CORES = {"sm_75": 64, "sm_80": 64}        # of one multiprocessor; float32 on these
 MMA_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}     # by warp tile
 SIMT_EFFICIENCY = {(32, 64): 1.0, (32, 32): 0.85}
 WARPS_FOR_FULL_RATE = 8
-WAVE_CYCLES = 1500          # prologue and epilogue of a block
+WAVE_CYCLES = 1500          # a block waits before its first product and after its last,
+SETUP_CYCLES = 200          # and these it spends on instructions outside of its loop
 REDUCTION_CYCLES = 4000     # one more launch
-BYTES_PER_CYCLE = 12        # of one multiprocessor's share of L2, for partial sums
+# One multiprocessor's share, in bytes a cycle: of y into device memory, of partial sums out of L2,
+STORE_BYTES_PER_CYCLE = 16
+SUMS_BYTES_PER_CYCLE = 24
+L2_BYTES_PER_CYCLE = 28     # of all that L2 delivers, for the loop, and what one can take at most
+PORT_BYTES_PER_CYCLE = 64   # where others take little
 LEAST_SLICES = 4            # of a split: as many as stages
 MOST_SPLITS = 16
 # Shared memory of one multiprocessor, KiB; a block may have all but one of them.
@@ -65,17 +73,30 @@ def full_rate(tile: Tile, dtype: str, arch: str) -> float:
 def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, groups: int,
            dtype: str, options: CudaOptions) -> float:
     """Estimated time of one convolution; out_channels are those of one group."""
-    processors = max(1, options.multiprocessors)
+    processors, size = max(1, options.multiprocessors), ITEMSIZE[dtype]
+    slices = -(-depth * size // tile.row_bytes)
+    block_depth = -(-slices // splits) * tile.row_bytes // size     # zeros are multiplied, too
     work = -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
     waves = -(-work // processors)              # blocks that the busiest multiprocessor gets
-    warps = min(waves, 2) * tile.threads // 32
+    resident = min(waves, tile.blocks)          # and those of them that are at work at once
+    warps = resident * tile.threads // 32
     rate = full_rate(tile, dtype, options.arch) * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5
-    total = waves * (tile.block_m * tile.block_n * depth / splits / rate) + (
-        WAVE_CYCLES * max(1.0, waves / 2))
+    products = tile.block_m * tile.block_n * block_depth / rate
+    # Weights are packed with their zeros; of the image no more is read than there is.
+    read = (tile.block_m * min(block_depth, depth) + tile.block_n * block_depth) * size
+    occupied = work / (waves * processors)
+    copies = read / min(PORT_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE / occupied)
+    outputs = pixels * out_channels * groups
+    stores = outputs * (size if splits == 1 else 4 * splits) / work / STORE_BYTES_PER_CYCLE
+    loop = max(products, copies)
+    # Either something is always at work, once it has begun and until it ends, or each block waits
+    # for itself, its stores alone on their way.
+    busy = SETUP_CYCLES + max(loop, stores)
+    alone = (SETUP_CYCLES + WAVE_CYCLES + loop
+             + stores * STORE_BYTES_PER_CYCLE / PORT_BYTES_PER_CYCLE)
+    total = max(waves * busy + WAVE_CYCLES + min(loop, stores), waves * alone / resident)
     if splits > 1:
-        # Written by the splits, read by the reduction.
-        sums = 2 * 4 * splits * pixels * out_channels * groups
-        total += REDUCTION_CYCLES + sums / (BYTES_PER_CYCLE * processors)
+        total += REDUCTION_CYCLES + 4 * splits * outputs / (SUMS_BYTES_PER_CYCLE * processors)
     return total
 
 
@@ -83,10 +104,9 @@ def candidates(pixels: int, out_channels: int, depth: int, groups: int, dtype: s
                options: CudaOptions, tile: Tile | None = None, splits: int | None = None
                ) -> list[tuple[float, Choice]]:
     """All choices with their estimates, the least first; a tile or splits that is given is kept."""
-    size = 2 if dtype in ("float16", "bfloat16") else 4
     found = []
     for t in TILES[dtype] if tile is None else (tile,):
-        slices = -(-depth * size // t.row_bytes)
+        slices = -(-depth * ITEMSIZE[dtype] // t.row_bytes)
         most = max(1, min(MOST_SPLITS, slices // LEAST_SLICES))
         counts = range(1, most + 1) if splits is None else (splits,)
         if fits(t, options.arch):
