@@ -86,8 +86,9 @@ def conv2d(x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low,
             for block in range(first_block, end_block):
                 channel, vectors, valid, w_offset, bias_offset = blocks[block]
                 y_offset = pixel * g.out_channels + channel
+                panel = at(weight, w_offset)
                 one_block(rows, vectors, (source, x_step, lines, x_line, length,
-                                          at(weight, w_offset), at(bias, bias_offset),
+                                          panel, panel, 0, at(bias, bias_offset),
                                           at(residual, y_offset), len(residual),
                                           at(y, y_offset), g.out_channels, valid, low, high))
 

@@ -87,6 +87,15 @@ def first_lanes(b: Builder, lanes: Value) -> Value:
     return b.icmp_signed("<", ir.Constant(INT_VECTOR, list(range(LANES))), wanted)
 
 
+def prefetch(b: Builder, pointer: Value) -> None:
+    """Fetch the cache line of a pointer into the L2 cache; harmless for any address."""
+    byte = ir.IntType(8).as_pointer()
+    function = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    callee = cgutils.get_or_insert_function(b.module, function, "llvm.prefetch.p0")
+    read, into_l2, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+    b.call(callee, [b.bitcast(pointer, byte), read, into_l2, data])
+
+
 def vector_call(b: Builder, name: str, *args: Value) -> Value:
     """llvm.<name> on float vectors."""
     function = ir.FunctionType(VECTOR, [VECTOR] * len(args))
@@ -175,15 +184,16 @@ def power_of_two(typingctx, exponent):
 
 @intrinsic(prefer_literal=True)
 def conv_tile(typingctx, tile_rows, vectors, arguments):
-    """arguments: (x, x_step, lines, x_line, length, w, bias, residual, has_residual, y, y_step,
-    valid, low, high)
+    """arguments: (x, x_step, lines, x_line, length, w, ahead, ahead_step, bias, residual,
+    has_residual, y, y_step, valid, low, high)
 
     y[r, c] = clip(sum over l, k of x[r*x_step + l*x_line + k] * w[l*length + k, c]
                       + bias[c] + residual[r*y_step + c], low, high)
 
     for r < tile_rows, c < vectors * LANES, l < lines, k < length. All accumulators stay in
     registers through both loops. Of the last vector only the first `valid` channels are read
-    from `residual` and written. Pointers are to float32; steps count floats.
+    from `residual` and written. Pointers are to float32; steps count floats. Tap k also asks for
+    ahead[k*ahead_step] to be fetched into the L2 cache: weights that a later tile will read.
     """
     sizes = literal_ints(tile_rows, vectors)
     if sizes is None:
@@ -191,7 +201,7 @@ def conv_tile(typingctx, tile_rows, vectors, arguments):
     mr, nv = sizes
 
     def codegen(context, b, sig, args):
-        (x, x_step, lines, x_line, length, w, bias, residual, has_residual,
+        (x, x_step, lines, x_line, length, w, ahead, ahead_step, bias, residual, has_residual,
          y, y_step, valid, low, high) = cgutils.unpack_tuple(b, args[2])
         start = [load(b, advance(b, bias, j * LANES)) for _ in range(mr) for j in range(nv)]
 
@@ -201,6 +211,7 @@ def conv_tile(typingctx, tile_rows, vectors, arguments):
             pixels = [advance(b, first, x_step, r) for r in range(mr)]
 
             def tap(k, acc):
+                prefetch(b, advance(b, ahead, k, ahead_step))
                 w_line = advance(b, weights, k, nv * LANES)
                 w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
                 total = []

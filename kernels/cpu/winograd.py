@@ -18,6 +18,7 @@ threads is transformed by each, which costs little beside its products.
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,9 @@ from .tile import BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, one_block
 from .winograd_matrices import WEIGHT
 
 BLOCK = BLOCK_VECTORS * LANES
+# Input and products of a block and a group, 36 positions each, take about 250 KB for 64 channels.
+BLOCK_TILES = 9 * HALF_ROWS
+GROUP = 64
 
 
 class Geometry(NamedTuple):
@@ -66,35 +70,31 @@ class Geometry(NamedTuple):
         return self.tile + 2
 
     @property
-    def parts(self) -> tuple[int, int, int, int]:
-        """Floats of a thread's scratch: patch, lines, transformed inputs, products."""
+    def ends(self) -> tuple[int, int, int, int]:
+        """Where the patch, lines, inputs and products of a thread end in its scratch, in floats."""
         positions = self.reach ** 2
-        return (positions * self.depth, positions * max(self.depth, self.group),
-                positions * self.block_tiles * self.depth,
-                positions * self.block_tiles * self.group)
+        sizes = (positions * self.depth, positions * max(self.depth, self.group),
+                 positions * self.block_tiles * self.depth,
+                 positions * self.block_tiles * self.group)
+        patch, lines, inputs, products = itertools.accumulate(sizes)
+        return patch, lines, inputs, products
 
 
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit(parallel=True)
-def winograd2d(x, weight, bias, zeros, residual, y, scratch, parts, g, low, high, threads):
+def winograd2d(x, weight, bias, zeros, residual, y, scratch, ends, g, low, high, threads):
     """Every group of output channels of every block of tiles, divided evenly among the threads.
 
     x, y, residual: flat NHWC (residual may be empty); weight: packed by `pack`; bias: padded to
-    whole vectors; zeros: at least g.group; scratch: threads * sum(parts) floats.
+    whole vectors; zeros: g.group of them; scratch: threads * ends[-1] floats.
     """
     groups = -(-g.out_channels // g.group)
     units = -(-g.tiles // g.block_tiles) * groups
-    patch_size, lines_size, inputs_size, products_size = parts
     for thread in prange(threads):
-        start = thread * (patch_size + lines_size + inputs_size + products_size)
-        patch = scratch[start:start + patch_size]
-        start += patch_size
-        lines = scratch[start:start + lines_size]
-        start += lines_size
-        inputs = scratch[start:start + inputs_size]
-        start += inputs_size
-        products = scratch[start:start + products_size]
+        own = scratch[thread * ends[3]:(thread + 1) * ends[3]]
+        patch, lines = own[:ends[0]], own[ends[0]:ends[1]]
+        inputs, products = own[ends[1]:ends[2]], own[ends[2]:]
         transformed = -1
         for unit in range(thread * units // threads, (thread + 1) * units // threads):
             first_tile, channel = unit // groups * g.block_tiles, unit % groups * g.group
@@ -109,7 +109,11 @@ def winograd2d(x, weight, bias, zeros, residual, y, scratch, parts, g, low, high
 
 @njit()
 def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
-    """inputs[position, tile, channel] = B^T d B for `tiles` tiles from first_tile on."""
+    """inputs[position, tile, channel] = B^T d B for `tiles` tiles from first_tile on.
+
+    Tiles inside the image are read where they lie, those at its border and those of channels that
+    are no whole vectors from a copy between zeros.
+    """
     reach = g.tile + 2
     line = reach * g.depth
     position_step = g.block_tiles * g.depth
@@ -119,55 +123,59 @@ def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
         inside = 0 <= h <= g.height - reach and 0 <= w <= g.width - reach
         if inside and g.depth == g.channels:
             source = at(x, ((image * g.height + h) * g.width + w) * g.channels)
-            source_line = g.width * g.channels
+            input_pass(g.tile, (source, g.width * g.channels, at(lines, 0), line, line))
         else:
-            gather_patch(x, patch, image, h, w, g)
-            source, source_line = at(patch, 0), line
-        down(g.tile, (source, source_line, at(lines, 0), line, line))
-        for i in range(reach):
+            copy_patch(x, patch, image, h, w, g)
+            input_pass(g.tile, (at(patch, 0), line, at(lines, 0), line, line))
+        for i in range(reach):      # B^T d is in lines; now each of its rows times B
             target = at(inputs, i * reach * position_step + t * g.depth)
-            down(g.tile, (at(lines, i * line), g.depth, target, position_step, g.depth))
+            input_pass(g.tile, (at(lines, i * line), g.depth, target, position_step, g.depth))
 
 
 @njit()
-def gather_patch(x, patch, image, h, w, g):
-    """Copy the inputs of a tile whose first is (h, w), zeros for padding, [reach, reach, depth]."""
+def copy_patch(x, patch, image, h, w, g):
+    """patch[reach, reach, depth] = the inputs of a tile whose first is (h, w), and zeros."""
     reach = g.tile + 2
     zero_floats(at(patch, 0), reach * reach * g.depth)
-    first, end = max(w, 0), min(w + reach, g.width)
     for i in range(max(h, 0), min(h + reach, g.height)):
-        source = (image * g.height + i) * g.width
-        target = (i - h) * reach - w
-        if g.depth == g.channels:
-            copy_floats(at(patch, (target + first) * g.depth),
-                        at(x, (source + first) * g.channels), (end - first) * g.channels)
-        else:
-            for j in range(first, end):
-                copy_floats(at(patch, (target + j) * g.depth),
-                            at(x, (source + j) * g.channels), g.channels)
+        for j in range(max(w, 0), min(w + reach, g.width)):
+            copy_floats(at(patch, ((i - h) * reach + j - w) * g.depth),
+                        at(x, ((image * g.height + i) * g.width + j) * g.channels), g.channels)
 
 
 @njit()
 def multiply(inputs, weight, zeros, products, first_channel, tiles, g):
     """products[position, tile, channel] = inputs[position] @ weight[position], for one group.
 
-    Rows of tiles that fill up the last micro-kernel hold anything, and nobody reads them.
+    Weights come from far, each is used for few tiles, and the first micro-kernel of a panel would
+    wait for them: all micro-kernels of a panel share the fetching of the next one. Rows of tiles
+    that fill up the last micro-kernel hold anything, and nobody reads them.
     """
-    out_depth = -(-g.out_channels // LANES) * LANES
-    end_channel = min(first_channel + g.group, out_depth)
-    infinity = np.float32(np.inf)
-    nothing = at(zeros, 0)
-    for position in range((g.tile + 2) ** 2):
-        row = position * g.block_tiles
-        for channel in range(first_channel, end_channel, BLOCK):
-            vectors = min(BLOCK, end_channel - channel) // LANES
-            panel = at(weight, (position * out_depth + channel) * g.channels)
-            for t in range(0, tiles, TILE_ROWS):
-                rows = TILE_ROWS if tiles - t > HALF_ROWS else HALF_ROWS
-                target = at(products, (row + t) * g.group + channel - first_channel)
-                one_block(rows, vectors, (at(inputs, (row + t) * g.depth), g.depth, 1, 0,
-                                          g.channels, panel, nothing, nothing, 0, target, g.group,
-                                          LANES, -infinity, infinity))
+    end_channel = min(first_channel + g.group, -(-g.out_channels // LANES) * LANES)
+    blocks = -(-(end_channel - first_channel) // BLOCK)
+    panels = (g.tile + 2) ** 2 * blocks
+    share = -(-BLOCK // -(-tiles // TILE_ROWS))
+    infinity, nothing = np.float32(np.inf), at(zeros, 0)
+    for panel in range(panels):
+        position, channel = panel // blocks, first_channel + panel % blocks * BLOCK
+        vectors = min(BLOCK, end_channel - channel) // LANES
+        following = min(panel + 1, panels - 1)
+        ahead = panel_offset(following // blocks, first_channel + following % blocks * BLOCK, g)
+        for t in range(0, tiles, TILE_ROWS):
+            rows = TILE_ROWS if tiles - t > HALF_ROWS else HALF_ROWS
+            row = position * g.block_tiles + t
+            one_block(rows, vectors, (
+                at(inputs, row * g.depth), g.depth, 1, 0, g.channels,
+                at(weight, panel_offset(position, channel, g)), at(weight, ahead), share,
+                nothing, nothing, 0, at(products, row * g.group + channel - first_channel), g.group,
+                LANES, -infinity, infinity))
+            ahead += share * g.channels
+
+
+@njit(inline="always")
+def panel_offset(position, channel, g):
+    """Where `pack` puts the weights of a position and a block that begins with this channel."""
+    return (position * (-(-g.out_channels // LANES) * LANES) + channel) * g.channels
 
 
 @njit()
@@ -181,7 +189,7 @@ def transform_outputs(products, lines, bias, zeros, residual, y, first_tile, til
     for t in range(tiles):
         image, row, column = place(first_tile + t, g)
         for j in range(reach):
-            down_outputs(g.tile, (at(products, j * position_step + t * g.group),
+            output_pass(g.tile, (at(products, j * position_step + t * g.group),
                                   reach * position_step, at(lines, j * g.group),
                                   reach * g.group, length))
         for i in range(min(g.tile, g.out_height - row)):
@@ -190,7 +198,7 @@ def transform_outputs(products, lines, bias, zeros, residual, y, first_tile, til
             added, added_step = at(zeros, 0), 0
             if len(residual) > 0:
                 added, added_step = at(residual, target), g.out_channels
-            across(g.tile, (at(lines, i * reach * g.group), g.group, at(bias, channel),
+            write_pixels(g.tile, (at(lines, i * reach * g.group), g.group, at(bias, channel),
                             added, added_step, at(y, target), g.out_channels,
                             min(g.tile, g.out_width - column), channels, low, high))
 
@@ -204,7 +212,8 @@ def place(tile, g):
 
 
 @njit(inline="always")
-def down(tile, arguments):
+def input_pass(tile, arguments):
+    """The transform of this tile, whose size it must know when it is compiled."""
     if tile == 4:
         winograd_input(4, arguments)
     else:
@@ -212,7 +221,7 @@ def down(tile, arguments):
 
 
 @njit(inline="always")
-def down_outputs(tile, arguments):
+def output_pass(tile, arguments):
     if tile == 4:
         winograd_output(4, arguments)
     else:
@@ -220,7 +229,7 @@ def down_outputs(tile, arguments):
 
 
 @njit(inline="always")
-def across(tile, arguments):
+def write_pixels(tile, arguments):
     if tile == 4:
         winograd_pixels(4, arguments)
     else:
@@ -243,10 +252,6 @@ def pack(weight: Array, tile: int) -> Array:
     panels = [transformed[:, :, start:start + BLOCK].reshape(len(transformed), -1)
               for start in range(0, len(padded), BLOCK)]
     return np.concatenate(panels, axis=1).ravel()
-
-
-BLOCK_TILES = 24
-GROUP = 64
 
 
 def choose(op: Conv2d, weight_shape: tuple[int, ...], map_size: Pair) -> int:
@@ -274,12 +279,14 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     tiles_high, tiles_wide = -(-out_height // tile), -(-out_width // tile)
     tiles = batch * tiles_high * tiles_wide
     depth, out_depth = (-(-c // LANES) * LANES for c in (channels, out_channels))
-    block_tiles = -(-min(tiles, BLOCK_TILES) // HALF_ROWS) * HALF_ROWS
-    group = min(-(-out_depth // BLOCK) * BLOCK, GROUP)
+    blocks = -(-tiles // BLOCK_TILES)
+    block_tiles = -(-tiles // blocks // HALF_ROWS) * HALF_ROWS      # even blocks
+    # Two groups for each thread at least, where there are so many channels.
+    group = min(GROUP, -(-out_depth * blocks // (2 * options.threads) // BLOCK) * BLOCK)
     g = Geometry(tile, height, width, channels, out_height, out_width, out_channels,
                  *op.padding[:2], tiles_high, tiles_wide, tiles, depth, block_tiles, group)
-    parts = g.parts
-    floats = options.threads * sum(parts)
+    ends = g.ends
+    floats = options.threads * ends[-1]
     packed = options.pack(weight, f"winograd {tile}", lambda w: pack(w, tile))
     packed_bias = np.zeros(out_depth, np.float32)
     if bias is not None:
@@ -293,7 +300,7 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
         scratch = workspace[:4 * floats].view(np.float32)
 
         def run() -> None:
-            winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, parts, g, low, high,
+            winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, ends, g, low, high,
                        options.threads)
             if finish is not None:
                 finish(flat, options.threads)
