@@ -1,11 +1,15 @@
-"""Times every layer of a network on the CPU, and sets it against what the machine can do.
+"""Times every layer of a network, and sets it against what the machine can do.
 
     python profiling/layers.py resnet50 --threads 2 --json layers.json
+    python profiling/layers.py resnet50 --device cuda --dtype float16 --batch 256 --plot layers.svg
 
-Layers run one after the other, as they do in any call; each is timed from step to step. What a
-call takes beyond its layers (copying inputs and outputs, Python) has a row of its own. Peaks are
-measured in the same run: multiply-adds from registers, copying through memory. Percentages are of
-the fastest run of each layer; caches may carry a layer past the bandwidth of memory.
+Layers run one after the other, as they do in any call; each is timed from step to step. On the CPU
+what a call takes beyond its layers (copying inputs and outputs, Python) has a row of its own. Peaks
+are measured in the same run: on the CPU multiply-adds from registers and copying through memory, on
+a GPU the largest of PyTorch's matrix products and a copy. A layer's roofline is the longer of the
+times that its FLOPs take at the peak and its bytes at the copy's bandwidth; depthwise and other
+layers that tensor cores can not compute have bytes alone. Percentages are of the fastest run of
+each layer; caches may carry it past 100.
 """
 from __future__ import annotations
 
@@ -16,140 +20,264 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from bench_network import find_network, positive, provenance, random_batch
+from charts import Point, Roofline, save_rooflines
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 import cpu_peak
+import roofline
 
 from cnn import passes
 from cnn.devices import CpuDevice
 from cnn.errors import Error
-from cnn.executor import Layer, Program, specialise
+from cnn.executor import Program, specialise
 from cnn.onnx_import import load_onnx
 from kernels import ops
+from kernels.cuda.errors import CudaError
 
 OUTSIDE = "(outside of layers)"
+WARM_UP = 2         # runs before the timed ones
+
+Span = tuple[float, float]      # ms after the run's start
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: times in ms; FLOPs; bytes that it must read and write once."""
+    """One layer: times in ms; FLOPs; bytes that it must read and write once.
+
+    full_rate  whether its FLOPs could run at the machine's peak
+    launches   what is known of its kernels, on a GPU
+    """
     layer: str
+    kind: str
     kernel: str
     output_shape: tuple[int, ...]
     min_ms: float
     median_ms: float
     flops: int
     bytes: int
+    full_rate: bool = False
+    launches: list[dict[str, Any]] = field(default_factory=list)
 
 
-class StopWatch(CpuDevice):
-    """The CPU, with the time of each step of each run written down."""
+@dataclass(frozen=True)
+class Machine:
+    """What the layers ran on: FLOP/s and bytes/s at best, and where the peak comes from."""
+    name: str
+    peak: float
+    peak_source: str
+    bandwidth: float
+    on_gpu: bool
+
+    def bound(self, row: Row) -> tuple[float, str]:
+        """The roofline: least time in ms, and what takes it: "compute" or "memory"."""
+        compute = 1e3 * row.flops / self.peak if row.full_rate else 0.0
+        memory = 1e3 * row.bytes / self.bandwidth
+        return (compute, "compute") if compute > memory else (memory, "memory")
+
+
+class CpuWatch(CpuDevice):
+    """The CPU, with the (start, end) of each step of each run written down."""
 
     def __init__(self, threads: int | None) -> None:
         super().__init__(threads)
-        self.runs: list[list[int]] = []         # nanoseconds
+        self.runs: list[list[Span]] = []
+        self.facts: list[list[Any]] = []        # nothing more is known of a CPU's kernels
 
-    def compile(self, bound: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    def compile(self, steps: Sequence[tuple[str, Callable[[], object]]]) -> Callable[[], None]:
         def timed(step: Callable[[], object]) -> Callable[[], None]:
             def call() -> None:
-                start = time.perf_counter_ns()
+                start = time.perf_counter()
                 step()
-                self.runs[-1].append(time.perf_counter_ns() - start)
+                self._spans.append((start, time.perf_counter()))
             return call
-        return super().compile([timed(step) for step in bound])
+        self.facts = [[] for _ in steps]
+        run_all = super().compile([(layer, timed(step)) for layer, step in steps])
+
+        def run() -> None:
+            self._spans: list[Span] = []
+            start = time.perf_counter()
+            run_all()
+            self.runs.append([(1e3 * (a - start), 1e3 * (b - start)) for a, b in self._spans])
+        return run
 
 
-def profile(path: Path, batch: int, threads: int, runs: int) -> list[Row]:
-    """The rows of a network, the last being what belongs to no layer."""
-    device = StopWatch(threads)
+# ---- measuring --------------------------------------------------------------------------------
+
+def profile(path: Path, batch: int, device: Any, runs: int) -> tuple[list[Row], list[Span]]:
+    """(rows of a network, when each layer ran in the fastest run) by a stop watch of a device. The
+    CPU's last row is what belongs to no layer."""
     graph = passes.optimise(load_onnx(path).graph)
     image = np.ascontiguousarray(random_batch(onnx.load(path), batch).transpose(0, 2, 3, 1))
     name, = graph.inputs
     program = Program(specialise(graph, {name: image.shape}), device, device.options())
     whole = []
-    for _ in range(runs + 2):
-        device.runs.append([])
-        start = time.perf_counter_ns()
+    for _ in range(runs + WARM_UP):
+        start = time.perf_counter()
         program.run({name: image})
-        whole.append(time.perf_counter_ns() - start)
-    times = np.array(device.runs[2:]) / 1e6     # the first two warm caches up
-    outside = np.array(whole[2:]) / 1e6 - times.sum(axis=1)
+        whole.append(1e3 * (time.perf_counter() - start))
+    spans = np.array(device.runs[WARM_UP:])             # (run, layer, start and end)
+    times = spans[..., 1] - spans[..., 0]
     layers = [layer for layer in program.layers if layer.step is not None]
-    rows = [row(layer, times[:, i]) for i, layer in enumerate(layers)]
-    copied = 4 * sum(ops.count(spec.shape) for spec in program.graph.inputs.values())
-    return [*rows, Row(OUTSIDE, "", (), outside.min(), statistics.median(outside), 0, 2 * copied)]
+    rows = [row(layer, times[:, i], [asdict(one) for one in device.facts[i]], device.dtype)
+            for i, layer in enumerate(layers)]
+    if isinstance(device, CpuWatch):
+        outside = np.array(whole[WARM_UP:]) - times.sum(axis=1)
+        copied = 4 * sum(ops.count(spec.shape) for spec in program.graph.inputs.values())
+        rows.append(Row(OUTSIDE, OUTSIDE, "", (), outside.min(), statistics.median(outside), 0,
+                        2 * copied))
+    return rows, [tuple(span) for span in spans[times.sum(axis=1).argmin()].tolist()]
 
 
-def row(layer: Layer, times: np.ndarray) -> Row:
-    op, shapes = layer.node.op, [spec.shape for spec in layer.inputs]
-    assert layer.step is not None
-    return Row(layer.node.name, layer.step.kernel, ops.known(layer.output.shape),
-               float(times.min()), float(np.median(times)), op.flops(*shapes), op.bytes(*shapes))
+def row(layer: Any, times: np.ndarray, launches: list[dict[str, Any]], dtype: str) -> Row:
+    cost = roofline.cost(layer.node.name, layer.node.op, [spec.shape for spec in layer.inputs],
+                         roofline.ITEMSIZE[dtype])
+    # Without tensor cores in play all arithmetic runs on the units whose peak is taken.
+    return Row(cost.name, cost.kind, layer.step.kernel, cost.shape, float(times.min()),
+               float(np.median(times)), cost.flops, cost.bytes,
+               cost.tensor_cores or dtype == "float32", launches)
 
 
-def table(name: str, rows: Sequence[Row], peak: float, bandwidth: float, threads: int) -> Table:
-    shown = Table(Column("layer", "total"), Column("kernel"), Column("output"), box=box.SIMPLE,
-                  title=f"{name}, {threads} threads: {peak / 1e9:.1f} GFLOP/s, "
-                        f"{bandwidth / 1e9:.1f} GB/s at best", show_footer=True)
+def measure(path: Path, settings: argparse.Namespace
+            ) -> tuple[Machine, list[Row], list[Span], dict[str, Any]]:
+    """(machine, rows, the fastest run, provenance) of the device that was asked for."""
+    if settings.device == "cpu":
+        watch = CpuWatch(settings.threads)
+        rows, fastest = profile(path, settings.batch, watch, settings.runs)
+        peak, bandwidth = cpu_peak.measure(watch.threads)
+        machine = Machine(f"{watch.threads} threads", peak, "measured: multiply-adds of registers",
+                          bandwidth, on_gpu=False)
+        return machine, rows, fastest, provenance()
+    import gpu_timing
+    from gpu_watch import GpuWatch
+
+    from cnn.gpu_device import number
+    gpu_watch = GpuWatch(number(settings.device), settings.dtype)
+    rows, fastest = profile(path, settings.batch, gpu_watch, settings.runs)
+    found = gpu_timing.provenance(gpu_watch.index)
+    machine = Machine(found["gpu"]["name"], *gpu_watch.limits(settings.peak), on_gpu=True)
+    return machine, rows, fastest, found
+
+
+# ---- results ----------------------------------------------------------------------------------
+
+def table(title: str, rows: Sequence[Row], machine: Machine) -> Table:
+    unit, scale = ("TFLOP/s", 1e12) if machine.on_gpu else ("GFLOP/s", 1e9)
+    shown = Table(Column("layer", "total"), Column("kernel", overflow="fold"), Column("output"),
+                  box=box.SIMPLE, padding=0, show_footer=True,
+                  title=f"{title}\n{machine.name}, at best {machine.peak / scale:.1f} {unit} "
+                        f"({machine.peak_source}) and {machine.bandwidth / 1e9:.1f} GB/s")
     total = sum(row.median_ms for row in rows)
-    for heading, footer in (("min ms", f"{sum(row.min_ms for row in rows):.3f}"),
-                            ("median ms", f"{total:.3f}"), ("% of time", ""), ("GFLOP/s", ""),
-                            ("% of peak", ""), ("GB/s", ""), ("% of copy", "")):
+    if machine.on_gpu:
+        shown.add_column("registers", justify="right")
+        shown.add_column("occupancy", justify="right")
+    least = sum(machine.bound(row)[0] for row in rows)
+    fastest = sum(row.min_ms for row in rows)
+    for heading, footer in (("min ms", f"{fastest:.3f}"), ("median ms", f"{total:.3f}"),
+                            ("% of time", ""), (unit, ""), ("GB/s", ""), ("limit", ""),
+                            ("% of\nroofline", f"{100 * least / fastest:.0f}")):
         shown.add_column(heading, footer, justify="right")
     for row in rows:
-        flops, moved = row.flops / row.min_ms * 1e3, row.bytes / row.min_ms * 1e3
+        occupied = [[str(launch["registers"]) for launch in row.launches],
+                    [f"{launch['occupancy']:.0%}" for launch in row.launches]]
         shown.add_row(row.layer, row.kernel, "x".join(map(str, row.output_shape)),
-                      f"{row.min_ms:.3f}", f"{row.median_ms:.3f}",
+                      *(map(" + ".join, occupied) if machine.on_gpu else ()),
+                      f"{row.min_ms:.4f}", f"{row.median_ms:.4f}",
                       f"{100 * row.median_ms / total:.1f}",
-                      *((f"{flops / 1e9:.1f}", f"{100 * flops / peak:.0f}") if row.flops
-                        else ("", "")), f"{moved / 1e9:.1f}", f"{100 * moved / bandwidth:.0f}")
+                      f"{row.flops / row.min_ms * 1e3 / scale:.1f}" if row.flops else "",
+                      f"{row.bytes / row.min_ms / 1e6:.1f}", machine.bound(row)[1],
+                      f"{100 * machine.bound(row)[0] / row.min_ms:.0f}")
     return shown
 
 
-def as_json(name: str, rows: Sequence[Row], peak: float, bandwidth: float,
-            settings: argparse.Namespace) -> dict[str, Any]:
-    return {"kind": "measurement", "network": name, "batch": settings.batch,
-            "threads": settings.threads, "runs": settings.runs, "peak_flops": peak,
-            "copy_bytes_per_s": bandwidth, "provenance": provenance(),
-            "rows": [asdict(row) for row in rows]}
+def as_json(title: str, rows: Sequence[Row], machine: Machine, settings: argparse.Namespace,
+            found: dict[str, Any]) -> dict[str, Any]:
+    fastest = sum(row.min_ms for row in rows)
+    bounds = [machine.bound(row) for row in rows]
+    of_roofline = 100 * sum(least_ms for least_ms, _ in bounds) / fastest
+    return {"kind": "measurement", "network": settings.model, "batch": settings.batch,
+            "device": settings.device, "dtype": settings.dtype, "runs": settings.runs,
+            "machine": asdict(machine), "provenance": found,
+            "headline": {f"{title}: sum of layers, ms": fastest,
+                         f"{title}: % of roofline": of_roofline},
+            "rows": [{**asdict(row), "least_ms": least_ms, "limit": limit}
+                     for row, (least_ms, limit) in zip(rows, bounds, strict=True)]}
 
+
+def chart(title: str, rows: Sequence[Row], machine: Machine) -> Roofline:
+    points = [Point(row.kind, row.flops / row.bytes, row.flops / row.min_ms / 1e9, row.min_ms)
+              for row in rows if row.flops]
+    return Roofline(title, {"peak": machine.peak / 1e12}, machine.bandwidth / 1e12, points)
+
+
+def trace(rows: Sequence[Row], spans: Sequence[Span], machine: Machine) -> dict[str, Any]:
+    """One run in Chrome's trace format, for chrome://tracing and Perfetto; times in us."""
+    names = {"process_name": machine.name, "thread_name": "layers"}
+    events = [{"name": kind, "ph": "M", "pid": 0, "tid": 0, "args": {"name": name}}
+              for kind, name in names.items()]
+    return {"displayTimeUnit": "ms", "traceEvents": [*events, *(
+        {"name": row.layer, "cat": row.kind, "ph": "X", "pid": 0, "tid": 0, "ts": 1e3 * start,
+         "dur": 1e3 * (end - start),
+         "args": {"kernel": row.kernel, "output": "x".join(map(str, row.output_shape)),
+                  "flops": row.flops, "bytes": row.bytes}}
+        for row, (start, end) in zip(rows, spans, strict=False))]}  # what is outside has no span
+
+
+# ---- command line -----------------------------------------------------------------------------
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a name of networks.py or of the zoo, or an .onnx file")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default cpu")
+    parser.add_argument("--dtype", choices=roofline.ITEMSIZE, default="float32",
+                        help="default float32, which is all that the CPU has")
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--threads", type=positive, default=None, help="default: all cores")
     parser.add_argument("--runs", type=positive, default=50, help="timed runs")
+    parser.add_argument("--peak", type=float, metavar="TFLOPS",
+                        help="a GPU's peak, say of its data sheet; default: measured by PyTorch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    return parser.parse_args(arguments)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a roofline: .svg or .png")
+    parser.add_argument("--trace", type=Path, metavar="FILE",
+                        help="write the fastest run for chrome://tracing or Perfetto")
+    settings = parser.parse_args(arguments)
+    if settings.device == "cpu" and (settings.dtype != "float32" or settings.peak):
+        parser.error("--dtype and --peak are for a GPU: add --device cuda")
+    if settings.device != "cpu" and settings.threads:
+        parser.error("--threads is for the CPU: leave it or --device out")
+    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_arguments(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        console.width = 180         # a pipe's 80 columns would cut the numbers
     try:
-        settings.threads = CpuDevice(settings.threads).threads
         with tempfile.TemporaryDirectory() as folder:
             path = find_network(settings.model, Path(folder))
-            rows = profile(path, settings.batch, settings.threads, settings.runs)
-        peak, bandwidth = cpu_peak.measure(settings.threads)
-    except (Error, ValueError, OSError) as error:
+            machine, rows, fastest, found = measure(path, settings)
+        title = f"{Path(settings.model).stem}, batch {settings.batch}, {settings.dtype}"
+        console.print(table(title, rows, machine))
+        if settings.json:
+            result = as_json(title, rows, machine, settings, found)
+            settings.json.write_text(json.dumps(result, indent=1) + "\n")
+        if settings.trace:
+            settings.trace.write_text(json.dumps(trace(rows, fastest, machine)) + "\n")
+        if settings.plot:
+            save_rooflines([chart(title, rows, machine)], machine.name, settings.plot)
+    except (Error, CudaError, ValueError, OSError) as error:
         sys.exit(f"layers.py: {error}")
-    console.print(table(settings.model, rows, peak, bandwidth, settings.threads))
-    if settings.json:
-        result = as_json(settings.model, rows, peak, bandwidth, settings)
-        settings.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

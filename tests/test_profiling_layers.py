@@ -1,15 +1,43 @@
 """profiling/layers.py: what is in its rows; how long anything took is not tested."""
 import json
+from itertools import pairwise
 
+import gpu_timing
+import gpu_watch
 import layers as script
 import pytest
+from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 
-def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def cpu(monkeypatch):
     monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e11, 1e10))
-    script.main([str(small_model), "--threads", "1", "--batch", "2", "--runs", "3",
-                 "--json", str(tmp_path / "layers.json")])
-    result = json.loads((tmp_path / "layers.json").read_text())
+
+
+@pytest.fixture
+def cupy(machine, monkeypatch):  # noqa: F811
+    """A small GPU with a bandwidth that is known; ranges are written down."""
+    monkeypatch.setattr(gpu_timing, "copy_bandwidth", lambda stream: 1e9)
+    monkeypatch.setattr(gpu_timing, "clocks", lambda index: {})
+    monkeypatch.setattr(gpu_watch, "SCRATCH_BYTES", 1 << 10)
+    monkeypatch.setattr(gpu_watch, "FASTEST_WRITE", 1e6)
+    fake = machine()
+    fake.ranges = []
+    fake.cuda.nvtx.RangePush = fake.ranges.append
+    return fake
+
+
+def profile(model, folder, *options):
+    """(JSON, trace)"""
+    script.main([str(model), "--batch", "2", "--runs", "3", "--json", str(folder / "layers.json"),
+                 "--trace", str(folder / "trace.json"), "--plot", str(folder / "layers.svg"),
+                 *options])
+    assert (folder / "layers.svg").stat().st_size > 1000
+    return tuple(json.loads((folder / name).read_text()) for name in ("layers.json", "trace.json"))
+
+
+def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, cpu, capsys):
+    result, trace = profile(small_model, tmp_path, "--threads", "1")
     rows = {row["layer"]: row for row in result["rows"]}
     assert list(rows) == ["conv", "avgpool", "logits", script.OUTSIDE]
     assert rows["conv"]["flops"] == 2 * 2 * 8 * 8 * 8 * 9 * 3
@@ -18,8 +46,46 @@ def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, monkeyp
     assert result["kind"] == "measurement"
     assert result["provenance"]["command"]
     shown = capsys.readouterr().out
-    assert "100.0 GFLOP/s, 10.0 GB/s at best" in shown
+    assert "1 threads, at best 100.0 GFLOP/s (measured: multiply-adds of registers) and 10.0 GB/s" \
+        in shown
     assert script.OUTSIDE in shown
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert [span["name"] for span in spans] == ["conv", "avgpool", "logits"]
+    assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in pairwise(spans))
+
+
+def test_the_roofline_is_the_longer_of_arithmetic_and_memory(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e10, 1e10))
+    rows = {row["layer"]: row for row in profile(small_model, tmp_path)[0]["rows"]}
+    conv, pool = rows["conv"], rows["avgpool"]
+    assert conv["flops"] > conv["bytes"]
+    assert (conv["limit"], conv["least_ms"]) == ("compute", pytest.approx(conv["flops"] / 1e7))
+    assert (pool["limit"], pool["least_ms"]) == ("memory", pytest.approx(pool["bytes"] / 1e7))
+
+
+def test_layers_on_a_gpu(small_model, tmp_path, cupy, capsys):
+    result, trace = profile(small_model, tmp_path, "--device", "cuda", "--dtype", "float16",
+                            "--peak", "100")
+    rows = {row["layer"]: row for row in result["rows"]}
+    assert list(rows) == ["conv", "avgpool", "logits"]
+    conv = rows["conv"]
+    # The image is folded first; each launch takes a microsecond of the stand-in.
+    fold, main = conv["launches"]
+    assert conv["min_ms"] == conv["median_ms"] == pytest.approx(0.002)
+    assert fold["kernel"].startswith("conv_fold")
+    assert main["kernel"] == conv["kernel"]
+    assert 16 <= main["registers"] <= 255
+    assert main["occupancy"] == 2 * main["threads"] / 2048
+    assert conv["bytes"] == 2 * (2 * 16 * 16 * 3 + 8 * 9 * 3 + 2 * 8 * 8 * 8)
+    assert conv["least_ms"] == pytest.approx(conv["bytes"] / 1e6)
+    assert result["machine"]["peak_source"] == "as given by --peak"
+    assert result["provenance"]["gpu"]["arch"] == "sm_90a"
+    assert cupy.ranges == 5 * list(rows)
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert [span["ts"] for span in spans] == pytest.approx([0, 2, 3])
+    assert [span["dur"] for span in spans] == pytest.approx([2, 1, 1])
+    assert "Fake GPU, at best 100.0 TFLOP/s (as given by --peak) and 1.0 GB/s" in (
+        capsys.readouterr().out)
 
 
 def test_peaks_are_measured(monkeypatch):
@@ -32,7 +98,26 @@ def test_peaks_are_measured(monkeypatch):
     (["missing"], "there is no network 'missing'"),
     (["missing.onnx"], "missing.onnx: there is no such file"),
     (["mobilenet_v2", "--threads", "999"], "threads=999"),
+    (["mobilenet_v2", "--device", "cuda:3"], "there is no GPU 3"),
+    (["mobilenet_v2", "--device", "cuda:x"], "device='cuda:x' is unknown"),
 ])
-def test_what_can_not_be_profiled_is_a_sentence(arguments, message):
+def test_what_can_not_be_profiled_is_a_sentence(arguments, message, cupy):
     with pytest.raises(SystemExit, match=message):
         script.main(arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--dtype", "float16"], "--dtype and --peak are for a GPU: add --device cuda"),
+    (["--device", "cuda", "--threads", "2"], "--threads is for the CPU"),
+])
+def test_options_that_do_not_fit_the_device(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["mobilenet_v2", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_peak_needs_torch_or_a_number(small_model, cupy, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setattr(gpu_watch, "PEAK_SIZE", 64)
+    with pytest.raises(SystemExit, match="PyTorch can not be imported"):
+        script.main([str(small_model), "--runs", "1", "--device", "cuda", "--dtype", "float16"])
