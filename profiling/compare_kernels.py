@@ -42,10 +42,10 @@ from layer_cases import ROUNDOFF, Arrays, Case, cases_of, check, gemm, to_gpu
 
 from cnn.errors import Error
 from kernels import ops
-from kernels.cuda import gpu
+from kernels.cuda import gpu, tuned
 from kernels.cuda.backend import DTYPES, prepare
 from kernels.cuda.errors import CudaError
-from kernels.cuda.launch import CudaOptions
+from kernels.cuda.launch import Choice, CudaOptions
 from kernels.ops import TensorSpec
 
 GEMM_SIZES = (8192, 4096, 2048, 1024)
@@ -97,11 +97,16 @@ def weight(case: Case) -> float:
 
 @dataclass
 class Bench:
-    """Where and how everything is measured; torch is None where ours is timed alone."""
+    """Where and how everything is measured.
+
+    torch  None where ours is timed alone
+    tuned  the tiles that `cnn tune` has found on this GPU, which a model would use, too
+    """
     index: int
     stream: Any
     torch: torch_rivals.Torch | None
     rounds: int
+    tuned: dict[str, Choice]
 
     def measure(self, case: Case, uses: dict[str, int]) -> dict[str, Any]:
         """A row: figures of each rival that is right, in "wrong" what is said of the others."""
@@ -139,7 +144,7 @@ class Bench:
             options = CudaOptions(
                 packed={key: (source, array.copy()) for key, (source, array) in packed.items()},
                 dtype=case.dtype, arch=here.arch, multiprocessors=here.multiprocessors,
-                upload=to_gpu)
+                upload=to_gpu, tuned=self.tuned)
             step = prepare(case.op, arrays.specs, TensorSpec(case.output_shape, case.stored),
                            arrays.constants, options)
             packed = packed or options.packed
@@ -273,19 +278,19 @@ def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything measured, as it goes to JSON."""
     deadline = time.monotonic() + (math.inf if settings.budget is None else settings.budget)
     uses = gather(settings.groups, settings.dtype)
-    gpu.gpu(settings.gpu)
+    choices = tuned.load(gpu.gpu(settings.gpu))
     cuda = gpu.cupy().cuda
     stream = cuda.Stream(non_blocking=True)
     with cuda.Device(settings.gpu), stream:
         torch = None if settings.no_torch else torch_rivals.Torch(
             settings.gpu, stream, settings.dtype)
         bandwidth = gpu_timing.copy_bandwidth(stream)
-        bench = Bench(settings.gpu, stream, torch, settings.rounds)
+        bench = Bench(settings.gpu, stream, torch, settings.rounds, choices)
         rows, skipped = run(uses, bench, deadline, console)
     options = {name: value for name, value in vars(settings).items() if name not in (
         "json", "plot")}
     return {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
-            "settings": options, "copy_bytes_per_s": bandwidth,
+            "settings": options, "tuned_choices": len(choices), "copy_bytes_per_s": bandwidth,
             "headline": headline(rows, bandwidth), "rows": rows, "skipped": skipped}
 
 
