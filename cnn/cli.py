@@ -1,4 +1,4 @@
-"""The command line: cnn classify, cnn summary, cnn doctor."""
+"""The command line: cnn classify, cnn summary, cnn tune, cnn doctor."""
 from __future__ import annotations
 
 import csv
@@ -13,7 +13,14 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from .errors import Error, ImageError, ModelError
@@ -39,6 +46,7 @@ Examples:
   cnn classify cat.jpg
   cnn classify photos/ --top 1 --csv > labels.csv
   cnn summary efficientnet_lite0
+  cnn tune net.onnx --dtype float16 --batch 64
   cnn doctor""")
 @click.version_option(__version__, prog_name="cnn")
 def cli() -> None:
@@ -241,6 +249,45 @@ def summary(source: str | None, device: str, batch: int) -> None:
         table.add_row(*row)
     out.print(table)
     out.print(result.footer(), soft_wrap=True)
+
+
+@cli.command(epilog="""\b
+Examples:
+  cnn tune --dtype float16
+  cnn tune resnet50.onnx --dtype float16 --batch 256 --budget 120""")
+@click.argument("source", metavar="MODEL", required=False)
+@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
+@click.option("--dtype", default="float32", show_default=True, help="Compute type.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
+              help="Images to run at once.")
+@click.option("--budget", type=click.FloatRange(0), default=60.0, show_default=True,
+              help="Seconds to search for, compiling included.")
+@_debug
+def tune(source: str | None, device: str, dtype: str, batch: int, budget: float) -> None:
+    """Measure which kernels run a model fastest on this GPU, and save the choice.
+
+    Ctrl-C ends the search and keeps what it found.
+    """
+    from .model import load
+    model = load(source, device=device, dtype=dtype)
+    columns = (TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.description}"))
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        report = model.tune(batch, budget, lambda done, total, layer: bar.update(
+            task, completed=done, total=total, description=layer))
+    if report.changed:
+        table = Table("layers", "before", "now", title=model.name, title_justify="left", box=None,
+                      pad_edge=False)
+        table.add_column("before, us", justify="right")
+        table.add_column("now, us", justify="right")
+        for one in report.changed:
+            table.add_row(", ".join(one.layers), str(one.before), str(one.after),
+                          f"{one.before_microseconds:.1f}", f"{one.after_microseconds:.1f}")
+        out.print(table)
+    out.print(str(report), style="dim", soft_wrap=True)
+    if report.interrupted:
+        raise SystemExit(130)
 
 
 @cli.command()

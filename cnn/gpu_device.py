@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cuda import gpu
+from kernels.cuda import gpu, tuned
 from kernels.cuda.compiler import number_of
 from kernels.cuda.errors import CudaError
 from kernels.cuda.launch import CudaOptions, Launch
@@ -64,7 +64,8 @@ class CudaDevice(CudaKernels):
 
     def options(self) -> CudaOptions:
         return CudaOptions(dtype=self.dtype, arch=self._gpu.arch,
-                           multiprocessors=self._gpu.multiprocessors, upload=self._upload)
+                           multiprocessors=self._gpu.multiprocessors, upload=self._upload,
+                           tuned=tuned.load(self._gpu))
 
     def _upload(self, array: Array) -> Array:
         """A constant on the GPU. bfloat16 lies there as the bits that it is."""

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from kernels.step import Array
 from . import image as images_module
 from . import passes, zoo
 from .devices import open_device
-from .errors import ModelError, OutOfMemory
+from .errors import DeviceError, ModelError, OutOfMemory
 from .executor import Program, specialise
 from .graph import Graph
 from .image import Photos, Preprocess
 from .layers import Sequential
 from .summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from kernels.cuda.tune import TuneReport
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 GPU_DTYPES = ("float32", "float16")
@@ -68,7 +71,7 @@ class Model:
             network = network.graph((None, *input_shape[-3:]))
         self._source: Graph = network.graph if self._channels_first else network
         self._graph = passes.optimise(self._source)
-        self._options = self._device.options()
+        self._options: Any = self._device.options()
         self.labels = _labels(labels)
         self.preprocessing = self._preprocessing(preprocess)
         self.activation = self._activation(activation)
@@ -357,14 +360,41 @@ class Model:
 
     def summary(self, batch_size: int = 1) -> Summary:
         """Layer, kernel, output shape, parameters, MACs and bytes, for this batch size."""
+        program = Program(self._at_batch(batch_size), self._device, self._options)
+        return summarise(self, program, self._source)
+
+    def _at_batch(self, batch_size: int) -> Graph:
         shapes = {}
         for name, spec in self._graph.inputs.items():
             rest = spec.shape[1:]
             rest = self._image_size(spec.shape) if len(rest) == 3 else rest
             shapes[name] = (batch_size, *rest)
-        graph = specialise(self._graph, shapes)
-        program = Program(graph, self._device, self._options)
-        return summarise(self, program, self._source)
+        return specialise(self._graph, shapes)
+
+    def tune(self, batch_size: int = 1, budget: float = 60.0,
+             progress: Callable[[int, int, str], None] | None = None) -> TuneReport:
+        """Measure on this GPU which tiles its convolutions and linear layers run fastest in.
+
+        Searches for `budget` seconds, compiling included, those layers first that take most of
+        the time, and tells `progress(done, total, layer)`. Choices are saved, for this model of
+        GPU, as they are found, and serve every model loaded from then on; what a second call
+        searches first is what the first one did not come to. Ctrl-C ends the search and keeps
+        what it found. No other call ever searches: without a measured choice an estimate decides.
+
+        DeviceError where the model does not run on a GPU, or a kernel can not be compiled.
+        """
+        if not self.device.startswith("cuda"):
+            raise DeviceError(f"tuning measures kernels on a GPU and {self.name} runs on "
+                              f"{self.device!r}; load it with device='cuda'")
+        from .tuning import search  # the CUDA kernels are imported only when asked for
+        graph = self._at_batch(batch_size)
+        self.release()      # makes room; all that was prepared is of the old choices, too
+        try:
+            report = search(graph, self._device, self._options, budget, progress)
+        finally:
+            self.release()
+        self._options.tuned = {**self._options.tuned, **report.choices}
+        return report
 
 
 def load(source: str | os.PathLike | None = None, *, device: str = "auto",

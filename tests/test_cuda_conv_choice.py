@@ -85,6 +85,14 @@ def test_large_grids_are_of_large_tiles_and_whole_sums(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_short_sums_get_blocks_that_hide_each_others_epilogues(dtype):
+    for pixels, out, depth in LAYERS:
+        if depth <= 64:
+            tile, _ = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype))
+            assert tile.blocks >= 2, (pixels, out, depth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_more_work_is_never_estimated_cheaper(dtype):
     """Of one tile, in one dimension at a time."""
     for tile in TILES[dtype]:

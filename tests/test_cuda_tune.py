@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
+import cnn
+from cnn import cli
 from kernels import ops
 from kernels.cuda import backend, gpu, tune, tuned
 from kernels.cuda.compiler import file_name
@@ -65,7 +67,7 @@ class Ready:
 
 @pytest.fixture
 def found(machine, monkeypatch, tmp_path):  # noqa: F811
-    """Function (layers, clock, wrong=names of kernels, **options) -> the Report of a search in
+    """Function (layers, clock, wrong=names of kernels, **options) -> the TuneReport of a search in
     which no kernel runs: those in `wrong` give other results than the rest."""
     cupy = machine()
     monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
@@ -90,7 +92,7 @@ def name_of(tile, splits=1):
 def prefers(*names):
     """These cost 5 us, then 6, ...; all others 100."""
     return lambda timed: next((5.0 + i for i, name in enumerate(names)
-                               if timed.startswith(name)), 100.0)
+                               if name in timed), 100.0)
 
 
 def test_the_fastest_is_chosen_saved_and_named(found):
@@ -234,6 +236,111 @@ def test_real_kernels_agree_bit_by_bit(machine, monkeypatch, tmp_path):  # noqa:
         assert not outcome.refused
     assert {call.name for call in cupy.calls} >= {name_of(LARGE), name_of(SMALL)}
     assert options.packed == {}
+
+
+@pytest.fixture
+def planned(machine, monkeypatch, tmp_path):  # noqa: F811
+    """A GPU on which the second of two tiles is faster for convolutions; (CuPy, its name)."""
+    cupy = machine()
+    monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(tune, "Workers", Ready)
+    monkeypatch.setattr(tune, "candidates", lambda *sizes: [(1.0, Choice(SMALL, 1)),
+                                                            (1.0, Choice(LARGE, 1))])
+    fast = name_of(LARGE)
+    monkeypatch.setattr(tune, "GpuClock", lambda gpu: Clock(prefers(fast)))
+    return cupy, fast
+
+
+def ran(cupy, model):
+    """Names of the convolutions that a prediction runs."""
+    cupy.calls.clear()
+    model.predict(np.ones((1, 16, 16, 3), np.float32))
+    return [call.name for call in cupy.calls if call.name.startswith("conv_simt")]
+
+
+def test_a_model_is_prepared_anew_and_the_next_one_does_not_search(planned, small_model,
+                                                                  monkeypatch):
+    cupy, fast = planned
+    model = cnn.load(small_model, device="cuda", preprocess="imagenet")
+    expected = model.predict(np.ones((1, 16, 16, 3), np.float32))
+    assert fast not in ran(cupy, model)
+    packed, told = model._options.packed, []
+    report = model.tune(progress=lambda *now: told.append(now))
+    assert {one.layers for one in report.changed} == {("conv",), ("logits",)}
+    assert told[0][:2] == (0, 2)
+    assert ran(cupy, model) == (both := [fast, fast])
+    np.testing.assert_allclose(model.predict(np.ones((1, 16, 16, 3), np.float32)), expected,
+                               rtol=1e-5)
+    assert model._options.packed is not packed      # what was packed for other tiles is let go
+    assert any(fast in row.kernel for row in model.summary().rows)
+
+    monkeypatch.setattr(tune, "measure", None)
+    assert ran(cupy, cnn.load(small_model, device="cuda", preprocess="imagenet")) == both
+
+
+def test_choices_that_can_not_be_saved_serve_the_model(planned, small_model, tmp_path):
+    cupy, fast = planned
+    (tmp_path / "tuned").write_text("a file")
+    model = cnn.load(small_model, device="cuda", preprocess="imagenet")
+    assert model.tune().path is None
+    assert ran(cupy, model) == [fast, fast]
+
+
+def test_a_model_that_is_not_on_a_gpu_can_not_be_tuned(small_model, planned):
+    for device in ("cpu", "emulator"):
+        model = cnn.load(small_model, device=device)
+        with pytest.raises(cnn.DeviceError, match=f"runs on '{device}'; load it with device='cuda"):
+            model.tune()
+    model = cnn.load(small_model, device="cuda")
+    with pytest.raises(cnn.ModelError, match="budget=-1 must be a number of seconds, 0 or more"):
+        model.tune(budget=-1)
+
+
+def command(monkeypatch, capsys, *arguments):
+    """(exit status, stdout, stderr)"""
+    monkeypatch.setattr("sys.argv", ["cnn", "tune", *map(str, arguments)])
+    monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=200))
+    monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=200))
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    return status, *capsys.readouterr()
+
+
+def test_the_command_lists_what_changed_and_where_it_is(planned, small_model, monkeypatch, capsys):
+    status, out, _ = command(monkeypatch, capsys, small_model)
+    assert status == 0
+    assert "128x64 tiles, 32 bytes deep" in out
+    assert f"Saved in {tuned.path_of(gpu.gpu(0))}." in out
+    status, out, _ = command(monkeypatch, capsys, small_model)
+    assert status == 0
+    assert "0 got a faster kernel. Saved in" in out         # it was the fastest, and is still
+
+
+def test_the_command_says_what_the_budget_left(planned, small_model, monkeypatch, capsys):
+    status, out, _ = command(monkeypatch, capsys, small_model, "--budget", 0)
+    assert status == 0
+    assert "Nothing is saved. 2 layers are left, for the budget was spent" in out
+    status, out, err = command(monkeypatch, capsys, small_model, "--device", "cpu")
+    assert (status, out) == (1, "")
+    assert "tuning measures kernels on a GPU" in err
+
+
+def test_an_interrupted_command_keeps_what_was_found(planned, small_model, monkeypatch, capsys):
+    measure, seen = tune.measure, []
+
+    def interrupted(*arguments):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(measure(*arguments))
+        return seen[0]
+    monkeypatch.setattr(tune, "measure", interrupted)
+    status, out, _ = command(monkeypatch, capsys, small_model)
+    assert status == 130
+    assert "1 layers are left, for the search was interrupted" in out
+    assert list(tuned.load(gpu.gpu(0))) == [seen[0].problem]
 
 
 def test_events_time_launches_after_the_cache_was_written_over(machine, monkeypatch):  # noqa: F811

@@ -37,6 +37,13 @@ class Choice(NamedTuple):
     tile: Tile | None
     splits: int = 1
 
+    def __str__(self) -> str:
+        """ "128x64 tiles, 64 bytes deep, 4 splits" """
+        if self.tile is None:
+            return "matrix-vector product"
+        text = f"{self.tile.block_m}x{self.tile.block_n} tiles, {self.tile.row_bytes} bytes deep"
+        return f"{text}, {self.splits} splits" if self.splits > 1 else text
+
 
 @dataclass
 class CudaOptions(Options):

@@ -118,7 +118,7 @@ def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
         conv = folded(plain, vector.lanes(stored_as(options.dtype)))
         choice, source = choose(conv.pixels, conv.group_out, conv.depth, conv.groups,
                                 options.dtype, options, tile, splits), "estimated"
-    logger.debug("%s: %s, %d splits (%s)", name, choice.tile or "no tile", choice.splits, source)
+    logger.debug("%s: %s (%s)", name, choice, source)
     return choice
 
 

@@ -1,0 +1,39 @@
+"""Searching for the kernels that run a network fastest on a GPU."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kernels.cuda import gpu, tune
+from kernels.cuda.launch import CudaOptions
+from kernels.cuda.tune import TuneReport
+
+from .devices import Device
+from .errors import DeviceError, ModelError
+from .executor import stored
+from .gpu_device import CudaDevice, number
+from .graph import Graph
+from .plan import views
+
+Progress = Callable[[int, int, str], None]
+
+
+def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
+           progress: Progress | None = None) -> TuneReport:
+    """Of a graph whose shapes are known, for `budget` seconds; see `Model.tune`."""
+    assert isinstance(device, CudaDevice)
+    if not budget >= 0:
+        raise ModelError(f"budget={budget!r} must be a number of seconds, 0 or more")
+    specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
+             if spec is not None}
+    free = views(graph)
+    layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),
+                         specs[node.output]) for node in graph.nodes if node.output not in free]
+    here = gpu.gpu(number(device.name))
+    with device.guarded(device.stream):
+        try:
+            return tune.tune(layers, replace(options, packed={}), here, budget, progress)
+        except MemoryError as error:
+            raise DeviceError(f"{device.name} has no room for a layer beside what is there "
+                              f"({error}); tune for a smaller batch, or release() other models"
+                              ) from None
