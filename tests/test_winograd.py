@@ -1,5 +1,8 @@
 """Winograd convolution: shapes swept for both tiles, against a bound computed from its matrices."""
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import conv, winograd
+from kernels.cpu import backend, conv, winograd
 from kernels.cpu.jit import LANES
 from kernels.cpu.winograd_matrices import INPUT, OUTPUT, WEIGHT
 from kernels.ops import Conv2d, TensorSpec
@@ -188,3 +191,48 @@ def test_what_winograd_can_not_compute_is_refused(op, kernel, tile):
     inputs = [normal(rng, 1, 9, 9, 4), normal(rng, 8, *kernel, 4 // op.groups), normal(rng, 8)]
     with pytest.raises(ValueError, match="Winograd takes 3x3 weights"):
         run(op, *inputs, weights=WEIGHTS, tile=tile)
+
+
+@pytest.mark.parametrize(("channels", "outputs", "height", "width", "tile"), [
+    (64, 64, 224, 224, 4), (512, 512, 14, 14, 4), (16, 16, 9, 9, 4), (16, 64, 2, 60, 4),
+    (512, 512, 7, 7, 2), (64, 64, 4, 4, 2),             # few tiles: fewer weights instead
+    (63, 64, 7, 7, 0), (15, 64, 56, 56, 0), (64, 15, 56, 56, 0),    # few channels
+    (512, 512, 3, 3, 0), (256, 256, 1, 99, 0)])                     # tiles that stick out
+def test_winograd_runs_where_it_pays(channels, outputs, height, width, tile):
+    assert winograd.choose(PADDED, (outputs, 3, 3, channels), (height, width)) == tile
+
+
+def test_winograd_is_not_chosen_for_other_windows():
+    for op, kernel in ((Conv2d(stride=(2, 1)), (3, 3)), (Conv2d(dilation=(1, 2)), (3, 3)),
+                       (Conv2d(groups=2), (3, 3)), (Conv2d(), (3, 1)), (Conv2d(), (5, 5))):
+        assert winograd.choose(op, (64, *kernel, 64), (56, 56)) == 0
+
+
+def chosen(inputs) -> str:
+    """The kernel that the CPU's `prepare` takes by itself."""
+    specs = [TensorSpec(array.shape) for array in inputs]
+    output = TensorSpec(PADDED.output_shape(inputs[0].shape, inputs[1].shape))
+    return backend.prepare(PADDED, specs, output, [None, *inputs[1:]], Options(1)).kernel
+
+
+def test_an_environment_variable_keeps_to_the_direct_kernel(monkeypatch):
+    inputs = arrays(normal, PADDED, 1, 12, 12, 16, 16)
+    assert chosen(inputs).startswith("winograd_4x4_3x3_f32")
+    monkeypatch.setenv("CNN_WINOGRAD", "0")
+    assert chosen(inputs).startswith("conv2d_3x3_f32")
+    monkeypatch.setenv("CNN_WINOGRAD", "off")
+    with pytest.raises(ValueError, match="CNN_WINOGRAD is 'off'; it must be 0 or 1"):
+        chosen(inputs)
+
+
+def test_a_second_process_compiles_nothing():
+    run(PADDED, *arrays(normal, PADDED, 1, 4, 4, 3, 3), weights=WEIGHTS, tile=2)
+    code = ("import numpy as np, kernels\n"
+            "from kernels.cpu import winograd\n"
+            "x, weight = np.ones((1, 12, 12, 16), 'f'), np.ones((16, 3, 3, 16), 'f')\n"
+            "kernels.conv2d(x, weight, padding=1)\n"
+            "stats = winograd.winograd2d.stats\n"
+            "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
+                          capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]

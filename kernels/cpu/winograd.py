@@ -19,6 +19,7 @@ threads is transformed by each, which costs little beside its products.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ BLOCK = BLOCK_VECTORS * LANES
 # Input and products of a block and a group, 36 positions each, take about 250 KB for 64 channels.
 BLOCK_TILES = 9 * HALF_ROWS
 GROUP = 64
+# Tiles of 4 have 4 times the weights of the direct kernel, which must serve more tiles than this to
+# be worth fetching; tiles of 2 have 1.8 times.
+FEW_TILES = 4
+# Input and output channels from which the transforms cost less than the products save.
+CHANNELS = {2: 64, 4: 16}
 
 
 class Geometry(NamedTuple):
@@ -243,20 +249,35 @@ def pack(weight: Array, tile: int) -> Array:
 
     Computed in float64 and rounded once.
     """
-    matrix = np.array(WEIGHT[tile])
     out_channels, _, _, channels = weight.shape
-    padded = np.zeros((-(-out_channels // LANES) * LANES, 3, 3, channels))
-    padded[:out_channels] = weight
-    transformed = np.einsum("ik,okmc,jm->ijco", matrix, padded, matrix, optimize=True)
-    transformed = transformed.reshape(len(matrix) ** 2, channels, -1).astype(np.float32)
-    panels = [transformed[:, :, start:start + BLOCK].reshape(len(transformed), -1)
-              for start in range(0, len(padded), BLOCK)]
-    return np.concatenate(panels, axis=1).ravel()
+    out_depth = -(-out_channels // LANES) * LANES
+    both_axes = np.kron(WEIGHT[tile], WEIGHT[tile])        # [positions, 9 taps]
+    packed = np.empty((len(both_axes), channels * out_depth), np.float32)
+    for start in range(0, out_depth, BLOCK):
+        block = np.zeros((9, channels, min(BLOCK, out_depth - start)))
+        given = weight[start:start + BLOCK].reshape(-1, 9, channels)
+        block[:, :, :len(given)] = given.transpose(1, 2, 0)
+        panel = both_axes @ block.reshape(9, -1)
+        packed[:, start * channels:start * channels + panel.shape[1]] = panel
+    return packed.ravel()
 
 
 def choose(op: Conv2d, weight_shape: tuple[int, ...], map_size: Pair) -> int:
-    """Edge of the output tiles that serve a convolution best, 0 where Winograd does not."""
-    return 0
+    """Edge of the output tiles that serve a convolution best, 0 where the direct kernel does.
+
+    It looks at one image alone, and not at the threads: neither changes a result. ValueError for
+    an environment variable CNN_WINOGRAD that is neither 0, which keeps to the direct kernel, nor 1.
+    """
+    asked = os.environ.get("CNN_WINOGRAD", "1")
+    if asked not in ("0", "1"):
+        raise ValueError(f"CNN_WINOGRAD is {asked!r}; it must be 0 or 1")
+    if asked == "0" or not fits(op, weight_shape):
+        return 0
+    height, width = map_size
+    tiles = {tile: -(-height // tile) * -(-width // tile) for tile in WEIGHT}
+    tile = 4 if tiles[4] > FEW_TILES else 2
+    saved = 9 * height * width / ((tile + 2) ** 2 * tiles[tile])
+    return tile if saved >= 1.5 and min(weight_shape[0], weight_shape[3]) >= CHANNELS[tile] else 0
 
 
 def fits(op: Conv2d, weight_shape: tuple[int, ...]) -> bool:
