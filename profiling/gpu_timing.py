@@ -19,9 +19,10 @@ from bench_network import provenance as host_provenance
 from kernels.cuda import gpu
 
 COPY_BYTES = 1 << 30        # of each array: far beyond any L2 cache
-COPIES_OF_L2 = 2            # how many L2 caches one cycle fills; 1 would leave the first copy's end
+COPIES_OF_L2 = 2            # how many L2 caches one cycle fills: no cache replaces perfectly
 MOST_COPIES = 512
-LEAST_MS = 2.0              # of a measurement: a thousand times what an event resolves
+RESOLUTION_MS = 0.0005      # of an event (CUDA Driver API, cuEventElapsedTime)
+LEAST_MS = 2.0              # of a measurement: thousands of times as long
 MOST_REPLAYS = 200
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
           "power.limit", "temperature.gpu")
@@ -54,15 +55,16 @@ class Times:
                                  zip(self.rounds_ms, other.rounds_ms, strict=True))
 
 
-def elapsed_ms(stream: Any, work: Callable[[], object]) -> float:
-    """How long the GPU takes over what `work` puts on the stream."""
+def elapsed_ms(stream: Any, work: Callable[[], object], times: int = 1) -> float:
+    """How long the GPU takes over what `work` puts on the stream, each of so many times."""
     cupy = gpu.cupy()
     start, stop = cupy.cuda.Event(), cupy.cuda.Event()
     start.record(stream)
-    work()
+    for _ in range(times):
+        work()
     stop.record(stream)
     stop.synchronize()
-    return cupy.cuda.get_elapsed_time(start, stop)
+    return cupy.cuda.get_elapsed_time(start, stop) / times
 
 
 def interleave(rivals: Sequence[Rival], stream: Any, rounds: int) -> list[Times]:
@@ -70,18 +72,13 @@ def interleave(rivals: Sequence[Rival], stream: Any, rounds: int) -> list[Times]
     replays = []
     for rival in rivals:
         rival.replay()                              # warms up instruction caches and clocks
-        once = elapsed_ms(stream, rival.replay)
-        replays.append(min(MOST_REPLAYS, int(LEAST_MS / once) + 1 if once else MOST_REPLAYS))
+        once = max(RESOLUTION_MS, elapsed_ms(stream, rival.replay))
+        replays.append(min(MOST_REPLAYS, int(LEAST_MS / once) + 1))
     times: list[list[float]] = [[] for _ in rivals]
     order = list(zip(rivals, replays, times, strict=True))
-
-    def turn(rival: Rival, count: int) -> None:
-        for _ in range(count):
-            rival.replay()
     for _ in range(rounds):
         for rival, count, mine in order:
-            total = elapsed_ms(stream, lambda rival=rival, count=count: turn(rival, count))
-            mine.append(total / count / rival.calls)
+            mine.append(elapsed_ms(stream, rival.replay, count) / rival.calls)
         order = order[1:] + order[:1]
     return [Times(mine) for mine in times]
 
@@ -95,7 +92,11 @@ def capture(stream: Any, work: Callable[[], object]) -> Callable[[], None]:
         stream.begin_capture()
         work()
         graph = stream.end_capture()
-    return lambda: graph.launch(stream)
+
+    def replay() -> None:
+        assert work         # a graph knows addresses; `work` holds the memory
+        graph.launch(stream)
+    return replay
 
 
 def copies(working_set: int, l2_bytes: int) -> int:

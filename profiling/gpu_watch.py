@@ -46,7 +46,6 @@ class GpuWatch(CudaDevice):
 
     def __init__(self, index: int, dtype: str) -> None:
         super().__init__(index, dtype)
-        self.index = index
         self.runs: list[list[tuple[float, float]]] = []
         self.facts: list[list[LaunchFacts]] = []
         self._scratch = self.allocate(SCRATCH_BYTES)

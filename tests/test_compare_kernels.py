@@ -1,5 +1,6 @@
 """profiling/compare_kernels.py on a stand-in for CuPy: what is compared, and what is said of it."""
 import json
+import weakref
 
 import compare_kernels as script
 import gpu_timing
@@ -191,7 +192,42 @@ def test_labels(case, label):
     assert case.label == label
 
 
-# ---- cold caches --------------------------------------------------------------------------------
+# ---- timing and cold caches ---------------------------------------------------------------------
+
+def test_times_are_of_one_call_and_everyone_goes_first(cupy):
+    stream, log = cupy.cuda.Stream(), []
+
+    def takes(name, ms):
+        def replay():
+            log.append(name)
+            stream.put(lambda: setattr(cupy, "milliseconds", cupy.milliseconds + ms))
+        return replay
+    times = gpu_timing.interleave([Rival("a", takes("a", 6.0), 3), Rival("b", takes("b", 2.0), 4)],
+                                  stream, rounds=3)
+    assert [found.rounds_ms for found in times] == [pytest.approx([2] * 3), pytest.approx([.5] * 3)]
+    assert "".join(log[-6:]) == "abbaab"
+    assert times[0].ratio(times[1]) == pytest.approx(4)
+
+
+def test_ratios_are_taken_within_a_round():
+    # The machine is slower in the second round.
+    a, b = gpu_timing.Times([4.0, 20.0, 6.0]), gpu_timing.Times([8.0, 40.0, 3.0])
+    assert (a.ratio(b), b.ratio(a)) == (0.5, 2)
+    assert (a.min_ms, a.median_ms) == (4, 6)
+
+
+def test_a_replay_holds_the_memory_that_its_graph_uses(cupy):
+    class Work:
+        def __call__(self):
+            pass
+    work = Work()
+    held = weakref.ref(work)
+    replay = gpu_timing.capture(cupy.cuda.Stream(), work)
+    del work
+    assert held() is not None
+    del replay
+    assert held() is None
+
 
 @pytest.mark.parametrize(("size", "copies", "cold"), [
     (1 << 30, 2, True), (50, 3, True), (30, 4, True), (1, 101, True)])
