@@ -10,9 +10,11 @@ import llvmlite.binding as llvm
 
 from kernels.cache import cache_root
 from kernels.cpu import jit, threads
+from kernels.cuda.assembler import name_and_version
 from kernels.cuda.errors import CudaError
 
 from . import zoo
+from .errors import in_words
 from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
@@ -37,7 +39,8 @@ def report() -> list[tuple[str, str]]:
         ("vector width", f"{jit.LANES} float32 lanes"),
         ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores, {layer}"),
         ("gpu", _gpu()),
-        ("cuda compiler", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
+        ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
+        ("cuda assembler", name_and_version()),
         ("cache", f"{root}, {_size(root) / 1e6:.1f} MB; {state}"),
         ("zoo", ", ".join(zoo.names())),
     ]
@@ -51,8 +54,9 @@ def _gpu() -> str:
     except CudaError as error:
         return f"none: {error}"
     driver = gpu.cuda_version(gpu.cupy().cuda.runtime.driverGetVersion())
-    return (f"{found.name} ({found.arch}, {found.multiprocessors} multiprocessors), the driver "
-            f"supports CUDA {driver}")
+    free, total = gpu.cupy().cuda.runtime.memGetInfo()
+    return (f"{found.name} ({found.arch}, {found.multiprocessors} multiprocessors), "
+            f"{in_words(free)} of {in_words(total)} free; the driver supports CUDA {driver}")
 
 
 def _version(name: str) -> str:

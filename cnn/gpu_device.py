@@ -139,7 +139,7 @@ class CudaDevice(CudaKernels):
             return self.stream.end_capture()
 
     def _one_by_one(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> None:
-        for layer, launches in steps:
+        for layer, launches in [("(input)", ()), *steps]:
             try:
                 with self.guarded(self.stream):
                     gpu.execute(launches)
@@ -197,7 +197,6 @@ class CudaDevice(CudaKernels):
             self.stream.wait_event(caller.record())
             with self.stream:
                 gpu.execute(entry(source, spec).bind([memory], value, value))
-            caller.wait_event(self.stream.record())         # before it may overwrite the array
 
     def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Any]:
         with self.guarded():
@@ -210,7 +209,7 @@ class CudaDevice(CudaKernels):
                 gpu.execute(widen(spec).bind([value], there, value))
             done = self.stream.record()
             if on_gpu:
-                caller.wait_event(done)
+                caller.wait_event(done)     # also before it may overwrite the inputs
                 return lambda: there
             self._downloads.wait_event(done)
             return Download(self, there, self._downloads)

@@ -206,7 +206,7 @@ class FakeCupy:
     def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33):
         self.calls, self.attributes, self.launch_error, self.load_error = [], {}, "", ""
         self.replays, self.illegal, self.dead, self.free, self.pinned = 0, set(), None, free, []
-        self.host_copies = 0
+        self.host_copies = self.load_status = 0
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
                                     used_bytes=lambda: 0)
@@ -241,7 +241,7 @@ class FakeCupy:
         def load(code):
             self.check()
             if self.load_error:
-                raise Error(self.load_error)
+                raise Error(self.load_error, self.load_status)
             loaded.code = code
         loaded = SimpleNamespace(load=load)
         loaded.get_function = lambda name: Function(self, loaded.code, name)

@@ -10,7 +10,7 @@ import kernels
 from kernels import ops, reference
 from kernels.cuda import gpu
 from kernels.cuda.compiler import ptx
-from kernels.cuda.errors import CudaError
+from kernels.cuda.errors import CompilerMissing, CudaError
 
 
 @pytest.fixture
@@ -182,4 +182,29 @@ def test_errors_of_the_driver_name_the_kernel(machine):
     cupy.load_error, cupy.launch_error = "", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"
     with pytest.raises(CudaError, match=r"clip_f32x4 could not be launched on GPU 0 with grid "
                                         r"\(1, 1, 1\): CUDA_ERROR_LAUNCH"):
+        kernels.relu(x)
+
+
+@pytest.mark.parametrize(("status", "remedy"), [
+    (209, "made for another GPU: empty .* or fill CNN_CUBINS by .* --arch sm_90a"),
+    (200, r"driver supports CUDA 13.0; .* pip install 'nvidia-cuda-nvcc==13.0.\*'")])
+def test_machine_code_that_a_driver_does_not_take(machine, status, remedy):
+    cupy = machine()
+    cupy.load_error, cupy.load_status = "CUDA_ERROR", status
+    with pytest.raises(CudaError, match=remedy):
+        kernels.relu(cupy.asarray(np.zeros(3, np.float32)))
+
+
+def test_shipped_kernels_for_another_gpu_only(machine, monkeypatch, tmp_path):
+    cupy = machine()
+
+    def missing(kernel, arch):
+        raise CompilerMissing("no compiler")
+    monkeypatch.setattr(gpu, "cubin", missing)
+    monkeypatch.setenv("CNN_CUBINS", str(tmp_path))
+    x = cupy.asarray(np.zeros(3, np.float32))
+    with pytest.raises(CudaError, match=r"has it for no architecture.* this GPU is sm_90a"):
+        kernels.relu(x)
+    (tmp_path / "clip_f32x4-0123456789ab.sm_80.cubin").touch()
+    with pytest.raises(CudaError, match=r"only for sm_80.* this GPU is sm_90a. no compiler"):
         kernels.relu(x)

@@ -53,6 +53,14 @@ def test_batches_in_flight_do_not_disturb_each_other(cupy, small_model, device):
     assert {call.device for call in cupy.calls} == {int(device[5:] or 0)}
 
 
+def test_more_batches_in_flight_than_buffers(cupy, small_model):
+    model, given = load(small_model), batches(5)
+    emulated = load(small_model, "emulator")
+    begun = [model._start(batch) for batch in given]
+    for finish, batch in zip(begun, given, strict=True):
+        np.testing.assert_array_equal(finish(), emulated.predict(batch))
+
+
 def test_two_buffers_serve_any_number_of_batches(cupy, small_model):
     model = load(small_model)
     list(model.predict_batches(batches(2)))
@@ -100,6 +108,7 @@ def test_arrays_of_the_gpu_stay_there(cupy, small_model, dtype):
         stream.put(lambda: x.fill(np.nan))                      # may follow at once
     assert isinstance(y, cupy.ndarray)
     assert y.dtype == np.float32
+    model._device.synchronize()
     stream.synchronize()
     np.testing.assert_allclose(y, expected, rtol=1e-6)
     assert cupy.host_copies == copies

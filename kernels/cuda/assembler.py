@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,16 @@ def find_tool(name: str) -> str | None:
     folders += [Path(os.environ[v], "bin") for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ]
     found = (shutil.which(name, path=str(folder)) for folder in folders)
     return next(filter(None, found), None) or shutil.which(name)
+
+
+def name_and_version() -> str:
+    """ "ptxas 13.0, /usr/local/cuda/bin/ptxas", or what takes its place."""
+    tool = find_tool("ptxas")
+    if tool is None:
+        return "no ptxas, so that nvJitLink assembles, which makes slower code"
+    said = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+\.\d+)", said)
+    return f"ptxas {release.group(1) if release else 'of an unknown version'}, {tool}"
 
 
 def assemble(text: str, arch: str) -> tuple[bytes, str]:

@@ -5,15 +5,17 @@ takes 7 to 41 us a launch, is not involved.
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .compiler import Kernel, cubin
-from .errors import CudaError
+from .errors import CompilerMissing, CudaError
 from .launch import Launch
 
 LEAST_DRIVER = 13000        # CUDA 13.0, whose assembler makes the cubins; as the driver says it
@@ -21,9 +23,10 @@ OPT_IN_SHARED = 48 * 1024   # bytes of shared memory beyond which a kernel must 
 DYNAMIC_SHARED_SIZE = 8     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # Errors of a kernel after which CUDA refuses every call (CUDA Runtime API, cudaError_t): asserts,
 # and from "hardware stack error" to "unspecified launch failure".
-STICKY = frozenset({710, 714, 715, 716, 717, 718, 719, 700})
+STICKY = frozenset({700, 710, 714, 715, 716, 717, 718, 719})
+NO_BINARY_FOR_GPU = 209     # CUresult, as is INVALID_IMAGE
+INVALID_IMAGE = 200
 SCALARS = {"int32": np.int32, "uint32": np.uint32, "uint64": np.uint64, "float32": np.float32}
-
 
 _lost: dict[int, str] = {}      # by GPU: why nothing can run there any more
 
@@ -123,7 +126,7 @@ def check_context(index: int) -> None:
 def load(kernel: Kernel, index: int) -> Any:
     """The kernel as a function of CuPy on a device, compiled if need be."""
     found, driver = gpu(index), cupy().cuda.driver
-    code = cubin(kernel, found.arch)
+    code = _cubin(kernel, found.arch)
     with cupy().cuda.Device(index):
         module = cupy().cuda.function.Module()
         try:
@@ -133,8 +136,38 @@ def load(kernel: Kernel, index: int) -> Any:
                 driver.funcSetAttribute(function.ptr, DYNAMIC_SHARED_SIZE, kernel.shared_bytes)
         except faults() as error:
             raise CudaError(f"{kernel.name}, compiled for {found.arch}, could not be loaded on "
-                            f"GPU {index}, {found.name}: {error}") from error
+                            f"GPU {index}, {found.name}: {explain(error, index)}"
+                            f"{_remedy(error, found.arch)}") from error
     return function
+
+
+def _cubin(kernel: Kernel, arch: str) -> bytes:
+    """The kernel's machine code; CompilerMissing also says what $CNN_CUBINS has instead."""
+    try:
+        return cubin(kernel, arch)
+    except CompilerMissing as error:
+        shipped = os.environ.get("CNN_CUBINS")
+        if not shipped:
+            raise
+        files = Path(shipped).glob(f"{kernel.name}-*.cubin")
+        others = sorted({path.name.split(".")[-2] for path in files})
+        there = f"has it only for {', '.join(others)}" if others else "has it for no architecture"
+        raise CompilerMissing(f"CNN_CUBINS={shipped} {there}, in other versions, or of other "
+                              f"sources, and this GPU is {arch}. {error}") from error
+
+
+def _remedy(error: Exception, arch: str) -> str:
+    """What to do about machine code that the driver does not take."""
+    status = getattr(error, "status", None)
+    if status == NO_BINARY_FOR_GPU:
+        return (f". It was made for another GPU: empty the folder that `cnn doctor` calls cache, "
+                f"or fill CNN_CUBINS by `python -m kernels.cuda.build --arch {arch}`")
+    if status == INVALID_IMAGE:
+        driver = cuda_version(cupy().cuda.runtime.driverGetVersion())
+        return (f". The driver supports CUDA {driver}; if `cnn doctor` shows a compiler of a newer "
+                f"one, pip install 'nvidia-cuda-nvcc=={driver}.*' 'nvidia-nvvm=={driver}.*', or "
+                f"install a newer driver")
+    return ""
 
 
 def _argument(launch: Launch, kind: str, value: Any, index: int) -> Any:
