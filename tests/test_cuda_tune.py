@@ -42,11 +42,14 @@ class Clock:
     def now(self):
         return self.seconds
 
-    def microseconds(self, launches):
-        self.seconds += self.step
-        self.timed.append("+".join(launch.kernel.name for launch in launches))
-        jitter = self.noise * (len(self.timed) * 7919 % 13 / 12)
-        return self.cost(self.timed[-1]) + jitter
+    def timer(self, launches):
+        names = "+".join(launch.kernel.name for launch in launches)
+
+        def microseconds():
+            self.seconds += self.step
+            self.timed.append(names)
+            return self.cost(names) + self.noise * (len(self.timed) * 7919 % 13 / 12)
+        return microseconds
 
 
 class Ready:
@@ -343,11 +346,12 @@ def test_an_interrupted_command_keeps_what_was_found(planned, small_model, monke
     assert list(tuned.load(gpu.gpu(0))) == [seen[0].problem]
 
 
-def test_events_time_launches_after_the_cache_was_written_over(machine, monkeypatch):  # noqa: F811
+def test_events_time_a_graph_after_the_cache_was_written_over(machine, monkeypatch):  # noqa: F811
     cupy = machine()
     flushed = []
     memory = property(lambda array: type("Memory", (), {
-        "memset_async": lambda self, value, size: flushed.append(size)})())
+        "memset_async": lambda self, value, size, stream: flushed.append(
+            (size, cupy.replays))})())
     monkeypatch.setattr(fake_cupy.ndarray, "data", memory, raising=False)
     monkeypatch.setattr(tune, "LEAST_FLUSH", 0)
     cupy.cost = lambda name: 0.25
@@ -355,9 +359,12 @@ def test_events_time_launches_after_the_cache_was_written_over(machine, monkeypa
     x = cupy.asarray(np.ones(64, np.float32))
     step = backend.prepare(ops.Relu(), [TensorSpec((64,))], TensorSpec((64,)), [None],
                            CudaOptions())
-    launches = list(step.bind([x], x, None))
-    assert clock.microseconds(launches * 2) == pytest.approx(500.0)
-    assert flushed == [2 * (1 << 16)]
+    with cupy.cuda.Stream(non_blocking=True):
+        timer = clock.timer(list(step.bind([x], x, None)) * 2)
+        assert cupy.calls == []                 # captured, not run
+        assert timer() == timer() == pytest.approx(500.0)
+    assert flushed == [(2 * (1 << 16), 0), (2 * (1 << 16), 1)]
+    assert len(cupy.calls) == 4
 
 
 def test_kernels_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ logger = logging.getLogger("kernels")
 
 NEAR = 3.0          # estimates are rough: those within this factor of the best are tried
 ROUNDS = 11         # launches of each choice that are timed
-LEAST_FLUSH = 64 << 20      # bytes: passes that keep the GPU busy while launches are queued
+LEAST_FLUSH = 256 << 20     # bytes, which take a GPU longer than the host takes to queue a graph
 BLOCK = 1_000_003   # random numbers that fill a tensor over and over; a prime, so that rows differ
 POISON = 0xFF       # bytes of an output that nobody has written: NaNs
 
@@ -53,31 +53,41 @@ class Clock(Protocol):
     def now(self) -> float:
         """Seconds since some moment."""
 
-    def microseconds(self, launches: Sequence[Launch]) -> float:
-        """Run them once with a cold cache and say how long the GPU took."""
+    def timer(self, launches: Sequence[Launch]) -> Callable[[], float]:
+        """What runs them once, with a cold cache, and says for how many microseconds. They have
+        run before."""
 
 
 class GpuClock:
-    """Events around launches on CuPy's current stream."""
+    """Events around a CUDA graph on CuPy's current stream, which is not the null stream."""
 
     def __init__(self, gpu: Gpu) -> None:
         cuda = cupy().cuda
         size = cuda.runtime.getDeviceProperties(gpu.index)["l2CacheSize"]
-        # Twice the cache is written over before each timing. That takes longer than the host needs
-        # to queue what is timed, whose launches then follow each other as in a CUDA graph.
+        # Written over before each timing: the cache, and so much that meanwhile the host can queue
+        # the rest.
         self._flushed = cupy().empty(max(2 * size, LEAST_FLUSH), np.uint8)
         self._start, self._stop = cuda.Event(), cuda.Event()
 
     def now(self) -> float:
         return time.perf_counter()
 
-    def microseconds(self, launches: Sequence[Launch]) -> float:
-        self._flushed.data.memset_async(0, self._flushed.nbytes)
-        self._start.record()
-        execute(launches)
-        self._stop.record()
-        self._stop.synchronize()
-        return 1e3 * float(cupy().cuda.get_elapsed_time(self._start, self._stop))
+    def timer(self, launches: Sequence[Launch]) -> Callable[[], float]:
+        stream = cupy().cuda.get_current_stream()
+        stream.begin_capture()
+        try:
+            execute(launches)
+        finally:
+            graph = stream.end_capture()
+
+        def microseconds() -> float:
+            self._flushed.data.memset_async(0, self._flushed.nbytes, stream)
+            self._start.record(stream)
+            graph.launch(stream)
+            self._stop.record(stream)
+            self._stop.synchronize()
+            return 1e3 * float(cupy().cuda.get_elapsed_time(self._start, self._stop))
+        return microseconds
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,8 @@ class Problem:
     def kernels(self) -> list[Kernel]:
         """Of all choices."""
         data = Data.missing(self, self._options)
-        return [launch.kernel for choice in self.choices for launch in self.bind(choice, data)]
+        return list(dict.fromkeys(launch.kernel for choice in self.choices
+                                  for launch in self.bind(choice, data)))
 
 
 def _sizes(layer: Layer) -> tuple[Conv, bool]:
@@ -214,8 +225,8 @@ class Data:
         fresh = replace(options, packed={})
         inputs = [None if i in packed else options.upload(np.resize(stored, known(spec.shape)))
                   for i, spec in enumerate(problem.inputs)]
-        return cls(fresh, weights, inputs, cls._poisoned(problem.output, options),
-                   lambda size: cupy().empty(size, np.uint8))
+        output = cupy().empty(count(problem.output.shape) * stored.itemsize, np.uint8)
+        return cls(fresh, weights, inputs, output, lambda size: cupy().empty(size, np.uint8))
 
     @staticmethod
     def _poisoned(output: TensorSpec, options: CudaOptions) -> Any:
@@ -230,7 +241,8 @@ class Data:
         fresh = replace(self, output=self._poisoned(problem.output, self.options),
                         allocate=poisoned, workspace=None)
         execute(problem.bind(choice, fresh))
-        return bytes(cupy().asnumpy(fresh.output).tobytes())
+        result: bytes = cupy().asnumpy(fresh.output).tobytes()
+        return result
 
 
 class _Unpacked(CudaOptions):
@@ -307,11 +319,12 @@ def measure(one: Problem, options: CudaOptions, clock: Clock) -> Outcome:
     launches = {choice: one.bind(choice, data) for choice in one.choices}
     for each in launches.values():
         execute(each)           # loads the kernels
+    timers = {choice: clock.timer(each) for choice, each in launches.items()}
     times: dict[Choice, list[float]] = {choice: [] for choice in one.choices}
     for turn in range(ROUNDS):
         order = one.choices if turn % 2 else one.choices[::-1]      # nobody always follows the same
         for choice in order:
-            times[choice].append(clock.microseconds(launches[choice]))
+            times[choice].append(timers[choice]())
     medians = {choice: statistics.median(each) for choice, each in times.items()}
     before, refused = one.present, []
     expected: bytes | None = None
