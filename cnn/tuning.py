@@ -33,6 +33,8 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     with device.guarded(device.stream):
         try:
             return tune.tune(layers, replace(options, packed={}), here, budget, progress)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
         except MemoryError as error:
             raise DeviceError(f"{device.name} has no room for a layer beside what is there "
                               f"({error}); tune for a smaller batch, or release() other models"
