@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
 
 from kernels import ops
 from kernels.ops import TensorSpec
@@ -21,18 +19,18 @@ from .graph import Glue, Graph, Node, infer_node
 Array = np.ndarray
 
 
-def Constant(*, value: Any = None, value_int: int | None = None,
+def Constant(*, value: Array | None = None, value_int: int | None = None,
              value_ints: Sequence[int] | None = None, value_float: float | None = None,
              value_floats: Sequence[float] | None = None) -> Array:
     if value is not None:
-        return numpy_helper.to_array(value)
+        return value
     if value_int is not None or value_ints is not None:
         return np.asarray(value_ints if value_int is None else value_int, np.int64)
     return np.asarray(value_floats if value_float is None else value_float, np.float32)
 
 
-def ConstantOfShape(shape: Array, *, value: Any = None) -> Array:
-    filling = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
+def ConstantOfShape(shape: Array, *, value: Array | None = None) -> Array:
+    filling = np.zeros(1, np.float32) if value is None else value
     if np.prod(shape) > 1 << 24:
         raise ValueError(f"a constant of shape {shape.tolist()} is too large to fold")
     return np.full(tuple(shape), filling[0])
@@ -72,8 +70,8 @@ def Slice(data: Array, starts: Array, ends: Array, axes: Array | None = None,
     return data[tuple(index)]
 
 
-def Cast(data: Array, *, to: int, saturate: int = 1) -> Array:
-    return data.astype(helper.tensor_dtype_to_np_dtype(to))
+def Cast(data: Array, *, to: np.dtype, saturate: int = 1) -> Array:
+    return data.astype(to)
 
 
 def Add(a: Array, b: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,6 +72,19 @@ def read_tensor(tensor: TensorProto, path: Path) -> np.ndarray:
         return np.array(numpy_helper.to_array(tensor)).reshape(tensor.dims)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{what} can not be read: {error}") from None
+
+
+def read_attribute(attribute: onnx.AttributeProto, path: Path) -> Any:
+    """The value as Python has it: tensors as arrays, what Cast casts `to` as NumPy's dtype."""
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return read_tensor(value, path)
+    if attribute.name == "to":
+        try:
+            return helper.tensor_dtype_to_np_dtype(value)
+        except KeyError:
+            raise ModelError(f"{path}: there is no data type {value} to cast to") from None
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _external(tensor: TensorProto, size: int, path: Path, what: str) -> bytes:

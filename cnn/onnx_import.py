@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from kernels import ops
 from kernels.ops import Op, Padding, Shape, TensorSpec
@@ -341,10 +341,9 @@ def Dropout(net: Importer, x: Value, ratio: Value | None = None,
     return x
 
 
-def Cast(net: Importer, x: Value, *, to: int, saturate: int = 1) -> Value:
-    if to != TensorProto.FLOAT:
-        raise net.error(f"Cast of a computed value to {helper.tensor_dtype_to_np_dtype(to)} is not "
-                        f"supported; values are float32")
+def Cast(net: Importer, x: Value, *, to: np.dtype, saturate: int = 1) -> Value:
+    if to != np.float32:
+        raise net.error(f"Cast of a computed value to {to} is not supported; values are float32")
     return x
 
 
@@ -375,7 +374,7 @@ def load_onnx(path: str | os.PathLike) -> Imported:
                 inputs[info.name] = _input(net, info)
         names = _unique_names(model.graph.node)
         for node, net.name in zip(model.graph.node, names, strict=True):
-            _import_node(net, node)
+            _import_node(net, node, path)
         outputs = tuple(_output(net, info.name) for info in model.graph.output)
     except ModelError as error:
         raise ModelError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
@@ -446,7 +445,7 @@ def _output(net: Importer, name: str) -> Value:
     return name
 
 
-def _import_node(net: Importer, node: onnx.NodeProto) -> None:
+def _import_node(net: Importer, node: onnx.NodeProto, path: Path) -> None:
     inputs = [net.aliases.get(name, name) if name else None for name in node.input]
     while inputs and inputs[-1] is None:
         inputs.pop()
@@ -457,7 +456,7 @@ def _import_node(net: Importer, node: onnx.NodeProto) -> None:
         raise net.error(f"{node.op_type} with {len(node.output)} outputs is not supported")
     if node.output[0] in net.specs or node.output[0] in net.aliases:
         raise net.error(f"its output {node.output[0]!r} is computed twice")
-    attributes = {a.name: _attribute(a) for a in node.attribute}
+    attributes = {a.name: onnx_file.read_attribute(a, path) for a in node.attribute}
     first = len(net.nodes)
     try:
         glue = node.op_type in fold.EVALUATE and all(
@@ -489,8 +488,3 @@ def _glue(net: Importer, operator: str, inputs: Sequence[Value | None],
     value = net.emit(op, *(value for value in inputs if value is not None))
     net.shape_values.add(value)
     return value
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value

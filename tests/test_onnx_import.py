@@ -268,6 +268,31 @@ def test_other_external_data_is_refused(tmp_path, location, offset, length, sent
         load_onnx(saved(folder, external(location, offset, length)))
 
 
+def test_a_tensor_in_an_attribute_is_read_with_the_same_care(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    values = whole(4)
+    for place in (folder, tmp_path):
+        (place / "weights.bin").write_bytes(values.tobytes())
+    monkeypatch.chdir(folder)
+    for location, refused in (("weights.bin", False), ("../weights.bin", True)):
+        tensor = external(location).graph.initializer[0]
+        model = build([helper.make_node("Constant", [], ["c"], value=tensor),
+                       node("Add", ["x", "c"], ["y"])], {"x": [4]})
+        if refused:
+            with pytest.raises(ModelError, match="only a plain file name"):
+                load_onnx(saved(folder, model))
+        else:
+            constants = load_onnx(saved(folder, model)).graph.constants
+            np.testing.assert_array_equal(*constants.values(), values)
+
+
+def test_a_cast_to_no_data_type_is_refused(tmp_path):
+    model = build([node("Cast", ["x"], ["y"], to=99)], {"x": [4]})
+    with pytest.raises(ModelError, match="data type 99"):
+        load_onnx(saved(tmp_path, model))
+
+
 def test_the_range_of_opsets_is_that_of_the_installed_onnx():
     assert onnx_file.OPSETS[0] == 7
     assert onnx.defs.onnx_opset_version() in onnx_file.OPSETS
