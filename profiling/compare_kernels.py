@@ -255,7 +255,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 # ---- command line -----------------------------------------------------------------------------
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", default=EVERYTHING, metavar="WHAT",

@@ -234,7 +234,7 @@ def trace(rows: Sequence[Row], spans: Sequence[Span], machine: Machine) -> dict[
 
 # ---- command line -----------------------------------------------------------------------------
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a name of networks.py or of the zoo, or an .onnx file")
