@@ -2,6 +2,7 @@
 import itertools
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -226,6 +227,27 @@ def test_the_thread_count_does_not_change_bits():
     batch = np.random.default_rng(0).standard_normal((1, 224, 224, 3)).astype(np.float32)
     one, two = (cnn.load(threads=n).predict(batch) for n in (1, min(2, cnn.load().threads)))
     assert np.array_equal(one, two)
+
+
+def test_runs_give_the_same_bits(model):
+    batch = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
+    first = model.predict(batch)
+    assert all(np.array_equal(model.predict(batch), first) for _ in range(5))
+
+
+def test_ten_thousand_predictions_do_not_grow_memory(small_model):
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    model = cnn.load(small_model, device="cpu", threads=1)
+    batch = np.zeros((1, 16, 16, 3), np.float32)
+    for _ in range(500):
+        model.predict(batch)
+    before = resident()
+    for _ in range(10_000):
+        model.predict(batch)
+    assert resident() - before < 1 << 20    # 100 bytes a prediction would be seen
 
 
 def test_programs_are_bounded(model, monkeypatch):
