@@ -223,6 +223,27 @@ def test_a_folder_that_can_not_be_written_is_said(found, monkeypatch, tmp_path, 
     assert "can not be saved in" in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TILES)
+def test_no_right_kernel_is_refused(machine, dtype):  # noqa: F811
+    """All tiles, whole and split: the same bits, also where an activation and a residual round."""
+    cupy = machine()
+    stored = conv.stored_as(dtype)
+    shapes = (1, 6, 7, 20), (CHANNELS, 3, 3, 20), (CHANNELS,), (1, 6, 7, CHANNELS)
+    specs = [TensorSpec(shape, stored) for shape in shapes]
+    op = Conv2d(padding=(1, 1, 1, 1), activation=ops.Silu())
+    options = CudaOptions(dtype=dtype, arch="sm_90a", multiprocessors=4, upload=lambda array:
+                          cupy.asarray(array.view(np.uint16) if dtype == "bfloat16"
+                                       and array.itemsize == 2 else array))
+    (problem,) = tune.problems_of([Layer("a", op, specs, specs[3])], options)
+    data = tune.Data.random(problem, options)
+    results = {data.result(problem, Choice(tile, splits)) for tile in TILES[dtype]
+               for splits in (1, 2)}
+    assert len(results) == 1
+    (result,) = results
+    assert set(result) != {tune.POISON}
+
+
 def test_real_kernels_agree_bit_by_bit(machine, monkeypatch, tmp_path):  # noqa: F811
     """In the emulator: all that runs on a GPU but the time. Few choices, for it is slow."""
     cupy = machine()
@@ -279,6 +300,24 @@ def test_a_model_is_prepared_anew_and_the_next_one_does_not_search(planned, smal
 
     monkeypatch.setattr(tune, "measure", None)
     assert ran(cupy, cnn.load(small_model, device="cuda", preprocess="imagenet")) == both
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_search_on_a_gpu(small_model, dtype, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
+    model = cnn.load(small_model, device="cuda", dtype=dtype)
+    batch = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
+    expected = model.predict(batch)
+    report = model.tune(batch_size=8, budget=60.0)
+    assert {layer for one in report.outcomes for layer in one.layers} == {"conv", "logits"}
+    assert (report.left, report.interrupted) == ([], False)
+    for one in report.outcomes:
+        assert one.refused == ()
+        assert 0 < one.after_microseconds <= one.before_microseconds
+    # Probabilities; float16 may round a sum that is added in another order the other way.
+    np.testing.assert_allclose(model.predict(batch), expected, atol=0.01)
+    assert cnn.load(small_model, device="cuda", dtype=dtype)._options.tuned == report.choices
 
 
 def test_choices_that_can_not_be_saved_serve_the_model(planned, small_model, tmp_path):
