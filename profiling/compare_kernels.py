@@ -23,7 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -173,19 +173,32 @@ def row(case: Case, uses: dict[str, int], kernel: str, named: dict[str, Times]) 
                              "rounds_ms": found.rounds_ms} for name, found in named.items()}}
 
 
-def run(uses: Uses, bench: Bench, deadline: float, console: Console
-        ) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, labels of what was left out because time was up)"""
-    rows, skipped = [], []
+@dataclass
+class Record:
+    """rows: what was measured. skipped: labels of what was left out. failed: by label, why."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run(uses: Uses, bench: Bench, deadline: float, console: Console) -> Record:
+    """All cases until time is up, or the GPU reports an error, after which nothing it says counts;
+    what is too large for its memory is passed over."""
+    record, broken = Record(), False
     with console.status("") as status:
         for i, (case, groups) in enumerate(uses.items()):
-            if time.monotonic() > deadline:
-                skipped.append(case.label)
+            if broken or time.monotonic() > deadline:
+                record.skipped.append(case.label)
                 continue
             status.update(f"{i + 1} of {len(uses)}: {case.label}")
-            rows.append(bench.measure(case, groups))
-            gpu.cupy().get_default_memory_pool().free_all_blocks()
-    return rows, skipped
+            try:
+                record.rows.append(bench.measure(case, groups))
+                gpu.cupy().get_default_memory_pool().free_all_blocks()
+            except MemoryError as error:
+                record.failed[case.label] = str(error)
+            except (CudaError, *gpu.faults()) as error:
+                record.failed[case.label], broken = str(error), True
+    return record
 
 
 # ---- results ----------------------------------------------------------------------------------
@@ -286,16 +299,16 @@ def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
             settings.gpu, stream, settings.dtype)
         bandwidth = gpu_timing.copy_bandwidth(stream)
         bench = Bench(settings.gpu, stream, torch, settings.rounds, choices)
-        rows, skipped = run(uses, bench, deadline, console)
+        record = run(uses, bench, deadline, console)
     options = {name: value for name, value in vars(settings).items() if name not in (
         "json", "plot")}
     return {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
             "settings": options, "tuned_choices": len(choices), "copy_bytes_per_s": bandwidth,
-            "headline": headline(rows, bandwidth), "rows": rows, "skipped": skipped}
+            "headline": headline(record.rows, bandwidth), **asdict(record)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exits with 1 where one of our kernels is wrong."""
+    """Exits with 1 where one of our kernels is wrong or the GPU reports an error."""
     settings = parse_arguments(arguments)
     console = Console(highlight=False)
     console.width = max(console.width, 180)     # a pipe's 80 columns would cut the numbers
@@ -311,11 +324,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in result["headline"].items():
         print(f"{name}: {value:.3g}")
     for label in result["skipped"]:
-        print(f"skipped, time was up: {label}")
+        print(f"skipped: {label}")
     wrong = [(each, name) for each in result["rows"] for name in each["wrong"]]
     for each, name in wrong:
         print(f"WRONG, so not timed: {name}: {each['wrong'][name]}")
-    if any(name == OURS for _, name in wrong):
+    for label, error in result["failed"].items():
+        print(f"FAILED: {label}: {error}")
+    if result["failed"] or any(name == OURS for _, name in wrong):
         sys.exit(1)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from bench_network import provenance as host_provenance
+from bench_network import version
 
 from kernels.cuda import gpu
 
@@ -24,6 +25,7 @@ MOST_COPIES = 512
 RESOLUTION_MS = 0.0005      # of an event (CUDA Driver API, cuEventElapsedTime)
 LEAST_MS = 2.0              # of a measurement: thousands of times as long
 MOST_REPLAYS = 200
+LIBRARIES = ("cupy-cuda13x", "numba-cuda", "torch", "triton", "nvidia-cudnn-cu13", "nvidia-cublas")
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
           "power.limit", "temperature.gpu")
 
@@ -132,7 +134,8 @@ def provenance(index: int) -> dict[str, Any]:
     return {**host_provenance(), "gpu": {
         "name": found.name, "arch": found.arch, "multiprocessors": found.multiprocessors,
         "l2_bytes": l2_bytes(index), "driver_cuda": gpu.cuda_version(cuda.driverGetVersion()),
-        "runtime_cuda": gpu.cuda_version(cuda.runtimeGetVersion()), **clocks(index)}}
+        "runtime_cuda": gpu.cuda_version(cuda.runtimeGetVersion()),
+        "versions": {library: version(library) for library in LIBRARIES}, **clocks(index)}}
 
 
 def clocks(index: int) -> dict[str, str]:

@@ -92,6 +92,7 @@ class CpuWatch(CpuDevice):
         super().__init__(threads)
         self.runs: list[list[Span]] = []
         self.facts: list[list[Any]] = []        # nothing more is known of a CPU's kernels
+        self._spans: list[Span] = []            # of the run at hand
 
     def compile(self, steps: Sequence[tuple[str, Callable[[], object]]]) -> Callable[[], None]:
         def timed(step: Callable[[], object]) -> Callable[[], None]:
@@ -104,7 +105,7 @@ class CpuWatch(CpuDevice):
         run_all = super().compile([(layer, timed(step)) for layer, step in steps])
 
         def run() -> None:
-            self._spans: list[Span] = []
+            self._spans = []
             start = time.perf_counter()
             run_all()
             self.runs.append([(1e3 * (a - start), 1e3 * (b - start)) for a, b in self._spans])

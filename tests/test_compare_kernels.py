@@ -108,7 +108,32 @@ def test_what_is_left_out_is_listed(cupy, small_model, tmp_path, capsys):
     result = measure([f"{small_model}:1"], tmp_path, "--no-torch", "--budget", "0")
     assert result["rows"] == []
     assert "globalavgpool 1x8x8x8" in result["skipped"]
-    assert "skipped, time was up: linear 1x8 -> 10" in capsys.readouterr().out
+    assert "skipped: linear 1x8 -> 10" in capsys.readouterr().out
+
+
+def test_an_error_of_the_gpu_ends_it_and_keeps_what_was_measured(cupy, tmp_path, monkeypatch,
+                                                                 capsys):
+    monkeypatch.setattr(script, "MEMORY_BOUND", [
+        (ops.Relu(), (9, 40)), (ops.MaxPool2d(), (1, 4, 4, 8)), (ops.Relu(), (1, 24))])
+    cupy.illegal = {"max_pool2d_2x2_f16x8"}
+    with pytest.raises(SystemExit, match="1"):
+        measure(["memory"], tmp_path, "--no-torch")
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert [row["layer"] for row in result["rows"]] == ["relu 9x40"]
+    assert list(result["failed"]) == ["maxpool 2x2 /2, 1x4x4x8"]
+    assert result["skipped"] == ["relu 1x24"]
+    assert "FAILED: maxpool 2x2 /2, 1x4x4x8: cudaErrorIllegalAddress" in capsys.readouterr().out
+
+
+def test_what_the_gpus_memory_can_not_hold_is_passed_over(cupy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "MEMORY_BOUND", [
+        (ops.Relu(), (1 << 10, 1 << 12)), (ops.Relu(), (1, 24))])
+    cupy.free = 1 << 22
+    with pytest.raises(SystemExit, match="1"):
+        measure(["memory"], tmp_path, "--no-torch")
+    assert "FAILED: relu 1024x4096: Out of memory" in capsys.readouterr().out
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert [row["layer"] for row in result["rows"]] == ["relu 1x24"]
 
 
 def test_a_rival_that_is_wrong_is_not_timed(cupy, small_model, tmp_path, monkeypatch, capsys):
