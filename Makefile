@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full test-portable lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cnn classify examples/cat.jpg
@@ -11,11 +11,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-# Everything, and the kernels once more as narrower CPUs would run them.
-test-full: $(VENV)/.installed-test
+test-full: $(VENV)/.installed-test test-portable
 	$(BIN)/python -m pytest -m "not gpu"
-	CNN_SIMD_LANES=8 $(BIN)/python -m pytest -q tests/test_conv.py tests/test_depthwise.py tests/test_matmul.py
-	CNN_SIMD_LANES=4 $(BIN)/python -m pytest -q tests/test_conv.py tests/test_depthwise.py tests/test_matmul.py
+
+# The CPU's kernels as narrower CPUs run them: AVX2, and SSE without fused multiply-adds.
+PORTABLE := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py depthwise.py matmul.py \
+	pool.py elementwise.py softmax.py norm.py copy.py functional.py)
+test-portable: $(VENV)/.installed-test
+	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= CNN_SIMD_LANES=8 $(BIN)/python -m pytest $(PORTABLE)
+	NUMBA_CPU_NAME=nehalem NUMBA_CPU_FEATURES= CNN_SIMD_LANES=4 $(BIN)/python -m pytest $(PORTABLE)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
