@@ -10,6 +10,8 @@ a GPU the largest of PyTorch's matrix products and a copy. A layer's roofline is
 times that its FLOPs take at the peak and its bytes at the copy's bandwidth; depthwise and other
 layers that tensor cores can not compute have bytes alone. Percentages are of the fastest run of
 each layer; caches may carry it past 100.
+
+On a GPU each layer is an NVTX range of its name: `nsys profile python profiling/layers.py ...`.
 """
 from __future__ import annotations
 
