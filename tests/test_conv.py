@@ -12,7 +12,7 @@ from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
 DIRECT = {"weights": (1, 2), "tile": 0}        # and not Winograd
-BLOCK = conv.BLOCK_VECTORS * LANES
+BLOCK = conv.BLOCK
 TILE = conv.TILE_ROWS
 
 

@@ -1,7 +1,7 @@
 """Convolution, NHWC float32, without an im2col buffer: the micro-kernel walks the image itself.
 
 The output is cut into tiles of consecutive pixels (at most TILE_ROWS) and blocks of output
-channels (at most BLOCK_VECTORS * LANES). `conv_tile` in simd.py computes one tile x block:
+channels (at most BLOCK). `conv_tile` in simd.py computes one tile x block:
 
     direct   With NHWC the KW * C inputs under one kernel line are contiguous, and neighbouring
              output pixels read the same memory shifted by stride * C. A tile whose pixels lie in
@@ -29,7 +29,7 @@ from . import depthwise, winograd
 from .epilogue import epilogue
 from .jit import LANES, njit
 from .simd import at, copy_floats, zero_floats
-from .tile import BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, one_block
+from .tile import BLOCK, HALF_ROWS, TILE_ROWS, one_block
 
 # One pass keeps this much of the weights in the L2 cache while it goes over all tiles.
 PASS_BYTES = 256 * 1024
@@ -63,13 +63,16 @@ class Geometry(NamedTuple):
 
 @njit(parallel=True)
 def conv2d(x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low, high, threads):
-    """Every pass over every tile, divided evenly among the threads.
+    """Every pass over every tile, divided evenly among the threads. The tiles of a pass share the
+    fetching of the next pass's weights, or its first tile would wait for them; a single tile would
+    wait anyway.
 
     x, y, residual: flat NHWC (residual may be empty); weight, bias: packed by `pack`; scratch:
     threads * TILE_ROWS * depth floats; tiles, blocks, passes: tables made by `cut_*` below.
     """
     units = len(passes) * len(tiles)
     depth = g.kernel_height * g.kernel_width * g.per_group
+    share = -(-BLOCK // len(tiles)) if len(tiles) > 1 else 0    # floats of each line of a panel
     for thread in prange(threads):
         patch = scratch[thread * TILE_ROWS * depth:(thread + 1) * TILE_ROWS * depth]
         for unit in range(thread * units // threads, (thread + 1) * units // threads):
@@ -83,12 +86,17 @@ def conv2d(x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low,
                 gather(x, patch, rows, pixel, group, g)
                 source, x_step = at(patch, 0), depth
                 lines, x_line, length = 1, 0, depth
+            fetched = unit % len(tiles) * share
             for block in range(first_block, end_block):
                 channel, vectors, valid, w_offset, bias_offset = blocks[block]
-                y_offset = pixel * g.out_channels + channel
                 panel = at(weight, w_offset)
+                ahead, ahead_step = panel, 0
+                following = block + end_block - first_block
+                if following < len(blocks) and fetched < BLOCK:
+                    ahead, ahead_step = at(weight, blocks[following, 3] + fetched * depth), share
+                y_offset = pixel * g.out_channels + channel
                 one_block(rows, vectors, (source, x_step, lines, x_line, length,
-                                          panel, panel, 0, at(bias, bias_offset),
+                                          panel, ahead, ahead_step, at(bias, bias_offset),
                                           at(residual, y_offset), len(residual),
                                           at(y, y_offset), g.out_channels, valid, low, high))
 
@@ -200,14 +208,14 @@ def cut_blocks(out_channels: int, groups: int, depth: int) -> tuple[Array, Array
     per_group = out_channels // groups
     for group in range(groups):
         first = len(blocks)
-        for channel in range(0, per_group, BLOCK_VECTORS * LANES):
-            wanted = min(per_group - channel, BLOCK_VECTORS * LANES)
+        for channel in range(0, per_group, BLOCK):
+            wanted = min(per_group - channel, BLOCK)
             vectors = -(-wanted // LANES)
             valid = wanted - (vectors - 1) * LANES
             blocks.append((group * per_group + channel, vectors, valid, w_offset, bias_offset))
             w_offset += depth * vectors * LANES
             bias_offset += vectors * LANES
-        at_once = max(1, PASS_BYTES // (depth * BLOCK_VECTORS * LANES * 4))
+        at_once = max(1, PASS_BYTES // (depth * BLOCK * 4))
         passes += [(start, min(start + at_once, len(blocks)), group)
                    for start in range(first, len(blocks), at_once)]
     return np.array(blocks, np.int64), np.array(passes, np.int64)
@@ -291,6 +299,6 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         n, h, w, out_h, out_w = 1, 1, n * h * w, 1, n * h * w
     g = Geometry(h, w, c, out_h, out_w, out_c, kh, kw, *op.stride, top, left, *op.dilation,
                  per_group)
-    name = f"conv2d_{kh}x{kw}_f32_{TILE_ROWS}x{BLOCK_VECTORS * LANES}"
+    name = f"conv2d_{kh}x{kw}_f32_{TILE_ROWS}x{BLOCK}"
     return prepare_tiled(name, n, g, (bottom, right), op.groups, op.activation, weight, bias,
                              options)

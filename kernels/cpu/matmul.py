@@ -8,8 +8,7 @@ from __future__ import annotations
 from ..ops import Linear, TensorSpec, count, known
 from ..step import Array, Options, Step
 from .conv import Geometry, prepare_tiled
-from .jit import LANES
-from .tile import BLOCK_VECTORS, TILE_ROWS
+from .tile import BLOCK, TILE_ROWS
 
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
@@ -21,6 +20,6 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     features = known(inputs[0].shape)[-1]
     samples = count(inputs[0].shape[:-1])
     g = Geometry(1, samples, features, 1, samples, len(weight), 1, 1, 1, 1, 0, 0, 1, 1, features)
-    kind = "gemv" if samples < TILE_ROWS // 2 else f"{TILE_ROWS}x{BLOCK_VECTORS * LANES}"
+    kind = "gemv" if samples < TILE_ROWS // 2 else f"{TILE_ROWS}x{BLOCK}"
     return prepare_tiled(f"linear_f32_{kind}", 1, g, (0, 0), 1, op.activation, weight, bias,
                              options)

@@ -192,8 +192,8 @@ def conv_tile(typingctx, tile_rows, vectors, arguments):
 
     for r < tile_rows, c < vectors * LANES, l < lines, k < length. All accumulators stay in
     registers through both loops. Of the last vector only the first `valid` channels are read
-    from `residual` and written. Pointers are to float32; steps count floats. Tap k also asks for
-    ahead[k*ahead_step] to be fetched into the L2 cache: weights that a later tile will read.
+    from `residual` and written. Pointers are to float32; steps count floats. Each tap also asks for
+    ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache: weights that come next.
     """
     sizes = literal_ints(tile_rows, vectors)
     if sizes is None:
@@ -209,9 +209,10 @@ def conv_tile(typingctx, tile_rows, vectors, arguments):
             weights, *acc = carried
             first = advance(b, x, line, x_line)
             pixels = [advance(b, first, x_step, r) for r in range(mr)]
+            wanted = advance(b, ahead, b.mul(line, length), ahead_step)
 
             def tap(k, acc):
-                prefetch(b, advance(b, ahead, k, ahead_step))
+                prefetch(b, advance(b, wanted, k, ahead_step))
                 w_line = advance(b, weights, k, nv * LANES)
                 w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
                 total = []

@@ -9,6 +9,7 @@ from .simd import conv_tile
 TILE_ROWS = 14 if LANES == 16 else 6
 HALF_ROWS = TILE_ROWS // 2
 BLOCK_VECTORS = 2
+BLOCK = BLOCK_VECTORS * LANES
 
 
 @njit(inline="always")

@@ -44,10 +44,9 @@ from .simd import (
     winograd_pixels,
     zero_floats,
 )
-from .tile import BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, one_block
+from .tile import BLOCK, HALF_ROWS, TILE_ROWS, one_block
 from .winograd_matrices import WEIGHT
 
-BLOCK = BLOCK_VECTORS * LANES
 # With 64 channels the inputs of a block and the products of a group share the L2 cache, 250 KB each
 # for tiles of 4. With more channels the inputs overflow into the L3, and each is read once a group.
 BLOCK_TILES = 9 * HALF_ROWS
@@ -200,11 +199,11 @@ def transform_outputs(products, lines, bias, zeros, residual, y, first_tile, til
     position_step = g.block_tiles * g.group
     for t in range(tiles):
         image, row, column = place(first_tile + t, g)
-        for j in range(reach):      # the products' columns, then A^T of each row of the result
+        for j in range(reach):
             output_pass(g.tile, (at(products, j * position_step + t * g.group),
                                  reach * position_step, at(lines, j * g.group),
                                  reach * g.group, length))
-        for i in range(min(g.tile, g.out_height - row)):
+        for i in range(min(g.tile, g.out_height - row)):    # A^T products, each row times A
             pixel = (image * g.out_height + row + i) * g.out_width + column
             target = pixel * g.out_channels + channel
             added, added_step = at(zeros, 0), 0
