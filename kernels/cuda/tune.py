@@ -11,7 +11,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -320,30 +320,38 @@ def measure(one: Problem, options: CudaOptions, clock: Clock) -> Outcome:
     for each in launches.values():
         execute(each)           # loads the kernels
     timers = {choice: clock.timer(each) for choice, each in launches.items()}
-    times: dict[Choice, list[float]] = {choice: [] for choice in one.choices}
-    for turn in range(ROUNDS):
-        order = one.choices if turn % 2 else one.choices[::-1]      # nobody always follows the same
-        for choice in order:
-            times[choice].append(timers[choice]())
-    medians = {choice: statistics.median(each) for choice, each in times.items()}
     before, refused = one.present, []
-    expected: bytes | None = None
-    for choice in sorted(medians, key=lambda choice: medians[choice]):
-        if not _faster(times[choice], times[before]):
+    first = race(timers, one.choices)
+    for choice in sorted(first, key=lambda choice: statistics.median(first[choice])):
+        if not faster(first[choice], first[before]):
             continue
-        expected = expected or data.result(one, before)
-        if data.result(one, choice) == expected:
+        # The best of many was lucky, too: what is told comes from a second race, of the two alone.
+        times = race(timers, [before, choice])
+        if not faster(times[choice], times[before]):
+            continue
+        if data.result(one, choice) == data.result(one, before):
             break
         logger.warning("%s: %s gives other results than %s and is not chosen; please report this",
                        one.name, choice, before)
         refused.append(choice)
     else:
-        choice = before
-    return Outcome(one.name, tuple(one.layers), before, choice, medians[before], medians[choice],
-                   len(one.choices), tuple(refused))
+        choice, times = before, first
+    return Outcome(one.name, tuple(one.layers), before, choice, statistics.median(times[before]),
+                   statistics.median(times[choice]), len(one.choices), tuple(refused))
 
 
-def _faster(times: Sequence[float], present: Sequence[float]) -> bool:
+def race(timers: Mapping[Choice, Callable[[], float]], choices: Sequence[Choice]
+         ) -> dict[Choice, list[float]]:
+    """Microseconds of each in ROUNDS turns, every other one backwards: nobody always follows the
+    same."""
+    times: dict[Choice, list[float]] = {choice: [] for choice in choices}
+    for turn in range(ROUNDS):
+        for choice in choices if turn % 2 else choices[::-1]:
+            times[choice].append(timers[choice]())
+    return times
+
+
+def faster(times: Sequence[float], present: Sequence[float]) -> bool:
     """By more than the middle half of the present choice's times spreads."""
     low, _, high = statistics.quantiles(present, n=4)
     return (statistics.median(times) < statistics.median(present) - (high - low)
