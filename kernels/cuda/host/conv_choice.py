@@ -5,7 +5,7 @@ in whole slices, at a rate that falls with the warp's tile, for a smaller one re
 memory per product. A multiprocessor with few warps does not reach that rate. A small tile reads
 more from L2 per product, and L2 delivers only so much. And time passes in whole waves of blocks,
 each with a prologue and an epilogue, which only another block at work there can hide. All numbers
-are rough, from architecture manuals and arithmetic; only their order decides. `tune` measures.
+are rough and none of them is measured; only their order decides. What measures is tune.py.
 """
 from __future__ import annotations
 
@@ -52,14 +52,20 @@ PORT_BYTES_PER_CYCLE = 64   # where others take little
 LEAST_SLICES = 4            # of a split: as many as stages
 MOST_SPLITS = 16
 # Shared memory of one multiprocessor, KiB; a block may have all but one of them.
-SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_90a": 228, "sm_100": 228,
+SHARED_KIB = {"sm_75": 64, "sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_90a": 228, "sm_100": 228,
               "sm_100a": 228, "sm_103": 228, "sm_103a": 228}
 OTHER_SHARED_KIB = 100
 
 
+def most_blocks(tile: Tile, arch: str) -> int:
+    """That are at work on a multiprocessor at once, each with 1 KiB for the system."""
+    shared = SHARED_KIB.get(arch, OTHER_SHARED_KIB) * 1024
+    return min(tile.blocks, shared // (tile.shared_bytes + 1024))
+
+
 def fits(tile: Tile, arch: str) -> bool:
     """Whether a block's shared memory fits a multiprocessor of this architecture."""
-    return tile.shared_bytes <= (SHARED_KIB.get(arch, OTHER_SHARED_KIB) - 1) * 1024
+    return most_blocks(tile, arch) > 0
 
 
 def full_rate(tile: Tile, dtype: str, arch: str) -> float:
@@ -78,7 +84,7 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     block_depth = -(-slices // splits) * tile.row_bytes // size     # zeros are multiplied, too
     work = -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
     waves = -(-work // processors)              # blocks that the busiest multiprocessor gets
-    resident = min(waves, tile.blocks)          # and those of them that are at work at once
+    resident = min(waves, most_blocks(tile, options.arch))      # and those that are there at once
     warps = resident * tile.threads // 32
     rate = full_rate(tile, dtype, options.arch) * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5
     products = tile.block_m * tile.block_n * block_depth / rate
