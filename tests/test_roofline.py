@@ -1,6 +1,7 @@
 """FLOPs, bytes and least times against figures worked out by hand; nothing here is measured."""
 import json
 import sys
+from pathlib import Path
 
 import networks
 import onnx
@@ -184,3 +185,36 @@ def test_without_matplotlib_a_sentence_says_what_to_install(tiny, run, monkeypat
 def test_failure_is_one_sentence(run, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):
         run(*arguments)
+
+
+# ---- the page of notes --------------------------------------------------------------------------
+
+NOTES = (Path(roofline.__file__).parent / "NOTES.md").read_text()
+NAMES = {"ResNet-50": "resnet50", "VGG-16": "vgg16", "MobileNetV2": "mobilenet_v2",
+         "EfficientNet-Lite0": "efficientnet_lite0"}
+
+
+def rows_of_notes() -> list[list[str]]:
+    """Cells of the table of whole networks."""
+    table = NOTES.partition("### Whole networks")[2].partition("###")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=f"{row[0]}, batch {row[1]}", marks=[pytest.mark.slow] * (
+        row[0] == "VGG-16"))        # which has half a gigabyte of weights
+    for row in rows_of_notes()])
+def test_the_notes_say_what_the_model_says(row):
+    name, batch, gflop, gigabytes, intensity, launches, *milliseconds = row[:8]
+    result = record(NAMES[name], int(batch), "float16", roofs("float16"))
+    totals = [result["totals"][instruction] for instruction in ("wgmma", "mma.sync")]
+    written = [gflop, gigabytes, intensity, launches, *milliseconds, *row[8:10],
+               row[10].rstrip("%")]
+    found = [result["flops"] / 1e9, result["bytes"] / 1e9, result["flops"] / result["bytes"],
+             result["launches"], *(total["least_ms"] for total in totals),
+             *(total["images_per_s"] for total in totals),
+             100 * totals[0]["memory_share_of_time"]]
+    for text, value in zip(written, found, strict=True):
+        decimals = len(text.partition(".")[2])
+        assert float(text.replace(",", "")) == pytest.approx(value, abs=0.5001 * 10 ** -decimals)
