@@ -143,16 +143,16 @@ def test_what_is_not_finite_is_never_lost_and_stays_in_its_tiles(tile, value):
     inputs = arrays(integers, PADDED, 1, 3 * tile, 3 * tile, LANES, 8)
     x, weight, _ = inputs
     weight[weight == 0] = 1
-    x[0, tile, tile + 1, 1] = value         # the middle tile, its first row, second column
-    finite = np.isfinite(run(PADDED, *inputs, weights=WEIGHTS, tile=tile))
-    assert not finite[0, tile - 1:tile + 2, tile:tile + 3].any()
-    assert finite[0, 2 * tile:].all()
-    assert finite[0, :, 2 * tile + (tile == 2) * tile:].all()
+    x[0, tile, tile, 1] = value                 # which the first two tiles of each axis read
+    finite = np.isfinite(run(PADDED, *inputs, weights=WEIGHTS, tile=tile))[0]
+    assert not finite[tile - 1:tile + 2, tile - 1:tile + 2].any()
+    assert finite[2 * tile:].all()
+    assert finite[:, 2 * tile:].all()
 
 
 @both_tiles
 def test_great_inputs_do_not_overflow_early(tile):
-    """The transforms' greatest row sums are 10 and 19: 1e5 is room for both axes of both."""
+    """The transforms scale by up to 10 * 10 and 19 * 19; sums of some hundred terms come on top."""
     inputs = arrays(normal, PADDED, 1, 9, 9, LANES, BLOCK)
     inputs[0] *= np.float32(np.finfo(np.float32).max / 1e9)
     inputs[2] *= 0
@@ -195,9 +195,9 @@ def test_what_winograd_can_not_compute_is_refused(op, kernel, tile):
 
 @pytest.mark.parametrize(("channels", "outputs", "height", "width", "tile"), [
     (64, 64, 224, 224, 4), (512, 512, 14, 14, 4), (16, 16, 9, 9, 4), (16, 64, 2, 60, 4),
-    (512, 512, 7, 7, 2), (64, 64, 4, 4, 2),             # few tiles: fewer weights instead
+    (512, 512, 7, 7, 2), (64, 64, 5, 9, 2), (512, 512, 4, 4, 0),    # few tiles
     (63, 64, 7, 7, 0), (15, 64, 56, 56, 0), (64, 15, 56, 56, 0),    # few channels
-    (512, 512, 3, 3, 0), (256, 256, 1, 99, 0)])                     # tiles that stick out
+    (256, 256, 1, 99, 0), (256, 256, 99, 1, 0)])                    # tiles that stick out
 def test_winograd_runs_where_it_pays(channels, outputs, height, width, tile):
     assert winograd.choose(PADDED, (outputs, 3, 3, channels), (height, width)) == tile
 

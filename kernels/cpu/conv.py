@@ -13,7 +13,8 @@ Padding under direct tiles is made real first: one copy of the input between zer
 about 2% of a 3x3 layer where gathering its border tiles cost 50%.
 
 prepare() writes both cuts down as tables, so the kernel has no geometry left to decide. A Linear
-layer is the same thing on an image of one row (see matmul.py).
+layer is the same thing on an image of one row (see matmul.py). Most 3x3 convolutions of stride 1
+run in winograd.py instead.
 """
 from __future__ import annotations
 

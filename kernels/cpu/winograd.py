@@ -51,11 +51,12 @@ from .winograd_matrices import WEIGHT
 # for tiles of 4. With more channels the inputs overflow into the L3, and each is read once a group.
 BLOCK_TILES = 9 * HALF_ROWS
 GROUP = 64
-# Tiles of 4 have 4 times the weights of the direct kernel, which must serve more tiles than this to
-# be worth fetching; tiles of 2 have 1.8 times.
-FEW_TILES = 4
-# Input and output channels from which the transforms cost less than the products save.
-CHANNELS = {2: 64, 4: 16}
+# From where a tile of this edge gains 1.2 times the speed: input and output channels, so that the
+# products outweigh the transforms; tiles of one image, among which the larger weights are shared;
+# and multiplications of the direct kernel for each one here (tiles may stick out of the map).
+CHANNELS = {4: 16, 2: 64}
+TILES = 9
+SAVING = 1.5
 
 
 class Geometry(NamedTuple):
@@ -279,10 +280,13 @@ def choose(op: Conv2d, weight_shape: tuple[int, ...], map_size: Pair) -> int:
     if asked == "0" or not fits(op, weight_shape):
         return 0
     height, width = map_size
-    tiles = {tile: -(-height // tile) * -(-width // tile) for tile in WEIGHT}
-    tile = 4 if tiles[4] > FEW_TILES else 2
-    saved = 9 * height * width / ((tile + 2) ** 2 * tiles[tile])
-    return tile if saved >= 1.5 and min(weight_shape[0], weight_shape[3]) >= CHANNELS[tile] else 0
+    channels = min(weight_shape[0], weight_shape[3])
+    for tile, least in CHANNELS.items():
+        tiles = -(-height // tile) * -(-width // tile)
+        saving = 9 * height * width / (tiles * (tile + 2) ** 2)
+        if channels >= least and tiles >= TILES and saving >= SAVING:
+            return tile
+    return 0
 
 
 def fits(op: Conv2d, weight_shape: tuple[int, ...]) -> bool:
