@@ -56,36 +56,31 @@ MEMORY_BOUND = (                        # as ResNet-50 and VGG-16 have them
     (ops.AvgPool2d((2, 2), (2, 2)), (256, 56, 56, 256)),
     (ops.GlobalAvgPool2d(), (256, 7, 7, 2048)),
 )
-EVERYTHING = ["gemm", "memory", "resnet50:256", "vgg16:128", "mobilenet_v2:256", "resnet50:1",
-              "vgg16:1", "mobilenet_v2:1"]
+EVERYTHING = ["gemm", "memory", "resnet50:256", "resnet50:1", "mobilenet_v2:256", "vgg16:128",
+              "mobilenet_v2:1", "vgg16:1"]
 OURS = "ours"
-
-Uses = dict[Case, dict[str, int]]       # how often each group has the case
 
 
 # ---- what is measured -------------------------------------------------------------------------
 
-def gather(groups: Sequence[str], dtype: str) -> Uses:
-    """All cases, the most important first; one that several groups have stands once."""
-    found: Uses = {}
-    for group in groups:
-        cases = cases_of_group(group, dtype)
-        for case in sorted(cases, key=lambda case: -cases[case] * weight(case)):
-            found.setdefault(case, {})[group] = cases[case]
-    return found
+def check_group(group: str) -> None:
+    """ValueError for what names no group."""
+    network, _, batch = group.rpartition(":")
+    if group not in ("gemm", "memory") and not (network and batch.isdecimal() and int(batch)):
+        raise ValueError(f"{group!r} is nothing to measure; write gemm, memory, or a network and a "
+                         f"batch size such as resnet50:256")
 
 
 def cases_of_group(group: str, dtype: str) -> dict[Case, int]:
-    """ValueError for a group that there is not."""
+    """Those that take longest first, and how often each is there. ValueError or ModelError for a
+    network that can not be had."""
     if group == "gemm":
         return {gemm(size, dtype): 1 for size in GEMM_SIZES}
     if group == "memory":
         return {Case(op, (shape,), dtype): 1 for op, shape in MEMORY_BOUND}
     network, _, batch = group.rpartition(":")
-    if not network or not batch.isdecimal() or int(batch) < 1:
-        raise ValueError(f"{group!r} is nothing to measure; write gemm, memory, or a network and a "
-                         f"batch size such as resnet50:256")
-    return cases_of(network, int(batch), dtype)
+    found = cases_of(network, int(batch), dtype)
+    return dict(sorted(found.items(), key=lambda item: -item[1] * weight(item[0])))
 
 
 def weight(case: Case) -> float:
@@ -175,30 +170,55 @@ def row(case: Case, uses: dict[str, int], kernel: str, named: dict[str, Times]) 
 
 @dataclass
 class Record:
-    """rows: what was measured. skipped: labels of what was left out. failed: by label, why."""
+    """rows: what was measured. layers: how many each group has. skipped: labels of what was left
+    out. failed: by label, why."""
     rows: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run(uses: Uses, bench: Bench, deadline: float, console: Console) -> Record:
-    """All cases until time is up, or the GPU reports an error, after which nothing it says counts;
-    what is too large for its memory is passed over."""
+def run(groups: Sequence[str], dtype: str, bench: Bench, deadline: float, console: Console
+        ) -> Record:
+    """All groups until time is up, or the GPU reports an error, after which nothing it says counts;
+    what is too large for its memory is passed over. A layer of several groups is measured once."""
     record, broken = Record(), False
+    uses: dict[Case, dict[str, int]] = {}       # how often each group has the case
     with console.status("") as status:
-        for i, (case, groups) in enumerate(uses.items()):
+        for group in groups:
             if broken or time.monotonic() > deadline:
-                record.skipped.append(case.label)
+                record.skipped.append(f"all of {group}")
                 continue
-            status.update(f"{i + 1} of {len(uses)}: {case.label}")
             try:
-                record.rows.append(bench.measure(case, groups))
-                gpu.cupy().get_default_memory_pool().free_all_blocks()
-            except MemoryError as error:
-                record.failed[case.label] = str(error)
-            except (CudaError, *gpu.faults()) as error:
-                record.failed[case.label], broken = str(error), True
+                cases = cases_of_group(group, dtype)
+            except (Error, ValueError, OSError) as error:
+                record.failed[group] = str(error)
+                continue
+            record.layers[group] = sum(cases.values())
+            for case, count in cases.items():
+                known = case in uses
+                uses.setdefault(case, {})[group] = count
+                if known:
+                    continue
+                if broken or time.monotonic() > deadline:
+                    record.skipped.append(f"{group}: {case.label}")
+                    continue
+                status.update(f"{group}: {case.label}")
+                broken = not attempt(case, uses[case], bench, record)
     return record
+
+
+def attempt(case: Case, uses: dict[str, int], bench: Bench, record: Record) -> bool:
+    """Measure a case; False where the GPU can not be trusted any more."""
+    try:
+        record.rows.append(bench.measure(case, uses))
+        gpu.cupy().get_default_memory_pool().free_all_blocks()
+    except MemoryError as error:
+        record.failed[case.label] = str(error)
+    except (CudaError, *gpu.faults()) as error:
+        record.failed[case.label] = str(error)
+        return False
+    return True
 
 
 # ---- results ----------------------------------------------------------------------------------
@@ -208,28 +228,26 @@ def percent_of_copy(row: dict[str, Any], bandwidth: float) -> float:
     return 1e5 * row["bytes"] / row["times"][OURS]["min_ms"] / bandwidth
 
 
-def headline(rows: Sequence[dict[str, Any]], bandwidth: float) -> dict[str, float]:
+def headline(record: Record, bandwidth: float) -> dict[str, float]:
     """The few figures that matter, by what they are."""
     found: dict[str, float] = {}
-    sums: dict[str, list[float]] = {}
-    for each in rows:
+    sums: dict[str, list[float]] = {}       # layers, ms of ours, ms of PyTorch's
+    for each in record.rows:
         mine = each["times"].get(OURS)
-        if mine is None:
-            continue
-        if "memory" in each["uses"]:
+        if mine and "memory" in each["uses"]:
             found[f"{each['layer']}: % of copy"] = percent_of_copy(each, bandwidth)
-        if each["torch"] is None:
+        if not mine or each["torch"] is None:
             continue
         if "gemm" in each["uses"]:
             found[f"{each['layer']}: % of cuBLAS"] = 100 * each["speedup"]
         theirs = each["times"][each["torch"]]
         for group, count in each["uses"].items():
-            if ":" in group:
-                total = sums.setdefault(group, [0.0, 0.0])
-                total[0] += count * mine["median_ms"]
-                total[1] += count * theirs["median_ms"]
-    return {**found, **{f"{group}, sum of layers: PyTorch's time / ours": theirs / ours
-                        for group, (ours, theirs) in sums.items()}}
+            total = sums.setdefault(group, [0, 0.0, 0.0])
+            for i, amount in enumerate((1, mine["median_ms"], theirs["median_ms"])):
+                total[i] += count * amount
+    return {**found, **{
+        f"{group}, sum of {layers} of {record.layers[group]} layers: PyTorch's time / ours":
+        theirs / ours for group, (layers, ours, theirs) in sums.items() if ":" in group}}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -295,7 +313,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything measured, as it goes to JSON."""
     deadline = time.monotonic() + (math.inf if settings.budget is None else settings.budget)
-    uses = gather(settings.groups, settings.dtype)
+    for group in settings.groups:
+        check_group(group)
     choices = tuned.load(gpu.gpu(settings.gpu))
     cuda = gpu.cupy().cuda
     stream = cuda.Stream(non_blocking=True)
@@ -304,12 +323,12 @@ def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
             settings.gpu, stream, settings.dtype)
         bandwidth = gpu_timing.copy_bandwidth(stream)
         bench = Bench(settings.gpu, stream, torch, settings.rounds, choices)
-        record = run(uses, bench, deadline, console)
+        record = run(settings.groups, settings.dtype, bench, deadline, console)
     options = {name: value for name, value in vars(settings).items() if name not in (
         "json", "plot")}
     return {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
             "settings": options, "tuned_choices": len(choices), "copy_bytes_per_s": bandwidth,
-            "headline": headline(record.rows, bandwidth), **asdict(record)}
+            "headline": headline(record, bandwidth), **asdict(record)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

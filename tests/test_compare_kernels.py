@@ -76,7 +76,7 @@ def test_each_layer_has_its_figures(cupy, small_model, tmp_path, monkeypatch, ca
     assert conv["speedup"] == pytest.approx(2)
     assert conv["times"]["ours"]["tflops"] == pytest.approx(conv["flops"] / 0.002 / 1e9)
     assert result["headline"] == {
-        f"{group}, sum of layers: PyTorch's time / ours": pytest.approx(3 * SLOWER / 0.004)}
+        f"{group}, sum of 3 of 3 layers: PyTorch's time / ours": pytest.approx(3 * SLOWER / 0.004)}
     assert result["provenance"]["gpu"]["name"] == "Fake GPU"
     assert "Fake GPU, float16, copy 1 GB/s" in capsys.readouterr().out
     assert (tmp_path / "kernels.svg").stat().st_size > 1000
@@ -96,19 +96,29 @@ def test_memory_is_set_against_a_copy_and_products_against_cublas(cupy, dtype, k
         "relu 3x40: % of copy": pytest.approx(100 * moved / 1e-6 / 1e9)}
 
 
-def test_a_layer_of_two_networks_is_measured_once(small_model, tmp_path):
+def test_a_layer_of_two_networks_is_measured_once(cupy, small_model, tmp_path, monkeypatch):
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(small_model.read_bytes())
+    measured = []
+    monkeypatch.setattr(script.Bench, "measure", lambda self, case, uses: measured.append(
+        case.label) or {"layer": case.label, "uses": uses, "torch": None, "times": {}, "wrong": {},
+                        "kernel": ""})
     groups = [f"{small_model}:1", f"{copy}:1", f"{small_model}:2"]
-    uses = script.gather(groups, "float16")
-    assert [list(found) for found in uses.values()] == 3 * [groups[:2]] + 3 * [groups[2:]]
+    rows = measure(groups, tmp_path, "--no-torch")["rows"]
+    assert [row["layer"] for row in rows] == measured
+    assert [list(row["uses"]) for row in rows] == 3 * [groups[:2]] + 3 * [groups[2:]]
 
 
-def test_what_is_left_out_is_listed(cupy, small_model, tmp_path, capsys):
-    result = measure([f"{small_model}:1"], tmp_path, "--no-torch", "--budget", "0")
-    assert result["rows"] == []
-    assert "globalavgpool 1x8x8x8" in result["skipped"]
-    assert "skipped: linear 1x8 -> 10" in capsys.readouterr().out
+def test_what_is_left_out_is_listed(cupy, small_model, tmp_path, monkeypatch, capsys):
+    times = iter([0, 1, 2, 3, *[99] * 9])        # the budget's start, the groups and the layers
+    monkeypatch.setattr(script.time, "monotonic", lambda: next(times))
+    groups = [f"{small_model}:1", f"{small_model}:2"]
+    result = measure(groups, tmp_path, "--no-torch", "--budget", "9")
+    assert [row["layer"] for row in result["rows"]] == [
+        "conv 3x3 /2, 1x16x16x3 -> 8, relu", "globalavgpool 1x8x8x8"]
+    assert result["skipped"] == [f"{groups[0]}: linear 1x8 -> 10", f"all of {groups[1]}"]
+    assert result["layers"] == {groups[0]: 3}
+    assert f"skipped: all of {groups[1]}" in capsys.readouterr().out
 
 
 def test_an_error_of_the_gpu_ends_it_and_keeps_what_was_measured(cupy, tmp_path, monkeypatch,
@@ -121,7 +131,7 @@ def test_an_error_of_the_gpu_ends_it_and_keeps_what_was_measured(cupy, tmp_path,
     result = json.loads((tmp_path / "kernels.json").read_text())
     assert [row["layer"] for row in result["rows"]] == ["relu 9x40"]
     assert list(result["failed"]) == ["maxpool 2x2 /2, 1x4x4x8"]
-    assert result["skipped"] == ["relu 1x24"]
+    assert result["skipped"] == ["memory: relu 1x24"]
     assert "FAILED: maxpool 2x2 /2, 1x4x4x8: cudaErrorIllegalAddress" in capsys.readouterr().out
 
 
@@ -169,7 +179,6 @@ def test_ours_that_is_wrong_is_not_timed_and_fails(cupy, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["convolutions"], "'convolutions' is nothing to measure; write gemm, memory, or a network"),
     (["resnet50:0"], "'resnet50:0' is nothing to measure"),
-    (["resnet5:1"], "there is no network 'resnet5'"),
     (["memory", "--gpu", "7"], "there is no GPU 7"),
     (["memory"], "give --no-torch to time our kernels alone"),
 ])
@@ -177,6 +186,13 @@ def test_what_can_not_be_measured_is_a_sentence(cupy, arguments, message, monkey
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(SystemExit, match=message):
         script.main(arguments)
+
+
+def test_a_network_that_there_is_not_stops_no_other(cupy, small_model, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        measure(["resnet5:1", f"{small_model}:1"], tmp_path, "--no-torch")
+    assert "FAILED: resnet5:1: there is no network 'resnet5'" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "kernels.json").read_text())["rows"]) == 3
 
 
 # ---- the sample that decides what is right ------------------------------------------------------
