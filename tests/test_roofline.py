@@ -9,7 +9,10 @@ import pytest
 import roofline
 from roofline import Layer, Roof, cost, record, roofs
 
+from cnn.ahead import Recorder
+from cnn.executor import Program, specialise
 from kernels import ops
+from kernels.cuda.launch import CudaOptions
 
 
 def layer(op, *shapes, itemsize=2) -> Layer:
@@ -194,9 +197,9 @@ NAMES = {"ResNet-50": "resnet50", "VGG-16": "vgg16", "MobileNetV2": "mobilenet_v
          "EfficientNet-Lite0": "efficientnet_lite0"}
 
 
-def rows_of_notes() -> list[list[str]]:
-    """Cells of the table of whole networks."""
-    table = NOTES.partition("### Whole networks")[2].partition("###")[0]
+def rows_of_notes(heading: str) -> list[list[str]]:
+    """Cells of the table under a heading."""
+    table = NOTES.partition(heading)[2].partition("\n##")[0]
     lines = [line for line in table.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -204,7 +207,7 @@ def rows_of_notes() -> list[list[str]]:
 @pytest.mark.parametrize("row", [
     pytest.param(row, id=f"{row[0]}, batch {row[1]}", marks=[pytest.mark.slow] * (
         row[0] == "VGG-16"))        # which has half a gigabyte of weights
-    for row in rows_of_notes()])
+    for row in rows_of_notes("### Whole networks")])
 def test_the_notes_say_what_the_model_says(row):
     name, batch, gflop, gigabytes, intensity, launches, *milliseconds = row[:8]
     result = record(NAMES[name], int(batch), "float16", roofs("float16"))
@@ -218,3 +221,15 @@ def test_the_notes_say_what_the_model_says(row):
     for text, value in zip(written, found, strict=True):
         decimals = len(text.partition(".")[2])
         assert float(text.replace(",", "")) == pytest.approx(value, abs=0.5001 * 10 ** -decimals)
+
+
+@pytest.mark.parametrize("row", rows_of_notes("## Known without a GPU"), ids=lambda row: row[0])
+def test_the_notes_say_how_much_memory_is_planned(row):
+    recorder = Recorder(CudaOptions(dtype="float16", arch="sm_90a", multiprocessors=132))
+    graph = roofline.read_network(NAMES[row[0]])
+    shapes = {name: (256, *image.shape[1:]) for name, image in graph.inputs.items()}
+    options = recorder.options()
+    program = Program(specialise(graph, shapes), recorder, options)
+    weights = sum(packed.nbytes for _, packed in options.packed.values())
+    assert [float(cell) for cell in row[1:]] == pytest.approx(
+        [program.bytes / 1e6, weights / 1e6], abs=0.5001)
