@@ -6,7 +6,7 @@ size as literal ints: the intrinsic itself stays a module-level global, which nu
 needs, and every size compiles to code of its own. The other arguments come as one tuple.
 
     conv_tile       tile_rows pixels x (vectors * LANES) channels of a convolution or GEMM
-    depthwise_tile  tile_rows pixels x LANES channels of a depthwise convolution
+    depthwise_tile  tile_rows pixels x any channels of a depthwise convolution
     winograd_*      the transforms of Winograd convolution along one axis
 """
 from __future__ import annotations
@@ -260,33 +260,35 @@ def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], Non
 # ---- depthwise convolution --------------------------------------------------------------------
 
 @intrinsic(prefer_literal=True)
-def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, arguments):
+def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, inside, arguments):
     """arguments: (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
-    stride, bias, y, valid, low, high)
+    stride, bias, y, count, low, high)
 
     y[r, c] = clip(sum over l, t of x[l, column + r*stride + t*dilation, c] * w[l, t, c]
                       + bias[c], low, high)
 
-    for r < tile_rows, c < valid <= LANES, l < lines, t < taps. `x` points to column 0 of the
-    first line; lines are x_line floats apart, columns `channels`, weights of a tap w_tap; a
-    column outside 0 .. width is read from `zeros`. w, bias and zeros are padded to whole
-    vectors; of x and y nothing beyond `valid` channels is touched. With fixed_taps > 0 taps and
-    stride are compile-time constants (and dilation is 1), so that neighbouring pixels share
-    their loads.
+    for r < tile_rows, c < count, l < lines, t < taps. `x` points to column 0 of the first line;
+    lines are x_line floats apart, columns `channels`, weights of a tap w_tap; a column outside
+    0 .. width is read from `zeros`, a vector of them, and with `inside` there is none. w and
+    bias are padded to whole vectors; of x and y nothing beyond `count` channels is touched. With
+    fixed_taps > 0 taps and stride are compile-time constants (and dilation is 1), so that
+    neighbouring pixels share their loads.
     """
-    sizes = literal_ints(tile_rows, fixed_taps, fixed_stride)
+    sizes = literal_ints(tile_rows, fixed_taps, fixed_stride, inside)
     if sizes is None:
         return None
-    mr, kw, step = sizes
+    mr, kw, step, is_inside = sizes
 
     def codegen(context, b, sig, args):
         (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
-         stride, bias, y, valid, low, high) = cgutils.unpack_tuple(b, args[3])
+         stride, bias, y, count, low, high) = cgutils.unpack_tuple(b, args[4])
         low, high = broadcast(b, low), broadcast(b, high)
 
-        def tile(mask):
+        def tile(c, mask):
             def pixel(first, offset):
                 index = b.add(column, offset)
+                if is_inside:
+                    return load(b, advance(b, first, index, channels), mask)
                 inside = b.icmp_unsigned("<", index, width)
                 return load(b, b.select(inside, advance(b, first, index, channels), zeros), mask)
 
@@ -310,18 +312,28 @@ def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, arguments):
                 return counted_loop(b, "tap", taps, acc, tap)
 
             def kernel_line(line, acc):
-                first = advance(b, x, line, x_line)
-                weights = advance(b, w, line, taps, w_tap)
+                first = b.gep(advance(b, x, line, x_line), [c])
+                weights = b.gep(advance(b, w, line, taps, w_tap), [c])
                 return (fixed if kw else general)(first, weights, acc)
 
-            acc = counted_loop(b, "kernel_line", lines, [load(b, bias)] * mr, kernel_line)
+            start = load(b, b.gep(bias, [c]))
+            acc = counted_loop(b, "kernel_line", lines, [start] * mr, kernel_line)
             for r in range(mr):
-                store(b, clip(b, acc[r], low, high), advance(b, y, channels, r), mask)
+                target = b.gep(advance(b, y, channels, r), [c])
+                store(b, clip(b, acc[r], low, high), target, mask)
 
-        _full_or_masked(b, valid, tile)
+        def vector(index, _):
+            tile(b.mul(index, i64(LANES)), None)
+            return []
+
+        whole = b.sdiv(count, i64(LANES))
+        counted_loop(b, "vector", whole, [], vector)
+        done = b.mul(whole, i64(LANES))
+        with b.if_then(b.icmp_signed("<", done, count)):
+            tile(done, first_lanes(b, b.sub(count, done)))
         return context.get_dummy_value()
 
-    return types.void(tile_rows, fixed_taps, fixed_stride, arguments), codegen
+    return types.void(tile_rows, fixed_taps, fixed_stride, inside, arguments), codegen
 
 
 # ---- Winograd transforms ----------------------------------------------------------------------
