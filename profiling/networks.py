@@ -52,13 +52,18 @@ class Builder:
         return self.weight(name, self.rng.uniform(low, high, channels))
 
     def conv(self, x: str, name: str, channels: int, kernel: int, stride: int = 1,
-             groups: int = 1) -> str:
-        """Square, without bias, padded to keep the size at stride 1. He et al. 2015, fan in."""
+             groups: int = 1, padding: int | None = None, bias: bool = False,
+             gain: float = 1.0) -> str:
+        """Square, padded by default to keep the size at stride 1. Weights are `gain` times those
+        of He et al. 2015, fan in."""
         shape = (channels, self.channels[x] // groups, kernel, kernel)
-        weight = self.normal(f"{name}.weight", shape, math.sqrt(2 / math.prod(shape[1:])))
-        return self.node("Conv", name, [x, weight], channels, kernel_shape=[kernel] * 2,
-                         strides=[stride] * 2, pads=[kernel // 2] * 4, dilations=[1, 1],
-                         group=groups)
+        deviation = gain * math.sqrt(2 / math.prod(shape[1:]))
+        inputs = [x, self.normal(f"{name}.weight", shape, deviation)]
+        if bias:
+            inputs.append(self.normal(f"{name}.bias", (channels,), 0.1))
+        return self.node("Conv", name, inputs, channels, kernel_shape=[kernel] * 2,
+                         strides=[stride] * 2, dilations=[1, 1], group=groups,
+                         pads=[kernel // 2 if padding is None else padding] * 4)
 
     def batch_norm(self, x: str, name: str, gain: float = 1.0) -> str:
         """Scales by about `gain`; the running statistics are near those of He's weights."""
@@ -82,21 +87,33 @@ class Builder:
     def add(self, a: str, b: str, name: str) -> str:
         return self.node("Add", name, [a, b], self.channels[a])
 
-    def max_pool(self, x: str, name: str, kernel: int, stride: int, padding: int) -> str:
+    def concat(self, values: list[str], name: str) -> str:
+        return self.node("Concat", name, values, sum(self.channels[x] for x in values), axis=1)
+
+    def max_pool(self, x: str, name: str, kernel: int, stride: int, padding: int = 0,
+                 ceil_mode: bool = False) -> str:
         return self.node("MaxPool", name, [x], self.channels[x], kernel_shape=[kernel] * 2,
-                         strides=[stride] * 2, pads=[padding] * 4, ceil_mode=0)
+                         strides=[stride] * 2, pads=[padding] * 4, ceil_mode=int(ceil_mode))
 
-    def global_pool(self, x: str) -> str:
+    def average_pool(self, x: str, name: str, kernel: int, stride: int) -> str:
+        return self.node("AveragePool", name, [x], self.channels[x], kernel_shape=[kernel] * 2,
+                         strides=[stride] * 2)
+
+    def global_pool(self, x: str, name: str = "flatten") -> str:
         """(N, C, H, W) -> (N, C)"""
-        pooled = self.node("GlobalAveragePool", "avgpool", [x], self.channels[x])
-        return self.node("Flatten", "flatten", [pooled], self.channels[x], axis=1)
+        return self.flatten(self.node("GlobalAveragePool", "avgpool", [x], self.channels[x]),
+                            1, name)
 
-    def linear(self, x: str, name: str, features: int) -> str:
-        """The last layer: its output is "logits"."""
+    def flatten(self, x: str, pixels: int, name: str = "flatten") -> str:
+        """(N, C, H, W) -> (N, C H W), where H W is `pixels`."""
+        return self.node("Flatten", name, [x], self.channels[x] * pixels, axis=1)
+
+    def linear(self, x: str, name: str, features: int, output: str = "logits") -> str:
+        """Its output is named `output`, its weights are those of He et al. 2015."""
         shape = (features, self.channels[x])
         parameters = [self.normal(f"{name}.weight", shape, math.sqrt(2 / shape[1])),
                       self.normal(f"{name}.bias", shape[:1], 0.1)]
-        return self.node("Gemm", "logits", [x, *parameters], features, transB=1)
+        return self.node("Gemm", output, [x, *parameters], features, transB=1)
 
     def model(self, name: str, size: int = 224) -> onnx.ModelProto:
         """All layers so far, from "input" (N, 3, size, size) to "logits" (N, classes)."""
@@ -110,12 +127,22 @@ class Builder:
 
 def resnet50(net: Builder) -> None:
     """He et al. 2016 in torchvision's version 1.5: a block strides in its 3x3 convolution."""
+    resnet(net, bottleneck, [3, 4, 6, 3])
+
+
+def resnet18(net: Builder) -> None:
+    """He et al. 2016, as in torchvision."""
+    resnet(net, basic_block, [2, 2, 2, 2])
+
+
+def resnet(net: Builder, block: Callable[[Builder, str, str, int, int], str],
+           depths: list[int]) -> None:
     x = net.relu(net.batch_norm(net.conv("input", "conv1", 64, 7, stride=2), "bn1"))
     x = net.max_pool(x, "maxpool", 3, stride=2, padding=1)
-    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], start=1):
-        for block in range(blocks):
-            stride = 2 if block == 0 and stage > 1 else 1
-            x = bottleneck(net, x, f"layer{stage}.{block}", width, stride)
+    for stage, depth in enumerate(depths, start=1):
+        for i in range(depth):
+            stride = 2 if i == 0 and stage > 1 else 1
+            x = block(net, x, f"layer{stage}.{i}", 32 << stage, stride)
     net.linear(net.global_pool(x), "fc", 1000)
 
 
@@ -123,13 +150,88 @@ def bottleneck(net: Builder, x: str, name: str, width: int, stride: int) -> str:
     y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", width, 1), f"{name}.bn1"))
     y = net.conv(y, f"{name}.conv2", width, 3, stride=stride)
     y = net.relu(net.batch_norm(y, f"{name}.bn2"))
-    y = net.conv(y, f"{name}.conv3", 4 * width, 1)
+    return residual(net, x, net.conv(y, f"{name}.conv3", 4 * width, 1), name, "bn3", stride)
+
+
+def basic_block(net: Builder, x: str, name: str, width: int, stride: int) -> str:
+    y = net.conv(x, f"{name}.conv1", width, 3, stride=stride)
+    y = net.relu(net.batch_norm(y, f"{name}.bn1"))
+    return residual(net, x, net.conv(y, f"{name}.conv2", width, 3), name, "bn2", stride)
+
+
+def residual(net: Builder, x: str, y: str, name: str, norm: str, stride: int) -> str:
+    """A block's end: y is normalised and added to x, which is projected where shapes differ."""
     # A gain well below 1 keeps the sum over a stage's blocks from growing.
-    y = net.batch_norm(y, f"{name}.bn3", gain=0.3)
-    if net.channels[x] != 4 * width:
-        x = net.conv(x, f"{name}.downsample.0", 4 * width, 1, stride=stride)
+    y = net.batch_norm(y, f"{name}.{norm}", gain=0.3)
+    if stride > 1 or net.channels[x] != net.channels[y]:
+        x = net.conv(x, f"{name}.downsample.0", net.channels[y], 1, stride=stride)
         x = net.batch_norm(x, f"{name}.downsample.1")
     return net.relu(net.add(y, x, f"{name}.add"))
+
+
+def vgg16(net: Builder, grid: int = 7) -> None:
+    """Simonyan and Zisserman 2015, as in torchvision without batch norm.
+
+    grid: pixels a side of the last feature map, a 32nd of the image's. torchvision's adaptive
+    pooling to 7x7 does nothing at 224x224 and is left out, as are its Dropouts.
+    """
+    x, index = "input", 0
+    for stage, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
+        for i in range(depth):
+            # Max pooling of positive values more than doubles their power; this takes it back.
+            gain = 0.75 if stage and i == 0 else 1.0
+            x = net.relu(net.conv(x, f"features.{index}", width, 3, bias=True, gain=gain))
+            index += 2
+        x = net.max_pool(x, f"features.{index}", 2, stride=2)
+        index += 1
+    x = net.flatten(x, grid * grid)
+    x = net.relu(net.linear(x, "classifier.0", 4096, "classifier.0"))
+    x = net.relu(net.linear(x, "classifier.3", 4096, "classifier.3"))
+    net.linear(x, "classifier.6", 1000)
+
+
+def squeezenet1_1(net: Builder) -> None:
+    """Iandola et al. 2016 in version 1.1, as in torchvision without its Dropout."""
+    x = net.relu(net.conv("input", "features.0", 64, 3, stride=2, padding=0, bias=True))
+    x = net.max_pool(x, "features.2", 3, stride=2, ceil_mode=True)
+    squeezes = {3: 16, 4: 16, 6: 32, 7: 32, 9: 48, 10: 48, 11: 64, 12: 64}
+    for index in range(3, 13):
+        if index in squeezes:
+            after_pool = index - 1 not in squeezes
+            x = fire(net, x, f"features.{index}", squeezes[index], 0.62 if after_pool else 1.0)
+        else:
+            x = net.max_pool(x, f"features.{index}", 3, stride=2, ceil_mode=True)
+    x = net.relu(net.conv(x, "classifier.1", 1000, 1, bias=True, gain=2.0))
+    net.global_pool(x, "logits")
+
+
+def fire(net: Builder, x: str, name: str, squeeze: int, gain: float) -> str:
+    x = net.relu(net.conv(x, f"{name}.squeeze", squeeze, 1, bias=True, gain=gain))
+    return net.concat([net.relu(net.conv(x, f"{name}.expand{kernel}x{kernel}", 4 * squeeze,
+                                         kernel, bias=True)) for kernel in (1, 3)],
+                      f"{name}.concat")
+
+
+def densenet121(net: Builder) -> None:
+    """Huang et al. 2017, as in torchvision: a layer's batch norm comes before its convolution."""
+    growth = 32
+    x = net.conv("input", "features.conv0", 64, 7, stride=2)
+    x = net.relu(net.batch_norm(x, "features.norm0"))
+    x = net.max_pool(x, "features.pool0", 3, stride=2, padding=1)
+    for block, depth in enumerate([6, 12, 24, 16], start=1):
+        if block > 1:
+            name = f"features.transition{block - 1}"
+            x = net.relu(net.batch_norm(x, f"{name}.norm"))
+            x = net.conv(x, f"{name}.conv", net.channels[x] // 2, 1)
+            x = net.average_pool(x, f"{name}.pool", 2, stride=2)
+        for layer in range(1, depth + 1):
+            name = f"features.denseblock{block}.denselayer{layer}"
+            y = net.relu(net.batch_norm(x, f"{name}.norm1"))
+            y = net.conv(y, f"{name}.conv1", 4 * growth, 1)
+            y = net.relu(net.batch_norm(y, f"{name}.norm2"))
+            x = net.concat([x, net.conv(y, f"{name}.conv2", growth, 3)], f"{name}.concat")
+    x = net.relu(net.batch_norm(x, "features.norm5"))
+    net.linear(net.global_pool(x), "classifier", 1000)
 
 
 def mobilenet_v2(net: Builder) -> None:
@@ -169,6 +271,10 @@ def inverted_residual(net: Builder, x: str, name: str, expansion: int, channels:
 NETWORKS: dict[str, Callable[[Builder], None]] = {
     "resnet50": resnet50,
     "mobilenet_v2": mobilenet_v2,
+    "resnet18": resnet18,
+    "vgg16": vgg16,
+    "squeezenet1_1": squeezenet1_1,
+    "densenet121": densenet121,
 }
 
 
