@@ -1,0 +1,163 @@
+"""The engines that compute a whole network on a GPU: ours, and what PyTorch has.
+
+PyTorch is set up as whoever wants speed sets it up: images and weights channels_last, each batch
+norm folded into the convolution before it, cuDNN free to try all its algorithms
+(cudnn.benchmark), sums in fp32 as ours are. "eager" calls one layer after the other. "compile" is
+torch.compile in mode max-autotune-no-cudagraphs, which may treat weights as constants (freezing).
+Both are there inside a CUDA graph, too: a call copies its batch to where the graph reads it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cnn
+from kernels.cuda import gpu
+
+OURS, EAGER, COMPILE = "ours", "eager", "compile"
+IN_GRAPH = " in a graph"
+RIVALS = (EAGER, EAGER + IN_GRAPH, COMPILE, COMPILE + IN_GRAPH)
+STORED = {"tf32": "float32"}        # what a dtype's images are of, where it is not their name
+WARM_UP = 3         # calls before a capture
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network that is ready for batches of one size.
+
+    call     begins to compute the i-th of the batches that it was made for, on the stream that is
+             measured; its logits, which lie on the GPU
+    to_host  makes a NumPy array of such logits
+    bytes    of GPU memory that it takes: weights, values, workspaces of libraries; no batches
+    """
+    name: str
+    call: Callable[[int], Any]
+    to_host: Callable[[Any], np.ndarray]
+    bytes: int
+
+
+def ours(path: Path, dtype: str, index: int, batches: Sequence[Any]) -> Engine:
+    """For CuPy's arrays, (N, H, W, C). `bytes` are those that CuPy's pool has given out."""
+    cupy = gpu.cupy()
+    pool = cupy.get_default_memory_pool()
+    before = pool.used_bytes()
+    model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
+    logits = model.predict(batches[0])
+    used = pool.used_bytes() - before       # the logits are still held
+    del logits
+    return Engine(OURS, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
+
+
+def load_torch() -> Any:
+    """The module; ValueError where it is missing or sees no GPU."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"PyTorch, which we are compared with, can not be imported ({error}): "
+                         f"install torch") from error
+    if not torch.cuda.is_available():
+        raise ValueError(f"PyTorch {torch.__version__} sees no GPU: install a build for CUDA")
+    return torch
+
+
+class Torch:
+    """PyTorch on the GPU and the stream that are measured, from now on its current ones."""
+
+    def __init__(self, index: int, stream: Any) -> None:
+        self.torch = torch = load_torch()
+        torch.cuda.set_device(index)
+        torch.cuda.set_stream(torch.cuda.ExternalStream(stream.ptr))
+        torch.set_grad_enabled(False)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        import torch._inductor.config as inductor
+        inductor.freezing = True
+
+    def reference(self, path: Path, images: np.ndarray) -> np.ndarray:
+        """The float64 logits of images (N, H, W, C), computed on the CPU."""
+        from torch_network import TorchNetwork  # imports torch
+        nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float64)
+        return TorchNetwork(path).double()(self.torch.from_numpy(nchw)).numpy()
+
+    def rivals(self, path: Path, dtype: str, batches: Sequence[Any]) -> Rivals:
+        return Rivals(self.torch, path, dtype, batches)
+
+    def release(self) -> None:
+        """Give memory that nobody holds any more back to the driver."""
+        self.torch._dynamo.reset()      # which limits how often it compiles the same function
+        self.torch.cuda.empty_cache()
+
+
+class Rivals:
+    """What PyTorch has for one network, for batches of one size: CuPy's arrays, (N, H, W, C).
+
+    One that is inside a graph is to be made right after the same one outside, for only then is
+    what has been allocated since that one's beginning its own.
+    """
+
+    def __init__(self, torch: Any, path: Path, dtype: str, batches: Sequence[Any]) -> None:
+        self.torch, self.path = torch, path
+        self.dtype = getattr(torch, STORED.get(dtype, dtype))
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        self.inputs = [torch.as_tensor(batch, device="cuda").to(self.dtype).permute(0, 3, 1, 2)
+                       for batch in batches]
+        self.made: dict[str, tuple[Callable[[Any], Any], int]] = {}
+
+    def engine(self, name: str) -> Engine:
+        """The one of that name among RIVALS; whatever PyTorch raises where it can not be made."""
+        kind = name.removesuffix(IN_GRAPH)
+        call, used = (self.plain(kind) if kind == name else self.in_graph(kind))
+        return Engine(name, call, lambda y: y.float().cpu().numpy(), used)
+
+    def function(self, kind: str) -> tuple[Callable[[Any], Any], int]:
+        """(function of a batch, bytes allocated before it was made)"""
+        from torch_network import TorchNetwork  # imports torch
+        if kind not in self.made:
+            before = self.torch.cuda.memory_allocated()
+            function = TorchNetwork(self.path, fold=True).to(
+                "cuda", self.dtype, memory_format=self.torch.channels_last)
+            if kind == COMPILE:
+                function = self.torch.compile(function, mode="max-autotune-no-cudagraphs",
+                                              fullgraph=True, dynamic=False)
+            function(self.inputs[0])        # compiles; cuDNN tries its algorithms
+            self.made[kind] = function, before
+        return self.made[kind]
+
+    def plain(self, kind: str) -> tuple[Callable[[int], Any], int]:
+        cuda = self.torch.cuda
+        function, before = self.function(kind)
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        function(self.inputs[0])
+        return lambda i: function(self.inputs[i]), cuda.max_memory_allocated() - before
+
+    def in_graph(self, kind: str) -> tuple[Callable[[int], Any], int]:
+        """Captured as PyTorch's documentation of CUDA graphs has it, after calls on a stream of
+        their own. Its memory is that of the graph's pool and what lies outside it."""
+        cuda = self.torch.cuda
+        function, before = self.function(kind)
+        x = self.torch.empty_like(self.inputs[0]).copy_(self.inputs[0])
+        side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
+        with cuda.stream(side):
+            for _ in range(WARM_UP):
+                function(x)
+        cuda.current_stream().wait_stream(side)
+        cuda.synchronize()
+        cuda.empty_cache()
+        outside, reserved = cuda.memory_allocated() - before, cuda.memory_reserved()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, stream=side):
+            y = function(x)
+        used = outside + cuda.memory_reserved() - reserved
+
+        def call(i: int) -> Any:
+            x.copy_(self.inputs[i])
+            graph.replay()
+            return y
+        return call, used
