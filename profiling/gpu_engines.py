@@ -64,6 +64,14 @@ def load_torch() -> Any:
     return torch
 
 
+def set_tf32(torch: Any, allow: bool) -> None:
+    """By the old names and the new ones: torch.compile reads both, and PyTorch refuses to be asked
+    where they disagree."""
+    for backend in torch.backends.cuda.matmul, torch.backends.cudnn:
+        backend.allow_tf32 = allow
+        backend.fp32_precision = "tf32" if allow else "ieee"
+
+
 class Torch:
     """PyTorch on the GPU and the stream that are measured, from now on its current ones."""
 
@@ -103,7 +111,7 @@ class Rivals:
     def __init__(self, torch: Any, path: Path, dtype: str, batches: Sequence[Any]) -> None:
         self.torch, self.path = torch, path
         self.dtype = getattr(torch, STORED.get(dtype, dtype))
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        set_tf32(torch, dtype == "tf32")
         self.inputs = [torch.as_tensor(batch, device="cuda").to(self.dtype).permute(0, 3, 1, 2)
                        for batch in batches]
         self.made: dict[str, tuple[Callable[[Any], Any], int]] = {}
