@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import itertools
 import json
 import math
@@ -141,7 +140,7 @@ def limit(seconds: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -187,6 +186,11 @@ class Bench:
             self.rounds)
         return row(case, {engine.name: (engine, found) for engine, found
                           in zip(engines, times, strict=True)}, wrong_by, errors)
+
+    def release(self) -> None:
+        """Free what the case before took."""
+        self.torch.release()
+        gpu.cupy().get_default_memory_pool().free_all_blocks()
 
     def batches(self, network: Network, case: Case) -> list[Any]:
         """So many copies on the GPU that they exceed its L2 cache: float32, or float16 which is
@@ -263,7 +267,7 @@ def run(chosen: Sequence[Case], bench: Bench, console: Console) -> Iterator[Reco
             status.update(case.label)
             record.skipped.remove(case.label)
             try:
-                release(bench.torch)
+                bench.release()
                 record.rows.append(bench.measure(case))
                 gpu.check_context(bench.index)
             except (Error, ValueError, OSError, MemoryError) as error:
@@ -273,13 +277,6 @@ def run(chosen: Sequence[Case], bench: Bench, console: Console) -> Iterator[Reco
                 broken = True
             yield record
     yield record
-
-
-def release(torch: gpu_engines.Torch) -> None:
-    """Free what the case before took."""
-    gc.collect()        # models, and what is compiled, refer to themselves
-    torch.release()
-    gpu.cupy().get_default_memory_pool().free_all_blocks()
 
 
 # ---- results ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Both are there inside a CUDA graph, too: a call copies its batch to where the gr
 """
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ class Torch:
 
     def release(self) -> None:
         """Give memory that nobody holds any more back to the driver."""
-        self.torch._dynamo.reset()      # which limits how often it compiles the same function
+        self.torch._dynamo.reset()      # it holds what it compiled, and limits how much that is
+        gc.collect()                    # modules and what is compiled refer to themselves
         self.torch.cuda.empty_cache()
 
 
