@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -39,7 +40,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "cnn" / "zoo"
-PACKAGES = ("numpy", "numba", "onnx", "onnxruntime", "numba-cnn")
+PACKAGES = ("numpy", "numba", "onnx", "onnxruntime", "openvino", "torch", "numba-cnn")
 
 Call = Callable[[], np.ndarray]
 Rounds = list[list[float]]          # seconds of each call, round by round
@@ -69,7 +70,44 @@ def onnx_runtime(path: str, batch: np.ndarray, threads: int) -> Call:
     return lambda: session.run(None, feed)[0]
 
 
-ENGINES: dict[str, Engine] = {"cnn": ours, "onnxruntime": onnx_runtime}
+def openvino(path: str, batch: np.ndarray, threads: int) -> Call:
+    """In float32, which it must be told where the CPU has bfloat16."""
+    import openvino
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(list(batch.shape))
+    request = core.compile_model(model, "CPU", {
+        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    return lambda: request.infer([batch], share_inputs=True)[0]
+
+
+def pytorch(path: str, batch: np.ndarray, threads: int) -> Call:
+    """In channels_last, where its convolutions are fastest, batch norm folded."""
+    import torch
+    from torch_network import TorchNetwork
+    torch.set_num_threads(threads)
+    layout = torch.channels_last
+    network = TorchNetwork(path, fold=True).to(memory_format=layout)
+    images = torch.from_numpy(batch).to(memory_format=layout)
+
+    @torch.inference_mode()
+    def call() -> np.ndarray:
+        return network(images).numpy()
+    return call
+
+
+# By the module that each needs.
+ENGINES: dict[str, Engine] = {"cnn": ours, "onnxruntime": onnx_runtime, "openvino": openvino,
+                              "torch": pytorch}
+
+
+def require(engines: Sequence[str]) -> None:
+    """ValueError where one is not installed."""
+    missing = [name for name in engines if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} can not be imported: pip install 'numba-cnn[peers]'"
+                         f", or choose among the engines with --engines")
 
 
 # ---- worker processes -------------------------------------------------------------------------
@@ -334,6 +372,7 @@ def main() -> None:
     results = []
     console = Console()
     try:
+        require(settings.engines)
         with tempfile.TemporaryDirectory() as folder:
             for name in settings.networks:
                 path = find_network(name, Path(folder))
