@@ -159,6 +159,7 @@ class Bench:
     deadline: float
     folder: Path
     networks: dict[str, Network] = field(default_factory=dict)
+    engines: Sequence[str] = RIVALS
     compiles: bool = True
 
     def measure(self, case: Case) -> dict[str, Any]:
@@ -171,7 +172,7 @@ class Bench:
         engines: list[Engine] = []
         wrong_by: dict[str, float] = {}
         errors: dict[str, str] = {}
-        for name in (OURS, *RIVALS):
+        for name in (OURS, *self.engines):
             try:
                 if name == OURS:
                     engine = gpu_engines.ours(network.path, case.dtype, self.index, batches)
@@ -313,7 +314,8 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_row(
             Path(each["network"]).stem, each["dtype"], str(each["batch"]),
             *(f"{engines[name]['median_ms']:.3f} ({engines[name]['min_ms']:.3f})"
-              if name in engines else "error" for name in (OURS, *RIVALS)),
+              if name in engines else "error" if name in each["errors"] else ""
+              for name in (OURS, *RIVALS)),
             f"{mine['images_per_s']:,.0f}" if mine else "",
             *(f"{engine['bytes'] / 1e6:,.0f}" if engine else "" for engine in (mine, theirs)),
             f"{each['speedup']:.2f}" if each["speedup"] is not None else "")
@@ -344,6 +346,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         metavar="DTYPE", help=f"default: {' '.join(FIRST_DTYPES)}")
     parser.add_argument("--batches", nargs="+", type=positive, default=BATCHES, metavar="N",
                         help="the first two of them before others, default: 256 1 64 8")
+    parser.add_argument("--engines", nargs="+", choices=RIVALS, default=RIVALS, metavar="ENGINE",
+                        help=f"PyTorch's, default: {', '.join(RIVALS)}")
     parser.add_argument("--gpu", type=int, default=0, metavar="N", help="which GPU, default 0")
     parser.add_argument("--rounds", type=positive, default=7, help="default 7")
     parser.add_argument("--budget", type=float, metavar="SECONDS",
@@ -366,7 +370,7 @@ def compare(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stream = cuda.Stream(non_blocking=True)
     with cuda.Device(settings.gpu), stream:
         bench = Bench(settings.gpu, stream, gpu_engines.Torch(settings.gpu, stream),
-                      settings.rounds, deadline, folder)
+                      settings.rounds, deadline, folder, engines=settings.engines)
         for record in run(chosen, bench, Console(stderr=True)):
             result |= {"headline": headline(record.rows), **asdict(record)}
             if settings.json:       # whoever ends this process keeps what there is so far

@@ -13,7 +13,6 @@ from torch_rivals import Torch
 
 from cnn.gpu_device import CudaDevice
 from kernels.cuda import gpu
-from kernels.cuda.compiler import resources
 from kernels.cuda.launch import Launch
 
 PEAK_SIZE = 8192            # of the square matrices whose product is taken for the peak
@@ -93,11 +92,13 @@ class GpuWatch(CudaDevice):
 
 
 def facts(launch: Launch, index: int) -> LaunchFacts:
+    """As the driver says, which also knows kernels that were compiled elsewhere."""
     kernel, cuda = launch.kernel, gpu.cupy().cuda
-    used = resources(kernel, gpu.gpu(index).arch)
-    blocks = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-        gpu.load(kernel, index).ptr, kernel.threads, kernel.shared_bytes)
+    function, driver = gpu.load(kernel, index).ptr, cuda.driver
+    registers = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function)
+    static_bytes = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+    blocks = driver.occupancyMaxActiveBlocksPerMultiprocessor(function, kernel.threads,
+                                                              kernel.shared_bytes)
     room = cuda.runtime.getDeviceProperties(index)["maxThreadsPerMultiProcessor"]
-    return LaunchFacts(kernel.name, launch.grid, kernel.threads, used.registers,
-                       used.static_shared + kernel.shared_bytes,
-                       blocks * kernel.threads / room)
+    return LaunchFacts(kernel.name, launch.grid, kernel.threads, registers,
+                       static_bytes + kernel.shared_bytes, blocks * kernel.threads / room)

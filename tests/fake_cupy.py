@@ -223,6 +223,9 @@ class FakeCupy:
         self.cuda = SimpleNamespace(
             runtime=runtime, Device=Device, function=SimpleNamespace(Module=self.module),
             driver=SimpleNamespace(CUDADriverError=Error, funcSetAttribute=self.set_attribute,
+                                   CU_FUNC_ATTRIBUTE_NUM_REGS=4,
+                                   CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES=1,
+                                   funcGetAttribute=lambda kind, _: 40 if kind == 4 else 1024,
                                    occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 2),
             Event=lambda **options: Event(self, **options),
             get_current_stream=lambda: Stream.current,

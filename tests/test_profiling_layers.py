@@ -74,7 +74,7 @@ def test_layers_on_a_gpu(small_model, tmp_path, cupy, capsys):
     assert conv["min_ms"] == conv["median_ms"] == pytest.approx(0.002)
     assert fold["kernel"].startswith("conv_fold")
     assert main["kernel"] == conv["kernel"]
-    assert 16 <= main["registers"] <= 255
+    assert main["registers"] == 40
     assert main["occupancy"] == 2 * main["threads"] / 2048
     assert conv["bytes"] == 2 * (2 * 16 * 16 * 3 + 8 * 9 * 3 + 2 * 8 * 8 * 8)
     assert conv["least_ms"] == pytest.approx(conv["bytes"] / 1e6)
