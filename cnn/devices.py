@@ -1,7 +1,9 @@
 """Where a network runs. A device prepares ops into Steps, owns memory and runs what they bind."""
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -160,12 +162,26 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
             raise DeviceError(f"threads={threads!r} is for the CPU and device={device!r} has none "
                               f"to set; leave it out")
         return _open_cuda(device, dtype)
+    if kind == "auto":
+        found, reason = _find_gpu(dtype, threads)
+        logger.info("device 'auto' is %s: %s", found.name if found else "the CPU", reason)
+        if found:
+            return found
     if dtype != "float32":
         raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32'")
-    if kind == "auto":
-        logger.info("device 'auto' is the CPU: the CUDA kernels have been verified in the "
-                    "emulator and not on a GPU yet; ask for one with device='cuda'")
     return CpuDevice(threads)
+
+
+def _find_gpu(dtype: str, threads: int | None) -> tuple[Device | None, str]:
+    """(the first GPU, or None; why), for "auto"."""
+    if threads is not None:
+        return None, f"threads={threads} is for the CPU"
+    if "cupy" not in sys.modules and importlib.util.find_spec("cupy") is None:
+        return None, "CuPy, through which a GPU is used, is not installed"
+    try:
+        return _open_cuda("cuda", dtype), "it can be used"
+    except DeviceError as error:
+        return None, str(error)
 
 
 def _open_cuda(device: str, dtype: str) -> Device:

@@ -1,4 +1,5 @@
 """Where tests of CUDA kernels run, for which architectures, and a small network's file."""
+import os
 from functools import cache
 
 import networks
@@ -15,6 +16,12 @@ def gpu_reason() -> str:
     except Exception as error:
         return f"no GPU: {error}"
     return ""
+
+
+def pytest_configure(config):
+    """Tests that ask for no GPU see none, for device "auto" is one wherever there is one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_runtest_setup(item):

@@ -137,6 +137,7 @@ def crowded(cupy, left):
         taken = cupy.empty(max(0, free - left), np.uint8)
         yield
         del taken
+        cupy.get_default_memory_pool().free_all_blocks()    # other processes need some, too
 
 
 def test_running_out_of_memory_leaves_the_gpu_usable(cupy, model, on_cpu):

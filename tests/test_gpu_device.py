@@ -28,6 +28,20 @@ def load(path, device="cuda", **options):
     return cnn.load(path, device=device, dtype="float16", preprocess="imagenet", **options)
 
 
+def test_auto_is_the_gpu_where_one_can_be_used(machine, small_model, caplog):  # noqa: F811
+    machine()
+    with caplog.at_level("INFO", logger="cnn"):
+        assert cnn.load(small_model, device="auto", dtype="float16").device == "cuda:0"
+        assert cnn.load(small_model, device="auto", threads=1).device == "cpu"
+        machine(driver=12040)
+        assert cnn.load(small_model, device="auto").device == "cpu"
+    assert "'auto' is cuda:0: it can be used" in caplog.text
+    assert "'auto' is the CPU: threads=1 is for the CPU" in caplog.text
+    assert "'auto' is the CPU: device='cuda' can not be used: the NVIDIA driver" in caplog.text
+    with pytest.raises(cnn.DeviceError, match="not supported on the CPU"):
+        cnn.load(small_model, device="auto", dtype="float16")
+
+
 def test_a_run_is_one_graph_between_what_brings_data_in_and_out(cupy, small_model):
     model, (batch,) = load(small_model), batches(1)
     model.predict(batch)
