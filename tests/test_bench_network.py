@@ -161,8 +161,13 @@ def test_command_line_writes_table_and_json(tiny, monkeypatch, capsys):
 
 
 def test_failure_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench_network.py", "--networks", "resnet5"])
+    arguments = ["bench_network.py", "--engines", "cnn", "--networks", "resnet5"]
+    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match="there is no network 'resnet5'; there are resnet50"):
+        bench_network.main()
+    monkeypatch.setitem(bench_network.ENGINES, "no_such_engine", None)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--engines", "cnn", "no_such_engine"])
+    with pytest.raises(SystemExit, match="no_such_engine can not be imported: pip install"):
         bench_network.main()
 
 
