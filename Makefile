@@ -8,7 +8,9 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/cnn classify examples/cat.jpg
 
+# Most of a first run is compiling CUDA kernels: `build` does it on all cores, pytest on one.
 test: $(VENV)/.installed-test
+	$(BIN)/python -m kernels.cuda.build --arch sm_80 --arch sm_90a --dtype float32 --dtype float16
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-full: $(VENV)/.installed-test test-portable
