@@ -21,7 +21,7 @@ from .errors import DeviceError
 from .image import Photos, Preprocess
 
 NUMPY = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16),
-         "bfloat16": np.dtype(ml_dtypes.bfloat16), "uint8": np.dtype(np.uint8)}
+         "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class CudaKernels:

@@ -23,7 +23,7 @@ from kernels.step import Array
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
 from .errors import DeviceError, OutOfMemory
 
-WORDS = {4: np.uint32, 2: np.uint16, 1: np.uint8}
+WORDS = {4: np.uint32, 2: np.uint16}
 
 
 class CudaDevice(CudaKernels):
@@ -113,30 +113,16 @@ class CudaDevice(CudaKernels):
     def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
         """All steps as one CUDA graph."""
         launches = [launch for _, of_step in steps for launch in of_step]
-        with self.guarded(self.stream):
-            for launch in launches:         # a module can not be loaded during capture
-                gpu.load(launch.kernel, self.index)
         if os.environ.get("CNN_DEBUG") == "1" or not launches:
             return lambda: self._one_by_one(steps)
-        # A graph knows addresses; the launches, kept with it, hold the memory.
-        graph, held = self._capture(launches), launches
+        with self.guarded(self.stream):
+            graph = gpu.capture(launches)
 
         def replay() -> None:
-            assert held
+            assert launches         # they hold the memory that the graph uses
             with self.guarded():
                 graph.launch(self.stream)
         return replay
-
-    def _capture(self, launches: Sequence[Launch]) -> Any:
-        with self.guarded(self.stream):
-            self.stream.begin_capture()
-            try:
-                gpu.execute(launches)
-            except CudaError:
-                with contextlib.suppress(*gpu.faults()):    # it is about the same failure
-                    self.stream.end_capture()
-                raise
-            return self.stream.end_capture()
 
     def _one_by_one(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> None:
         for layer, launches in [("(input)", ()), *steps]:

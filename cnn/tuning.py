@@ -11,7 +11,7 @@ from kernels.cuda.tune import TuneReport
 from .devices import Device
 from .errors import DeviceError, ModelError
 from .executor import stored
-from .gpu_device import CudaDevice, number
+from .gpu_device import CudaDevice
 from .graph import Graph
 from .plan import views
 
@@ -29,7 +29,7 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     free = views(graph)
     layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),
                          specs[node.output]) for node in graph.nodes if node.output not in free]
-    here = gpu.gpu(number(device.name))
+    here = gpu.gpu(device.index)
     with device.guarded(device.stream):
         try:
             return tune.tune(layers, replace(options, packed={}), here, budget, progress)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch_setup import load_torch, set_tf32
 
 import cnn
 from kernels.cuda import gpu
@@ -53,37 +54,12 @@ def ours(path: Path, dtype: str, index: int, batches: Sequence[Any]) -> Engine:
     return Engine(OURS, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
 
 
-def load_torch() -> Any:
-    """The module; ValueError where it is missing or sees no GPU."""
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(f"PyTorch, which we are compared with, can not be imported ({error}): "
-                         f"install torch") from error
-    if not torch.cuda.is_available():
-        raise ValueError(f"PyTorch {torch.__version__} sees no GPU: install a build for CUDA")
-    return torch
-
-
-def set_tf32(torch: Any, allow: bool) -> None:
-    """By the old names and the new ones: torch.compile reads both, and PyTorch refuses to be asked
-    where they disagree."""
-    for backend in torch.backends.cuda.matmul, torch.backends.cudnn:
-        backend.allow_tf32 = allow
-        backend.fp32_precision = "tf32" if allow else "ieee"
-
-
 class Torch:
     """PyTorch on the GPU and the stream that are measured, from now on its current ones."""
 
     def __init__(self, index: int, stream: Any) -> None:
-        self.torch = torch = load_torch()
-        torch.cuda.set_device(index)
+        self.torch = torch = load_torch(index, "PyTorch, which we are compared with,")
         torch.cuda.set_stream(torch.cuda.ExternalStream(stream.ptr))
-        torch.set_grad_enabled(False)
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         import torch._inductor.config as inductor
         inductor.freezing = True
 

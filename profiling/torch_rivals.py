@@ -1,19 +1,19 @@
 """What PyTorch has for a layer: cuDNN's convolutions, cuBLAS' products, its own pooling kernels.
 
-Images are channels_last, cuDNN may try all its algorithms (cudnn.benchmark), sums are fp32 as ours
-are. Where the layer ends in a bias, a residual or an activation, plain PyTorch runs these as
-kernels of their own; cuDNN's fused operators are another rival, where there is one. "alone" is the
-convolution without all that: less work than the layer, and not a rival.
+Images are channels_last, and PyTorch is set up by torch_setup.py. Where the layer ends in a bias, a
+residual or an activation, plain PyTorch runs these as kernels of their own; cuDNN's fused operators
+are another rival, where there is one. "alone" is the convolution without all that: less work than
+the layer, and not a rival.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
 from gpu_timing import Rival
 from layer_cases import Arrays, Case
+from torch_setup import load_torch, set_tf32
 
 from kernels import ops
 from kernels.cuda import gpu
@@ -22,31 +22,12 @@ ALONE = "conv2d alone"
 Function = Callable[..., Any]       # of the tensors x, weight, bias, residual, as far as there are
 
 
-@cache
-def load_torch(dtype: str) -> Any:
-    """The module, set to what this page says; ValueError where it is missing or sees no GPU."""
-    try:
-        import torch as module
-    except ImportError as error:
-        raise ValueError(f"PyTorch can not be imported ({error}): install torch, or give "
-                         f"--no-torch to time our kernels alone") from error
-    if not module.cuda.is_available():
-        raise ValueError(f"PyTorch {module.__version__} sees no GPU: install a build for CUDA, or "
-                         f"give --no-torch to time our kernels alone")
-    module.backends.cudnn.benchmark = True
-    module.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    module.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    module.backends.cuda.matmul.allow_tf32 = module.backends.cudnn.allow_tf32 = dtype == "tf32"
-    module.set_grad_enabled(False)
-    return module
-
-
 class Torch:
     """PyTorch on the GPU and the stream that are measured."""
 
     def __init__(self, index: int, stream: Any, dtype: str) -> None:
-        self.torch = load_torch(dtype)
-        self.torch.cuda.set_device(index)
+        self.torch = load_torch(index, advice=", or give --no-torch to time our kernels alone")
+        set_tf32(self.torch, dtype == "tf32")
         self.stream = self.torch.cuda.ExternalStream(stream.ptr)
 
     def rivals(self, arrays: Arrays) -> Iterator[tuple[Rival, Any]]:

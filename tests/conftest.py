@@ -1,10 +1,14 @@
-"""Where tests of CUDA kernels run, for which architectures, and a small network's file."""
+"""What several files of tests need: runners, architectures, a stand-in GPU, the command line."""
 import os
+import sys
 from functools import cache
 
 import networks
 import onnx
 import pytest
+from fake_cupy import FakeCupy
+
+from cnn import cli
 
 
 @cache
@@ -51,3 +55,42 @@ def small_model(tmp_path):
     net.linear(net.global_pool(x), "head", 10)
     onnx.save(net.model("small", 16), tmp_path / "small.onnx")
     return tmp_path / "small.onnx"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Function (driver=, capabilities=) that puts a machine with such GPUs in place."""
+    from kernels.cuda import gpu  # imports the compiler, which other tests need not
+    from kernels.cuda.compiler import ptx
+
+    def clear():
+        for cached in (gpu.gpu, gpu.load, real):
+            cached.cache_clear()
+        gpu._lost.clear()
+
+    def plan(**options):
+        fake = FakeCupy(**options)
+        clear()
+        monkeypatch.setitem(sys.modules, "cupy", fake)
+        monkeypatch.setattr(gpu, "cubin", lambda kernel, arch: ptx(kernel).encode())
+        return fake
+    real = gpu.cupy
+    yield plan
+    clear()
+
+
+@pytest.fixture
+def cnn(monkeypatch, capsys):
+    """cnn("classify", ...) -> (exit status, stdout, stderr)."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cnn", *map(str, arguments)])
+        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=200))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=200))
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+    return call

@@ -10,27 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn import cli
-
 ROOT = Path(__file__).parent.parent
 CAT = ROOT / "examples" / "cat.jpg"
-
-
-@pytest.fixture
-def cnn(monkeypatch, capsys):
-    """cnn("classify", ...) -> (exit status, stdout, stderr)."""
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cnn", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=200))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=200))
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-    return call
 
 
 def test_classify_prints_a_table_with_bars_and_says_what_ran(cnn):

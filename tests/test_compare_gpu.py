@@ -10,7 +10,6 @@ import pytest
 from compare_gpu import Case
 from gpu_engines import COMPILE, EAGER, OURS, RIVALS, Engine
 from graph_reference import outputs
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 import cnn
 from cnn.executor import specialise
@@ -22,7 +21,7 @@ TORCH = gpu_engines.Torch
 
 
 @pytest.fixture
-def cupy(machine, monkeypatch):  # noqa: F811
+def cupy(machine, monkeypatch):
     """A small GPU whose clock is that of its kernels; PyTorch's engines are stand-ins."""
     monkeypatch.setattr(gpu_timing, "clocks", lambda index: {})
     monkeypatch.setattr(gpu_timing, "MOST_COPIES", 2)

@@ -9,7 +9,6 @@ import pytest
 import torch_rivals
 from gpu_timing import Rival
 from layer_cases import Arrays, Case, check, gemm, to_host
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 from kernels import ops, reference
 from kernels.cuda import backend
@@ -18,7 +17,7 @@ FASTER, SLOWER = 0.0005, 0.004      # ms of a call; each launch of ours takes 0.
 
 
 @pytest.fixture
-def cupy(machine, monkeypatch):  # noqa: F811
+def cupy(machine, monkeypatch):
     """A small GPU with a bandwidth that is known."""
     monkeypatch.setattr(gpu_timing, "copy_bandwidth", lambda stream: 1e9)
     monkeypatch.setattr(gpu_timing, "clocks", lambda index: {})

@@ -4,32 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from checks import integers
-from fake_cupy import FakeCupy
 
 import kernels
 from kernels import ops, reference
 from kernels.cuda import gpu
-from kernels.cuda.compiler import ptx
 from kernels.cuda.errors import CompilerMissing, CudaError
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """Function (driver=, capabilities=) that puts a machine with such GPUs in place."""
-    def clear():
-        for cached in (gpu.gpu, gpu.load, real):
-            cached.cache_clear()
-        gpu._lost.clear()
-
-    def plan(**options):
-        fake = FakeCupy(**options)
-        clear()
-        monkeypatch.setitem(__import__("sys").modules, "cupy", fake)
-        monkeypatch.setattr(gpu, "cubin", lambda kernel, arch: ptx(kernel).encode())
-        return fake
-    real = gpu.cupy
-    yield plan
-    clear()
 
 
 def arrays(cupy, *shape, dtype="float32", seed=0):

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 from fake_cupy import FakeCupy
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 from test_layers import error_bound, evaluate
 from torch_networks import FILE, NETWORKS
 
@@ -178,7 +177,7 @@ def test_constants_that_are_read_as_they_are_and_several_batches(tmp_path):
         np.testing.assert_array_equal(model.run({"x": x})["y"], x * constant)
 
 
-def test_a_gpu_gets_the_same_launches(machine, network, image):  # noqa: F811
+def test_a_gpu_gets_the_same_launches(machine, network, image):
     """CuPy is a stand-in here: memory, dtypes and arguments are what is tested."""
     cupy = machine(capabilities=((8, 0), (8, 0)))
     model = cnn.load(network, device="cuda:1", dtype="float16")
@@ -197,7 +196,7 @@ def test_a_network_on_a_gpu(network, image, dtype):
     assert_near(cnn.load(network, device="cuda", dtype=dtype), image, ROUNDOFF[dtype])
 
 
-def test_a_gpu_with_a_number_of_three_digits_is_not_an_old_one(machine):  # noqa: F811
+def test_a_gpu_with_a_number_of_three_digits_is_not_an_old_one(machine):
     machine(capabilities=((12, 0),))
     assert cnn.load(device="cuda", dtype="float16").device == "cuda:0"
 
@@ -210,13 +209,13 @@ def test_a_gpu_with_a_number_of_three_digits_is_not_an_old_one(machine):  # noqa
     ({"device": "cuda", "dtype": "float16"},
      "dtype='float16' needs a GPU of sm_80 or newer, and cuda:0, Fake GPU, is sm_75"),
 ])
-def test_devices_that_can_not_be_had(machine, arguments, message):  # noqa: F811
+def test_devices_that_can_not_be_had(machine, arguments, message):
     machine(capabilities=((7, 5),))
     with pytest.raises(cnn.DeviceError, match=message):
         cnn.load(**arguments)
 
 
-def test_a_fault_of_the_driver_is_a_device_error(machine, network, image):  # noqa: F811
+def test_a_fault_of_the_driver_is_a_device_error(machine, network, image):
     cupy: FakeCupy = machine()
     model = cnn.load(network, device="cuda", dtype="float16")
     cupy.launch_error = "CUDA_ERROR_LAUNCH_FAILED"

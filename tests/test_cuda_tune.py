@@ -2,10 +2,8 @@
 import fake_cupy
 import numpy as np
 import pytest
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 import cnn
-from cnn import cli
 from kernels import ops
 from kernels.cuda import backend, gpu, tune, tuned
 from kernels.cuda.compiler import file_name
@@ -69,7 +67,7 @@ class Ready:
 
 
 @pytest.fixture
-def found(machine, monkeypatch, tmp_path):  # noqa: F811
+def found(machine, monkeypatch, tmp_path):
     """Function (layers, clock, wrong=names of kernels, **options) -> the TuneReport of a search in
     which no kernel runs: those in `wrong` give other results than the rest."""
     cupy = machine()
@@ -238,7 +236,7 @@ def test_a_folder_that_can_not_be_written_is_said(found, monkeypatch, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TILES)
-def test_no_right_kernel_is_refused(machine, dtype):  # noqa: F811
+def test_no_right_kernel_is_refused(machine, dtype):
     """All tiles, whole and split: the same bits, also where an activation and a residual round."""
     cupy = machine()
     stored = conv.stored_as(dtype)
@@ -257,7 +255,7 @@ def test_no_right_kernel_is_refused(machine, dtype):  # noqa: F811
     assert set(result) != {tune.POISON}
 
 
-def test_real_kernels_agree_bit_by_bit(machine, monkeypatch, tmp_path):  # noqa: F811
+def test_real_kernels_agree_bit_by_bit(machine, monkeypatch, tmp_path):
     """In the emulator: all that runs on a GPU but the time. Few choices, for it is slow."""
     cupy = machine()
     monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
@@ -276,7 +274,7 @@ def test_real_kernels_agree_bit_by_bit(machine, monkeypatch, tmp_path):  # noqa:
 
 
 @pytest.fixture
-def planned(machine, monkeypatch, tmp_path):  # noqa: F811
+def planned(machine, monkeypatch, tmp_path):
     """A GPU on which the second of two tiles is faster for convolutions; (CuPy, its name)."""
     cupy = machine()
     monkeypatch.setattr(tuned, "cache_root", lambda: tmp_path)
@@ -351,39 +349,26 @@ def test_a_model_that_is_not_on_a_gpu_can_not_be_tuned(small_model, planned):
         model.tune(budget=-1)
 
 
-def command(monkeypatch, capsys, *arguments):
-    """(exit status, stdout, stderr)"""
-    monkeypatch.setattr("sys.argv", ["cnn", "tune", *map(str, arguments)])
-    monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=200))
-    monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=200))
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        status = stop.code or 0
-    return status, *capsys.readouterr()
-
-
-def test_the_command_lists_what_changed_and_where_it_is(planned, small_model, monkeypatch, capsys):
-    status, out, _ = command(monkeypatch, capsys, small_model)
+def test_the_command_lists_what_changed_and_where_it_is(planned, small_model, cnn):
+    status, out, _ = cnn("tune", small_model)
     assert status == 0
     assert "128x64 tiles, 32 bytes deep" in out
     assert f"Saved in {tuned.path_of(gpu.gpu(0))}." in out
-    status, out, _ = command(monkeypatch, capsys, small_model)
+    status, out, _ = cnn("tune", small_model)
     assert status == 0
     assert "0 got a faster kernel. Saved in" in out         # it was the fastest, and is still
 
 
-def test_the_command_says_what_the_budget_left(planned, small_model, monkeypatch, capsys):
-    status, out, _ = command(monkeypatch, capsys, small_model, "--budget", 0)
+def test_the_command_says_what_the_budget_left(planned, small_model, cnn):
+    status, out, _ = cnn("tune", small_model, "--budget", 0)
     assert status == 0
     assert "Nothing is saved. 2 layers are left, for the budget was spent" in out
-    status, out, err = command(monkeypatch, capsys, small_model, "--device", "cpu")
+    status, out, err = cnn("tune", small_model, "--device", "cpu")
     assert (status, out) == (1, "")
     assert "tuning measures kernels on a GPU" in err
 
 
-def test_an_interrupted_command_keeps_what_was_found(planned, small_model, monkeypatch, capsys):
+def test_an_interrupted_command_keeps_what_was_found(planned, small_model, monkeypatch, cnn):
     measure, seen = tune.measure, []
 
     def interrupted(*arguments):
@@ -392,13 +377,13 @@ def test_an_interrupted_command_keeps_what_was_found(planned, small_model, monke
         seen.append(measure(*arguments))
         return seen[0]
     monkeypatch.setattr(tune, "measure", interrupted)
-    status, out, _ = command(monkeypatch, capsys, small_model)
+    status, out, _ = cnn("tune", small_model)
     assert status == 130
     assert "1 layers are left, for the search was interrupted" in out
     assert list(tuned.load(gpu.gpu(0))) == [seen[0].problem]
 
 
-def test_events_time_a_graph_after_the_cache_was_written_over(machine, monkeypatch):  # noqa: F811
+def test_events_time_a_graph_after_the_cache_was_written_over(machine, monkeypatch):
     cupy = machine()
     flushed = []
     memory = property(lambda array: type("Memory", (), {

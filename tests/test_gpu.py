@@ -10,7 +10,6 @@ from pathlib import Path
 import networks
 import numpy as np
 import pytest
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 import cnn
 from kernels import ops
@@ -23,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
-def cupy(request, machine):  # noqa: F811
+def cupy(request, machine):
     """The module: the stand-in, or the real one."""
     return machine() if request.param == "stand-in" else gpu.cupy()
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 import cnn
 from cnn.gpu_device import CudaDevice
@@ -16,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def cupy(machine):  # noqa: F811
+def cupy(machine):
     return machine(capabilities=((8, 0), (8, 0)))
 
 
@@ -28,7 +27,7 @@ def load(path, device="cuda", **options):
     return cnn.load(path, device=device, dtype="float16", preprocess="imagenet", **options)
 
 
-def test_auto_is_the_gpu_where_one_can_be_used(machine, small_model, caplog):  # noqa: F811
+def test_auto_is_the_gpu_where_one_can_be_used(machine, small_model, caplog):
     machine()
     with caplog.at_level("INFO", logger="cnn"):
         assert cnn.load(small_model, device="auto", dtype="float16").device == "cuda:0"

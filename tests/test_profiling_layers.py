@@ -6,7 +6,6 @@ import gpu_timing
 import gpu_watch
 import layers as script
 import pytest
-from test_cuda_arrays import machine  # noqa: F401 (a fixture)
 
 
 @pytest.fixture
@@ -15,7 +14,7 @@ def cpu(monkeypatch):
 
 
 @pytest.fixture
-def cupy(machine, monkeypatch):  # noqa: F811
+def cupy(machine, monkeypatch):
     """A small GPU with a bandwidth that is known; ranges are written down."""
     monkeypatch.setattr(gpu_timing, "copy_bandwidth", lambda stream: 1e9)
     monkeypatch.setattr(gpu_timing, "clocks", lambda index: {})

@@ -5,8 +5,9 @@ takes 7 to 41 us a launch, is not involved.
 """
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,25 @@ def execute(launches: Iterable[Launch]) -> None:
         except faults() as error:
             raise CudaError(f"{kernel.name} could not be launched on GPU {index} with grid "
                             f"{launch.grid}: {explain(error, index)}") from error
+
+
+def capture(launches: Sequence[Launch]) -> Any:
+    """The launches as one CUDA graph, of CuPy's current stream, which must not be the null stream.
+
+    A graph knows addresses: whoever replays it holds on to the arrays. CudaError as of `execute`,
+    after which the stream captures no more.
+    """
+    index, stream = cupy().cuda.runtime.getDevice(), cupy().cuda.get_current_stream()
+    for launch in launches:         # a module can not be loaded during capture
+        load(launch.kernel, index)
+    stream.begin_capture()
+    try:
+        execute(launches)
+    except CudaError:
+        with contextlib.suppress(*faults()):    # it is about the same failure
+            stream.end_capture()
+        raise
+    return stream.end_capture()
 
 
 def explain(error: Exception, index: int) -> str:

@@ -23,7 +23,7 @@ from ..ops import Conv2d, Linear, Op, TensorSpec, count, known
 from ..step import Array
 from . import backend, tuned, vector
 from .compiler import Kernel
-from .gpu import Gpu, cupy, execute
+from .gpu import Gpu, capture, cupy, execute
 from .host import conv, depthwise, gemv, matmul
 from .host.conv_choice import candidates
 from .host.conv_shape import Conv, Cut, folded, problem
@@ -73,12 +73,7 @@ class GpuClock:
         return time.perf_counter()
 
     def timer(self, launches: Sequence[Launch]) -> Callable[[], float]:
-        stream = cupy().cuda.get_current_stream()
-        stream.begin_capture()
-        try:
-            execute(launches)
-        finally:
-            graph = stream.end_capture()
+        stream, graph = cupy().cuda.get_current_stream(), capture(launches)
 
         def microseconds() -> float:
             self._flushed.data.memset_async(0, self._flushed.nbytes, stream)

@@ -33,8 +33,8 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     if weight is None or (bias is None and len(weights) > 2):
         raise ValueError("Linear: weight and bias must be constants of the network")
     check_sizes(op.kind, inputs[0], output)
-    features, samples = known(inputs[0].shape)[-1], count(inputs[0].shape[:-1])
     plain = as_gemm(op, inputs, output)
+    samples, features = plain.width, plain.channels
     choice = decide(plain, options, tile, splits, gemv.fits(samples))
     if choice.tile is None:
         return gemv.prepare_gemv(stored_as(options.dtype), samples, features, op.activation,
