@@ -102,16 +102,12 @@ class CpuDevice:
         return array
 
     def compile(self, steps: Sequence[tuple[str, Callable[[], object]]]) -> Callable[[], None]:
-        """DeviceError in a child that was forked after kernels ran."""
         calls = [call for _, call in steps]
 
         def run() -> None:
-            try:
-                with self._team(self._count):
-                    for call in calls:
-                        call()
-            except RuntimeError as error:
-                raise DeviceError(str(error)) from None
+            with self._team(self._count):
+                for call in calls:
+                    call()
         return run
 
     def adopt(self, array: Any) -> Any:

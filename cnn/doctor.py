@@ -26,7 +26,6 @@ def report() -> list[tuple[str, str]]:
     """(what, value) lines."""
     features = llvm.get_host_cpu_features()
     libraries = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
-    layer = "OpenMP" if threads.OPENMP else "workqueue (libgomp is missing: install libgomp1)"
     root = cache_root()
     state = "compiled kernels are there" if not jit.is_cold() else "first use will compile"
     return [
@@ -37,7 +36,7 @@ def report() -> list[tuple[str, str]]:
         ("cpu", f"{_cpu_model()} ({llvm.get_host_cpu_name()})"),
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
         ("vector width", f"{jit.LANES} float32 lanes"),
-        ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores, {layer}"),
+        ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores"),
         ("gpu", _gpu()),
         ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
         ("cuda assembler", name_and_version()),

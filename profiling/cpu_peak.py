@@ -5,11 +5,12 @@ import time
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, int64, njit, prange
+from numba import float32, int64, njit
 from numba.extending import intrinsic
 
 from kernels.cpu import simd
 from kernels.cpu.jit import LANES
+from kernels.cpu.parallel import parallel_for
 from kernels.cpu.threads import team
 
 CHAINS = 12             # independent sums: two units times a latency of 4 to 6 cycles
@@ -33,15 +34,25 @@ def fma_chains(typingctx, rounds):
     return float32(int64), codegen
 
 
-@njit(parallel=True)
-def _multiply(results, rounds):
-    for i in prange(len(results)):
+@njit()
+def _multiply(results, rounds, threads):
+    parallel_for(_multiply_units, len(results), threads, (results, rounds))
+
+
+@njit()
+def _multiply_units(thread, first, end, results, rounds):
+    for i in range(first, end):
         results[i] = fma_chains(rounds)
 
 
-@njit(parallel=True)
-def _copy(target, source):
-    for i in prange(len(target)):
+@njit()
+def _copy(target, source, threads):
+    parallel_for(_copy_units, len(target), threads, (target, source))
+
+
+@njit()
+def _copy_units(thread, first, end, target, source):
+    for i in range(first, end):
         target[i] = source[i]
 
 
@@ -63,6 +74,6 @@ def measure(threads: int) -> tuple[float, float]:
     target = np.empty_like(source)
     with team(threads):
         flops = threads * FMA_ROUNDS * CHAINS * LANES * 2 / _least(
-            lambda: _multiply(results, FMA_ROUNDS))
-        copied = 2 * source.nbytes / _least(lambda: _copy(target, source))
+            lambda: _multiply(results, FMA_ROUNDS, threads))
+        copied = 2 * source.nbytes / _least(lambda: _copy(target, source, threads))
     return flops, copied

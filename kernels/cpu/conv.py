@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from ..ops import Conv2d, Pair, TensorSpec, Unary, known
 from ..step import Array, Options, Run, Step
 from . import depthwise, winograd
 from .epilogue import epilogue
 from .jit import LANES, njit
+from .parallel import parallel_for
 from .simd import at, copy_floats, zero_floats
 from .tile import BLOCK, HALF_ROWS, TILE_ROWS, one_block
 
@@ -62,63 +62,71 @@ class Geometry(NamedTuple):
 
 # ---- the kernel -------------------------------------------------------------------------------
 
-@njit(parallel=True)
+@njit()
 def conv2d(x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low, high, threads):
-    """Every pass over every tile, divided evenly among the threads. The tiles of a pass share the
-    fetching of the next pass's weights, or its first tile would wait for them; a single tile would
-    wait anyway.
+    """Every pass over every tile, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty); weight, bias: packed by `pack`; scratch:
     threads * TILE_ROWS * depth floats; tiles, blocks, passes: tables made by `cut_*` below.
     """
-    units = len(passes) * len(tiles)
+    parallel_for(conv_units, len(passes) * len(tiles), threads, (
+        x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low, high))
+
+
+@njit()
+def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, scratch, tiles, blocks,
+               passes, g, low, high):
+    """The tiles of a pass share the fetching of the next pass's weights, or its first tile would
+    wait for them; a single tile would wait anyway."""
     depth = g.kernel_height * g.kernel_width * g.per_group
     share = -(-BLOCK // len(tiles)) if len(tiles) > 1 else 0    # floats of each line of a panel
-    for thread in prange(threads):
-        patch = scratch[thread * TILE_ROWS * depth:(thread + 1) * TILE_ROWS * depth]
-        for unit in range(thread * units // threads, (thread + 1) * units // threads):
-            first_block, end_block, group = passes[unit // len(tiles)]
-            rows, pixel, x_offset = tiles[unit % len(tiles)]
-            if x_offset >= 0:
-                source, x_step = at(x, x_offset), g.stride_width * g.channels
-                lines, x_line = g.kernel_height, g.width * g.channels
-                length = g.kernel_width * g.channels
-            else:
-                gather(x, patch, rows, pixel, group, g)
-                source, x_step = at(patch, 0), depth
-                lines, x_line, length = 1, 0, depth
-            fetched = unit % len(tiles) * share
-            for block in range(first_block, end_block):
-                channel, vectors, valid, w_offset, bias_offset = blocks[block]
-                panel = at(weight, w_offset)
-                ahead, ahead_step = panel, 0
-                following = block + end_block - first_block
-                if following < len(blocks) and fetched < BLOCK:
-                    ahead, ahead_step = at(weight, blocks[following, 3] + fetched * depth), share
-                y_offset = pixel * g.out_channels + channel
-                one_block(rows, vectors, (source, x_step, lines, x_line, length,
-                                          panel, ahead, ahead_step, at(bias, bias_offset),
-                                          at(residual, y_offset), len(residual),
-                                          at(y, y_offset), g.out_channels, valid, low, high))
+    patch = scratch[thread * TILE_ROWS * depth:(thread + 1) * TILE_ROWS * depth]
+    for unit in range(first_unit, end_unit):
+        first_block, end_block, group = passes[unit // len(tiles)]
+        rows, pixel, x_offset = tiles[unit % len(tiles)]
+        if x_offset >= 0:
+            source, x_step = at(x, x_offset), g.stride_width * g.channels
+            lines, x_line = g.kernel_height, g.width * g.channels
+            length = g.kernel_width * g.channels
+        else:
+            gather(x, patch, rows, pixel, group, g)
+            source, x_step = at(patch, 0), depth
+            lines, x_line, length = 1, 0, depth
+        fetched = unit % len(tiles) * share
+        for block in range(first_block, end_block):
+            channel, vectors, valid, w_offset, bias_offset = blocks[block]
+            panel = at(weight, w_offset)
+            ahead, ahead_step = panel, 0
+            following = block + end_block - first_block
+            if following < len(blocks) and fetched < BLOCK:
+                ahead, ahead_step = at(weight, blocks[following, 3] + fetched * depth), share
+            y_offset = pixel * g.out_channels + channel
+            one_block(rows, vectors, (source, x_step, lines, x_line, length,
+                                      panel, ahead, ahead_step, at(bias, bias_offset),
+                                      at(residual, y_offset), len(residual),
+                                      at(y, y_offset), g.out_channels, valid, low, high))
 
 
-@njit(parallel=True)
+@njit()
 def pad2d(x, padded, batch, g, p, threads):
     """Copy x of geometry g into the middle of a zeroed image of geometry p, for a whole batch."""
+    parallel_for(pad_rows, batch * p.height, threads, (x, padded, g, p))
+
+
+@njit()
+def pad_rows(thread, first_row, end_row, x, padded, g, p):
     line, padded_line = g.width * g.channels, p.width * p.channels
     before = g.left * g.channels
-    rows = batch * p.height
-    for thread in prange(threads):
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            target = row * padded_line
-            h = row % p.height - g.top
-            if 0 <= h < g.height:
-                source = (row // p.height * g.height + h) * line
-                zero_floats(at(padded, target), before)
-                copy_floats(at(padded, target + before), at(x, source), line)
-                zero_floats(at(padded, target + before + line), padded_line - before - line)
-            else:
-                zero_floats(at(padded, target), padded_line)
+    for row in range(first_row, end_row):
+        target = row * padded_line
+        h = row % p.height - g.top
+        if 0 <= h < g.height:
+            source = (row // p.height * g.height + h) * line
+            zero_floats(at(padded, target), before)
+            copy_floats(at(padded, target + before), at(x, source), line)
+            zero_floats(at(padded, target + before + line), padded_line - before - line)
+        else:
+            zero_floats(at(padded, target), padded_line)
 
 
 @njit()

@@ -4,25 +4,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import prange
 
 from ..axes import as_matrices
 from ..ops import Concat, Flatten, Reshape, TensorSpec, Transpose, count, known, normal_axis
 from ..step import Array, Options, Run, Step
 from .jit import njit
+from .parallel import parallel_for
 from .simd import at, copy_floats
 
 BLOCK = 32      # a 32 x 32 block of float32 is read and written while it lies in L1
 
 
-@njit(parallel=True)
+@njit()
 def copy_columns(x, y, first, threads):
     """y[:, first:first + width] = x for 2-D x and y, row by row."""
-    rows, width = x.shape
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    for thread in prange(threads):
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            copy_floats(at(flat_y, row * y.shape[1] + first), at(flat_x, row * width), width)
+    parallel_for(copy_rows, len(x), threads, (x.reshape(-1), y.reshape(-1), first, x.shape[1],
+                                              y.shape[1]))
+
+
+@njit()
+def copy_rows(thread, first_row, end_row, x, y, first, width, y_width):
+    for row in range(first_row, end_row):
+        copy_floats(at(y, row * y_width + first), at(x, row * width), width)
 
 
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
@@ -44,19 +47,22 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
     return Step("concat_f32", bind)
 
 
-@njit(parallel=True)
+@njit()
 def transpose_matrices(x, y, threads):
     """y[b, j, i] = x[b, i, j], a block at a time."""
-    batch, rows, columns = x.shape
-    stripes = -(-rows // BLOCK)
-    for thread in prange(threads):
-        for unit in range(thread * batch * stripes // threads,
-                          (thread + 1) * batch * stripes // threads):
-            b, first_row = unit // stripes, unit % stripes * BLOCK
-            for first_column in range(0, columns, BLOCK):
-                for j in range(first_column, min(first_column + BLOCK, columns)):
-                    for i in range(first_row, min(first_row + BLOCK, rows)):
-                        y[b, j, i] = x[b, i, j]
+    stripes = -(-x.shape[1] // BLOCK)
+    parallel_for(transpose_stripes, len(x) * stripes, threads, (x, y, stripes))
+
+
+@njit()
+def transpose_stripes(thread, first_unit, end_unit, x, y, stripes):
+    _, rows, columns = x.shape
+    for unit in range(first_unit, end_unit):
+        b, first_row = unit // stripes, unit % stripes * BLOCK
+        for first_column in range(0, columns, BLOCK):
+            for j in range(first_column, min(first_column + BLOCK, columns)):
+                for i in range(first_row, min(first_row + BLOCK, rows)):
+                    y[b, j, i] = x[b, i, j]
 
 
 def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from ..ops import Conv2d, TensorSpec, known
 from ..step import Array, Options, Run, Step
 from .epilogue import epilogue
 from .jit import LANES, njit
+from .parallel import parallel_for
 from .simd import at, depthwise_tile
 
 PIXELS = 7      # divides the map sizes 112 .. 7; 7 accumulators hide the latency of an FMA
@@ -41,25 +41,29 @@ class Geometry(NamedTuple):
     dilation_width: int
 
 
-@njit(parallel=True)
+@njit()
 def depthwise2d(x, weight, bias, zeros, y, batch, g, low, high, threads):
-    """Every output row of every group of channels, divided evenly among the threads.
+    """Every output row of every group of channels, shared among the threads.
 
     x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels].
     """
     rows = batch * g.out_height
-    units = -(-g.channels // GROUP) * rows
-    for thread in prange(threads):
-        for unit in range(thread * units // threads, (thread + 1) * units // threads):
-            first_channel = unit // rows * GROUP
-            end_channel = min(first_channel + GROUP, g.channels)
-            column = 0
-            while column < g.out_width:
-                size = PIXELS if g.out_width >= PIXELS else 1
-                column = min(column, g.out_width - size)    # the last tile moves back
-                pixels(unit % rows, column, size, first_channel, end_channel, x, weight, bias,
-                       zeros, y, g, low, high)
-                column += size
+    parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
+        x, weight, bias, zeros, y, rows, g, low, high))
+
+
+@njit()
+def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, g, low, high):
+    for unit in range(first_unit, end_unit):
+        first_channel = unit // rows * GROUP
+        end_channel = min(first_channel + GROUP, g.channels)
+        column = 0
+        while column < g.out_width:
+            size = PIXELS if g.out_width >= PIXELS else 1
+            column = min(column, g.out_width - size)    # the last tile moves back
+            pixels(unit % rows, column, size, first_channel, end_channel, x, weight, bias,
+                   zeros, y, g, low, high)
+            column += size
 
 
 @njit()

@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numba import prange
 
 from .. import ops
 from ..axes import collapse
@@ -12,6 +11,7 @@ from ..ops import Op, TensorSpec, Unary, count
 from ..step import Array, Options, Run, Step
 from . import scalar
 from .jit import njit
+from .parallel import parallel_for
 
 CLIP, SIGMOID, TANH, SILU, HARD_SWISH = range(5)
 ADD, MUL = range(2)
@@ -19,26 +19,29 @@ ADD, MUL = range(2)
 
 # ---- one input --------------------------------------------------------------------------------
 
-@njit(parallel=True)
+@njit()
 def unary(code, low, high, x, y, threads):
     """y = f(x); x may be y."""
-    for thread in prange(threads):
-        first, end = thread * len(y) // threads, (thread + 1) * len(y) // threads
-        if code == CLIP:
-            for i in range(first, end):
-                y[i] = scalar.clip(x[i], low, high)
-        elif code == SIGMOID:
-            for i in range(first, end):
-                y[i] = scalar.sigmoid(x[i])
-        elif code == TANH:
-            for i in range(first, end):
-                y[i] = scalar.tanh(x[i])
-        elif code == SILU:
-            for i in range(first, end):
-                y[i] = scalar.silu(x[i])
-        else:
-            for i in range(first, end):
-                y[i] = scalar.hard_swish(x[i])
+    parallel_for(unary_range, len(y), threads, (code, low, high, x, y))
+
+
+@njit()
+def unary_range(thread, first, end, code, low, high, x, y):
+    if code == CLIP:
+        for i in range(first, end):
+            y[i] = scalar.clip(x[i], low, high)
+    elif code == SIGMOID:
+        for i in range(first, end):
+            y[i] = scalar.sigmoid(x[i])
+    elif code == TANH:
+        for i in range(first, end):
+            y[i] = scalar.tanh(x[i])
+    elif code == SILU:
+        for i in range(first, end):
+            y[i] = scalar.silu(x[i])
+    else:
+        for i in range(first, end):
+            y[i] = scalar.hard_swish(x[i])
 
 
 def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
@@ -71,36 +74,39 @@ def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
 
 # ---- two inputs -------------------------------------------------------------------------------
 
-@njit(parallel=True)
+@njit()
 def binary(code, a, b, y, sizes, a_steps, b_steps, threads):
     """y = a op b over the collapsed axes `sizes`; steps count elements, 0 along a broadcast.
 
     The last axis is the inner loop; there a steps by 1 and b by 1 or 0.
     """
+    parallel_for(binary_range, len(y), threads, (code, a, b, y, sizes, a_steps, b_steps))
+
+
+@njit()
+def binary_range(thread, i, end, code, a, b, y, sizes, a_steps, b_steps):
     inner, last = sizes[-1], len(sizes) - 1
-    for thread in prange(threads):
-        i, end = thread * len(y) // threads, (thread + 1) * len(y) // threads
-        while i < end:
-            row, column = i // inner, i % inner
-            run = min(inner - column, end - i)
-            a_first, b_first = column * a_steps[last], column * b_steps[last]
-            for axis in range(last - 1, -1, -1):
-                a_first += row % sizes[axis] * a_steps[axis]
-                b_first += row % sizes[axis] * b_steps[axis]
-                row //= sizes[axis]
-            if b_steps[last] == 0 and code == ADD:
-                for k in range(run):
-                    y[i + k] = a[a_first + k] + b[b_first]
-            elif b_steps[last] == 0:
-                for k in range(run):
-                    y[i + k] = a[a_first + k] * b[b_first]
-            elif code == ADD:
-                for k in range(run):
-                    y[i + k] = a[a_first + k] + b[b_first + k]
-            else:
-                for k in range(run):
-                    y[i + k] = a[a_first + k] * b[b_first + k]
-            i += run
+    while i < end:
+        row, column = i // inner, i % inner
+        run = min(inner - column, end - i)
+        a_first, b_first = column * a_steps[last], column * b_steps[last]
+        for axis in range(last - 1, -1, -1):
+            a_first += row % sizes[axis] * a_steps[axis]
+            b_first += row % sizes[axis] * b_steps[axis]
+            row //= sizes[axis]
+        if b_steps[last] == 0 and code == ADD:
+            for k in range(run):
+                y[i + k] = a[a_first + k] + b[b_first]
+        elif b_steps[last] == 0:
+            for k in range(run):
+                y[i + k] = a[a_first + k] * b[b_first]
+        elif code == ADD:
+            for k in range(run):
+                y[i + k] = a[a_first + k] + b[b_first + k]
+        else:
+            for k in range(run):
+                y[i + k] = a[a_first + k] * b[b_first + k]
+        i += run
 
 
 def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,

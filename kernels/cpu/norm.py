@@ -3,24 +3,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from numba import prange
-
 from ..norm import scale_and_shift
 from ..ops import BatchNorm, TensorSpec
 from ..step import Array, Options, Run, Step
 from .jit import njit
+from .parallel import parallel_for
 
 
-@njit(parallel=True)
+@njit()
 def scale_shift(x, scale, shift, y, threads):
     """y[.., c] = x[.., c] * scale[c] + shift[c] on flat arrays."""
+    parallel_for(scale_shift_rows, len(x) // len(scale), threads, (x, scale, shift, y))
+
+
+@njit()
+def scale_shift_rows(thread, first_row, end_row, x, scale, shift, y):
     channels = len(scale)
-    rows = len(x) // channels
-    for thread in prange(threads):
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            first = row * channels
-            for c in range(channels):
-                y[first + c] = x[first + c] * scale[c] + shift[c]
+    for row in range(first_row, end_row):
+        first = row * channels
+        for c in range(channels):
+            y[first + c] = x[first + c] * scale[c] + shift[c]
 
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,

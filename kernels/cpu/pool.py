@@ -8,38 +8,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import prange
 
 from ..ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, count, known
 from ..step import Array, Options, Run, Step
 from .jit import njit
+from .parallel import parallel_for
 
 CHANNELS_AT_ONCE = 64       # of global average pooling: four AVX-512 vectors of sums
 
 
-@njit(parallel=True)
+@njit()
 def pool2d(is_max, include_pad, x, y, kernel, stride, padding, dilation, threads):
     """x (N, H, W, C) -> y (N, OH, OW, C), by rows of y; padding is (top, left, bottom, right)."""
-    rows = y.shape[0] * y.shape[1]
+    parallel_for(pool_rows, y.shape[0] * y.shape[1], threads, (
+        is_max, include_pad, x, y, kernel, stride, padding, dilation))
+
+
+@njit()
+def pool_rows(thread, first_row, end_row, is_max, include_pad, x, y, kernel, stride, padding,
+              dilation):
     height, width = x.shape[1], x.shape[2]
-    for thread in prange(threads):
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            image, top = row // y.shape[1], row % y.shape[1] * stride[0] - padding[0]
-            for column in range(y.shape[2]):
-                left = column * stride[1] - padding[1]
-                out = y[image, row % y.shape[1], column]
-                out[:] = -np.inf if is_max else 0
-                for h in range(top, top + kernel[0] * dilation[0], dilation[0]):
-                    for w in range(left, left + kernel[1] * dilation[1], dilation[1]):
-                        if 0 <= h < height and 0 <= w < width:
-                            if is_max:
-                                keep_greatest(out, x[image, h, w])
-                            else:
-                                add_to(out, x[image, h, w])
-                if not is_max:
-                    size = (extent(top, kernel[0], height, padding[0], padding[2], include_pad)
-                            * extent(left, kernel[1], width, padding[1], padding[3], include_pad))
-                    divide(out, np.float32(size))
+    for row in range(first_row, end_row):
+        image, top = row // y.shape[1], row % y.shape[1] * stride[0] - padding[0]
+        for column in range(y.shape[2]):
+            left = column * stride[1] - padding[1]
+            out = y[image, row % y.shape[1], column]
+            out[:] = -np.inf if is_max else 0
+            for h in range(top, top + kernel[0] * dilation[0], dilation[0]):
+                for w in range(left, left + kernel[1] * dilation[1], dilation[1]):
+                    if 0 <= h < height and 0 <= w < width:
+                        if is_max:
+                            keep_greatest(out, x[image, h, w])
+                        else:
+                            add_to(out, x[image, h, w])
+            if not is_max:
+                size = (extent(top, kernel[0], height, padding[0], padding[2], include_pad)
+                        * extent(left, kernel[1], width, padding[1], padding[3], include_pad))
+                divide(out, np.float32(size))
 
 
 @njit()
@@ -83,21 +88,23 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
     return Step(f"{name}_pool2d_{op.kernel_size[0]}x{op.kernel_size[1]}_f32", bind)
 
 
-@njit(parallel=True)
+@njit()
 def global_avg_pool2d(x, y, threads):
     """x (N, pixels, C) -> y (N, C), by groups of channels."""
-    channels = x.shape[2]
-    groups = -(-channels // CHANNELS_AT_ONCE)
-    units = x.shape[0] * groups
-    for thread in prange(threads):
-        for unit in range(thread * units // threads, (thread + 1) * units // threads):
-            image, first = unit // groups, unit % groups * CHANNELS_AT_ONCE
-            end = min(first + CHANNELS_AT_ONCE, channels)
-            out = y[image, first:end]
-            out[:] = 0
-            for pixel in range(x.shape[1]):
-                add_to(out, x[image, pixel, first:end])
-            divide(out, np.float32(x.shape[1]))
+    groups = -(-x.shape[2] // CHANNELS_AT_ONCE)
+    parallel_for(global_avg_units, x.shape[0] * groups, threads, (x, y, groups))
+
+
+@njit()
+def global_avg_units(thread, first_unit, end_unit, x, y, groups):
+    for unit in range(first_unit, end_unit):
+        image, first = unit // groups, unit % groups * CHANNELS_AT_ONCE
+        end = min(first + CHANNELS_AT_ONCE, x.shape[2])
+        out = y[image, first:end]
+        out[:] = 0
+        for pixel in range(x.shape[1]):
+            add_to(out, x[image, pixel, first:end])
+        divide(out, np.float32(x.shape[1]))
 
 
 def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,

@@ -4,31 +4,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import prange
 
 from ..ops import Softmax, TensorSpec, count, known, normal_axis
 from ..step import Array, Options, Run, Step
 from . import scalar
 from .jit import njit
+from .parallel import parallel_for
 
 
-@njit(parallel=True)
+@njit()
 def softmax(x, y, length, inner, threads):
     """x, y: flat (outer, length, inner); along `length`."""
-    columns = len(x) // length
-    for thread in prange(threads):
-        for column in range(thread * columns // threads, (thread + 1) * columns // threads):
-            first = column // inner * length * inner + column % inner
-            end = first + length * inner
-            greatest = x[first]
-            for i in range(first, end, inner):
-                greatest = x[i] if x[i] > greatest or x[i] != x[i] else greatest
-            total = np.float32(0)
-            for i in range(first, end, inner):
-                y[i] = scalar.exp(x[i] - greatest)
-                total += y[i]
-            for i in range(first, end, inner):
-                y[i] /= total
+    parallel_for(softmax_columns, len(x) // length, threads, (x, y, length, inner))
+
+
+@njit()
+def softmax_columns(thread, first_column, end_column, x, y, length, inner):
+    for column in range(first_column, end_column):
+        first = column // inner * length * inner + column % inner
+        end = first + length * inner
+        greatest = x[first]
+        for i in range(first, end, inner):
+            greatest = x[i] if x[i] > greatest or x[i] != x[i] else greatest
+        total = np.float32(0)
+        for i in range(first, end, inner):
+            y[i] = scalar.exp(x[i] - greatest)
+            total += y[i]
+        for i in range(first, end, inner):
+            y[i] /= total
 
 
 def prepare_softmax(op: Softmax, inputs: list[TensorSpec], output: TensorSpec,

@@ -1,45 +1,55 @@
-"""How many threads run a kernel, and the guards around them."""
+"""How many threads run a kernel, and the workers that help with it (see parallel.py)."""
 from __future__ import annotations
 
-import ctypes.util
 import os
+import queue
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numba
-
-_serial = threading.Lock()      # the workqueue layer must not be entered by two threads at once
-_forked_after_use = False
-_used = False
+from . import parallel
 
 
-def _choose_layer() -> bool:
-    """Ask numba for OpenMP (1.4 us a fork-join; workqueue takes 70 to 400) where libgomp is."""
-    if ctypes.util.find_library("gomp") is None:
-        warnings.warn("libgomp was not found: kernels run on numba's slower 'workqueue' threads, "
-                      "one call at a time. Install it (Debian: apt-get install libgomp1).",
-                      RuntimeWarning, stacklevel=2)
-        return False
-    numba.config.THREADING_LAYER = "omp"
-    return True
+class Worker(threading.Thread):
+    """Helps with kernels while calls are answered, and sleeps between."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"kernels-{number}", daemon=True)
+        self._number, self._asleep = number, False
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            parallel.serve(self._number)
+            self._asleep = True
+            # A call that began before this was written has found nobody to wake.
+            if parallel.STATE[parallel.CALLS] == 0:
+                self._bell.get()
+            self._asleep = False
+
+    def wake(self) -> None:
+        if self._asleep:
+            self._bell.put(None)
 
 
-OPENMP = _choose_layer()
+_lock = threading.Lock()            # guards what follows, and parallel.CALLS
+_workers: list[Worker] = []
 
 
-def _mark_child() -> None:
-    global _forked_after_use
-    _forked_after_use = _used
+def _in_child() -> None:
+    """A forked child has the memory of its parent's workers, but not them."""
+    global _lock
+    _lock = threading.Lock()
+    _workers.clear()
+    parallel.STATE[:] = 0
 
 
-os.register_at_fork(after_in_child=_mark_child)
+os.register_at_fork(after_in_child=_in_child)
 
 
 def available_threads() -> int:
-    """Cores that this process may use, at most those that numba was started with."""
-    return min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    """Cores that this process may use."""
+    return min(len(os.sched_getaffinity(0)), parallel.MOST_THREADS)
 
 
 def check_threads(threads: int | None) -> int:
@@ -54,20 +64,16 @@ def check_threads(threads: int | None) -> int:
 
 @contextmanager
 def team(threads: int) -> Iterator[None]:
-    """Run kernels on this many threads inside the block, then set numba's count back."""
-    global _used
-    if _forked_after_use:
-        raise RuntimeError("this process was forked after kernels had run in its parent, and "
-                           "OpenMP does not survive that: load the model in the child, or use "
-                           "multiprocessing's 'spawn' start method")
-    _used = True
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
+    """Have workers at hand inside the block, for kernels on this many threads."""
+    with _lock:
+        parallel.STATE[parallel.CALLS] += 1
+        while len(_workers) < threads - 1:
+            _workers.append(Worker(len(_workers) + 1))
+            _workers[-1].start()
+        for worker in _workers[:threads - 1]:
+            worker.wake()
     try:
-        if OPENMP:
-            yield
-        else:
-            with _serial:
-                yield
+        yield
     finally:
-        numba.set_num_threads(before)
+        with _lock:
+            parallel.STATE[parallel.CALLS] -= 1

@@ -12,8 +12,8 @@ A thread takes a block of tiles and one group of output channels after the other
     multiply            P products for the group of output channels:             [P, tiles, group]
     transform_outputs   A^T [...] A, bias, residual, activation, into the image
 
-Threads share blocks and groups evenly, so that a map of few tiles keeps all of them busy; a block
-that is cut between two threads is transformed by each, which costs little beside its products.
+Threads share blocks and groups, so that a map of few tiles keeps all of them busy; a block that is
+cut between two threads is transformed by each, which costs little beside its products.
 
 What it costs: packed weights are 1.8 (m = 2) or 4 times as large as the direct kernel's. With m = 4
 rounding errors are 3 to 5 times the direct kernel's (root mean square; m = 2 is a little better
@@ -30,12 +30,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from ..ops import Conv2d, Pair, TensorSpec, known
 from ..step import Array, Options, Run, Step
 from .epilogue import epilogue
 from .jit import LANES, njit
+from .parallel import parallel_for
 from .simd import (
     at,
     copy_floats,
@@ -94,29 +94,37 @@ class Geometry(NamedTuple):
 
 # ---- the kernel -------------------------------------------------------------------------------
 
-@njit(parallel=True)
-def winograd2d(x, weight, bias, zeros, residual, y, scratch, ends, g, low, high, threads):
-    """Every group of output channels of every block of tiles, divided evenly among the threads.
+@njit()
+def winograd2d(x, weight, bias, zeros, residual, y, scratch, transformed, ends, g, low, high,
+               threads):
+    """Every group of output channels of every block of tiles, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty); weight: packed by `pack`; bias: padded to
-    whole vectors; zeros: g.group of them; scratch: threads * ends[-1] floats.
+    whole vectors; zeros: g.group of them; scratch: threads * ends[-1] floats; transformed: where
+    each thread keeps which block it has transformed.
     """
     groups = -(-g.out_channels // g.group)
-    units = -(-g.tiles // g.block_tiles) * groups
-    for thread in prange(threads):
-        own = scratch[thread * ends[3]:(thread + 1) * ends[3]]
-        patch, lines = own[:ends[0]], own[ends[0]:ends[1]]
-        inputs, products = own[ends[1]:ends[2]], own[ends[2]:]
-        transformed = -1
-        for unit in range(thread * units // threads, (thread + 1) * units // threads):
-            first_tile, channel = unit // groups * g.block_tiles, unit % groups * g.group
-            tiles = min(g.block_tiles, g.tiles - first_tile)
-            if first_tile != transformed:
-                transform_inputs(x, patch, lines, inputs, first_tile, tiles, g)
-                transformed = first_tile
-            multiply(inputs, weight, zeros, products, channel, tiles, g)
-            transform_outputs(products, lines, bias, zeros, residual, y, first_tile, tiles,
-                              channel, g, low, high)
+    for thread in range(threads):
+        transformed[thread] = -1
+    parallel_for(winograd_units, -(-g.tiles // g.block_tiles) * groups, threads, (
+        x, weight, bias, zeros, residual, y, scratch, transformed, ends, groups, g, low, high))
+
+
+@njit()
+def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residual, y, scratch,
+                   transformed, ends, groups, g, low, high):
+    own = scratch[thread * ends[3]:(thread + 1) * ends[3]]
+    patch, lines = own[:ends[0]], own[ends[0]:ends[1]]
+    inputs, products = own[ends[1]:ends[2]], own[ends[2]:]
+    for unit in range(first_unit, end_unit):
+        first_tile, channel = unit // groups * g.block_tiles, unit % groups * g.group
+        tiles = min(g.block_tiles, g.tiles - first_tile)
+        if first_tile != transformed[thread]:
+            transform_inputs(x, patch, lines, inputs, first_tile, tiles, g)
+            transformed[thread] = first_tile
+        multiply(inputs, weight, zeros, products, channel, tiles, g)
+        transform_outputs(products, lines, bias, zeros, residual, y, first_tile, tiles,
+                          channel, g, low, high)
 
 
 @njit()
@@ -329,10 +337,11 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
         x, flat = arrays[0].reshape(-1), y.reshape(-1)
         residual = arrays[3].reshape(-1) if len(arrays) > 3 else np.empty(0, np.float32)
         scratch = workspace[:4 * floats].view(np.float32)
+        transformed = np.empty(options.threads, np.int64)
 
         def run() -> None:
-            winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, ends, g, low, high,
-                       options.threads)
+            winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, transformed, ends,
+                       g, low, high, options.threads)
             if finish is not None:
                 finish(flat, options.threads)
         return run
