@@ -72,7 +72,7 @@ def known(shape: Shape) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Unary(Op):
-    """y = f(x), element by element. Also serves as the fused activation of Conv2d and Linear."""
+    """y = f(x), element by element. Also serves as the fused activation of other ops."""
 
 
 @dataclass(frozen=True)
@@ -283,11 +283,12 @@ class GlobalAvgPool2d(Op):
 
 @dataclass(frozen=True)
 class BatchNorm(Op):
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis.
+    """activation((x - mean) / sqrt(var + epsilon) * scale + bias) over the last axis.
 
     Inputs: x (..., C), scale, bias, mean, var, each (C,).
     """
     epsilon: float = 1e-5
+    activation: Unary | None = None
     arity: ClassVar[Pair] = (5, 5)
     packed: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
 

@@ -122,7 +122,8 @@ def mul(op: ops.Mul, a: Array, b: Array) -> Array:
 
 def batch_norm(op: ops.BatchNorm, x: Array, scale: Array, bias: Array, mean: Array,
                var: Array) -> Array:
-    return (x - mean) / np.sqrt(var + op.epsilon) * scale + bias
+    y = (x - mean) / np.sqrt(var + op.epsilon) * scale + bias
+    return y if op.activation is None else run(op.activation, y)
 
 
 def concat(op: ops.Concat, *arrays: Array) -> Array:

@@ -13,7 +13,7 @@ from cuda_checks import (
 )
 
 from kernels.cuda.host import norm
-from kernels.ops import BatchNorm
+from kernels.ops import BatchNorm, Relu, Silu
 
 WEIGHTS = (1, 2, 3, 4)
 
@@ -29,6 +29,19 @@ def test_floats_are_within_the_bound(shape, dtype, runner):
     bound = 3 * EPS * (2 * np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
     assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS, dtype=dtype,
                   kernel="batch_norm_", runner=runner)
+
+
+@pytest.mark.parametrize("activation", [Relu(), Silu()])
+def test_an_activation_runs_with_it(activation, runner):
+    rng = np.random.default_rng(0)
+    scale, bias, mean = (normal(rng, 12) for _ in range(3))
+    var = rng.uniform(0.1, 2, 12).astype(np.float32)
+    x, op = normal(rng, 2, 5, 12), BatchNorm(1e-3, activation)
+    s = np.abs(scale.astype(np.float64)) / np.sqrt(var + 1e-3)
+    bound = 12 * EPS * (2 * np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
+    name = "clip" if activation == Relu() else "silu"
+    assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS, dtype="float32",
+                  kernel=f"batch_norm_f32x4_{name}", runner=runner)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,5 +71,5 @@ def test_parameters_must_be_constants():
 def test_resources(dtype, arch):
     for kernel in norm.kernels(dtype):
         counts = assert_resources(kernel, arch).counts
-        if kernel.name.endswith(("f32x4", "f16x8")):
+        if "f32x4" in kernel.name or "f16x8" in kernel.name:
             assert counts["STG.E.128"] == norm.norm.PIXELS

@@ -4,7 +4,7 @@ import pytest
 from checks import EPS, assert_within, normal, run
 
 from kernels import reference
-from kernels.ops import BatchNorm
+from kernels.ops import BatchNorm, Clip, Relu, Silu
 
 WEIGHTS = (1, 2, 3, 4)
 
@@ -19,6 +19,19 @@ def test_floats_are_within_the_bound(shape):
     bound = 3 * EPS * (np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
     assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS, kernel="batch_norm_f32")
     assert reference.run(op, x, scale, bias, mean, var).shape == shape
+
+
+@pytest.mark.parametrize("activation", [Relu(), Clip(-0.5, 0.5), Silu()])
+def test_an_activation_runs_with_it(activation):
+    rng = np.random.default_rng(0)
+    scale, bias, mean = (normal(rng, 12) for _ in range(3))
+    var = rng.uniform(0.1, 2, 12).astype(np.float32)
+    x, op = normal(rng, 2, 5, 12), BatchNorm(1e-3, activation)
+    s = np.abs(scale.astype(np.float64)) / np.sqrt(var + 1e-3)
+    # SiLU's slope is at most 1.1, and it rounds a few times more.
+    bound = 8 * EPS * (np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
+    assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS,
+                  kernel=f"batch_norm_f32_{activation.kind.lower()}")
 
 
 def test_parameters_must_be_constants():

@@ -181,6 +181,16 @@ def test_a_batch_norm_stays_where_it_can_not_be_folded():
     assert "BatchNorm" in kinds(check(active.graph(y)))
 
 
+def test_a_batch_norm_that_stays_takes_in_the_activation_after_it():
+    net = Net(4, 4, 3)
+    y = net.conv(net.add(ops.Relu(), net.norm(net.x, 3)), 3, 4)
+    assert check(net.graph(y)).nodes[0].op == ops.BatchNorm(0.25, ops.Relu())
+    twice = Net(4, 4, 3)
+    normed = twice.norm(twice.x, 3)
+    y = twice.add(ops.Add(), twice.add(ops.Relu(), normed), normed)
+    assert "Relu" in kinds(check(twice.graph(y)))
+
+
 def test_batch_norms_in_a_row_all_fold():
     net = Net(4, 4, 3)
     y = net.norm(net.norm(net.conv(net.x, 3, 4), 4), 4)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.ops import BatchNorm
+from kernels.ops import BatchNorm, Conv2d, Linear
 
 from ..graph import Graph, Node
 from .merge import Merger, merge
@@ -35,4 +35,6 @@ def _batch_norm(state: Merger, node: Node) -> Node | None:
     scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     state.constants[names[0]] = scaled.astype(np.float32)
     state.constants[names[1]] = ((before - mean) * scale + bias).astype(np.float32)
-    return replace(layer, inputs=(layer.inputs[0], *names))
+    assert isinstance(layer.op, (Conv2d, Linear))
+    return replace(layer, op=replace(layer.op, activation=node.op.activation),
+                   inputs=(layer.inputs[0], *names))

@@ -1,4 +1,4 @@
-"""Fuses into a convolution or Linear layer what follows it: residual add, activation.
+"""Fuses into a layer what follows it: activation, and into a convolution a residual add.
 
 The value is then written once, finished, instead of being read and written again by each.
 """
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.ops import Add, Conv2d, Linear, Unary
+from kernels.ops import Add, BatchNorm, Conv2d, Linear, Unary
 
 from ..graph import Graph, Node
 from .merge import Merger, merge
@@ -20,11 +20,12 @@ def fuse(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
 
 
 def _activation(state: Merger, node: Node) -> Node | None:
-    layer = state.layer(node.inputs[0]) if isinstance(node.op, Unary) else None
+    if not isinstance(node.op, Unary):
+        return None
+    layer = state.layer(node.inputs[0], (Conv2d, Linear, BatchNorm))
     if layer is None:
         return None
-    assert isinstance(layer.op, (Conv2d, Linear))
-    assert isinstance(node.op, Unary)
+    assert isinstance(layer.op, (Conv2d, Linear, BatchNorm))
     return replace(layer, op=replace(layer.op, activation=node.op))
 
 

@@ -1,4 +1,4 @@
-"""Walks the layers in order and merges into a convolution or Linear layer what follows it.
+"""Walks the layers in order and merges into a layer what follows it.
 
 What may be merged, and how, is said by rules: see bias.py, batch_norm.py and fuse.py. One walk is
 enough for a rule: when a node is visited, the layer before it has already taken in all that it can.
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from kernels.ops import Conv2d, Linear, TensorSpec
+from kernels.ops import Conv2d, Linear, Op, TensorSpec
 
 from ..graph import Graph, Node
 
@@ -27,12 +27,13 @@ class Merger:
         self.readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
         self.needed = {*graph.outputs, *keep}
 
-    def layer(self, value: str) -> Node | None:
-        """The convolution or Linear layer, without activation yet and with constant weights, that
-        gives a value which only one node reads."""
+    def layer(self, value: str, kinds: tuple[type[Op], ...] = (Conv2d, Linear)) -> Node | None:
+        """The layer of these kinds, without activation yet and with constant weights, that gives
+        a value which only one node reads."""
         node = self.nodes.get(value)
-        if (node is None or not isinstance(node.op, (Conv2d, Linear)) or node.op.activation
-                or not all(name in self.constants for name in node.inputs[1:3])
+        if (node is None or not isinstance(node.op, kinds) or getattr(node.op, "activation", None)
+                or not all(name in self.constants for i, name in enumerate(node.inputs)
+                           if i in node.op.packed)
                 or self.readers.get(value) != 1 or value in self.needed):
             return None
         return node

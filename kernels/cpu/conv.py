@@ -259,7 +259,7 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
     if bias is None:
         bias = np.zeros(g.out_channels, np.float32)
     packed_bias = pack(bias, blocks * [1, 1, 1, 0, 1])
-    low, high, finish = epilogue(activation)
+    low, high, finish, suffix = epilogue(activation)
     floats = batch * p.height * p.width * p.channels if p != g else 0
     if direct is None:
         floats = options.threads * TILE_ROWS * g.depth
@@ -276,11 +276,9 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
                 source = scratch
             conv2d(source, packed, packed_bias, residual, y, scratch, tiles, blocks, passes, p,
                    low, high, options.threads)
-            if finish is not None:
-                finish(y, options.threads)
+            finish(y, options.threads)
         return run
 
-    suffix = "" if activation is None else f"_{activation.kind.lower()}"
     return Step(name + suffix, bind, 4 * floats)
 
 

@@ -151,7 +151,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     packed = options.pack(weight, "depthwise", pack)
     packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
     zeros = np.zeros(LANES, np.float32)
-    low, high, finish = epilogue(op.activation)
+    low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         x, flat = arrays[0].reshape(-1), y.reshape(-1)
@@ -159,9 +159,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
         def run() -> None:
             depthwise2d(x, packed, packed_bias, zeros, flat, batch, g, low, high,
                         options.threads)
-            if finish is not None:
-                finish(flat, options.threads)
+            finish(flat, options.threads)
         return run
 
-    suffix = "" if op.activation is None else f"_{op.activation.kind.lower()}"
     return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)

@@ -1,20 +1,30 @@
-"""How a fused activation runs: as a clip inside the micro-kernel where it is one, else as one
-elementwise sweep over the output while it is still in cache."""
+"""How a fused activation runs: as a clip inside the kernel where it is one, else as one elementwise
+sweep over the output while it is still in cache."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from ..ops import Clip, Relu, Unary
 from ..step import Array
 
-Finish = Callable[[Array, int], None]      # (flat output, threads), in place
+Finish = Callable[[Array, int], None]
 
 
-def epilogue(activation: Unary | None) -> tuple[np.float32, np.float32, Finish | None]:
-    """(low, high, finish): bounds of the clip, and the sweep to run after it, if any."""
-    low, high, finish = -np.inf, np.inf, None
+class Epilogue(NamedTuple):
+    """low, high: bounds of the clip; finish: the sweep to run after it, (flat output, threads), in
+    place; suffix: of the kernel's name."""
+    low: np.float32
+    high: np.float32
+    finish: Finish
+    suffix: str
+
+
+def epilogue(activation: Unary | None) -> Epilogue:
+    low, high = -np.inf, np.inf
+    finish: Finish = _nothing
     if isinstance(activation, Relu):
         low = 0.0
     elif isinstance(activation, Clip):
@@ -22,4 +32,9 @@ def epilogue(activation: Unary | None) -> tuple[np.float32, np.float32, Finish |
     elif activation is not None:
         from .elementwise import in_place
         finish = in_place(activation)
-    return np.float32(low), np.float32(high), finish
+    suffix = "" if activation is None else f"_{activation.kind.lower()}"
+    return Epilogue(np.float32(low), np.float32(high), finish, suffix)
+
+
+def _nothing(y: Array, threads: int) -> None:
+    """A clip leaves nothing to be done."""

@@ -331,7 +331,7 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     if bias is not None:
         packed_bias[:out_channels] = bias
     zeros = np.zeros(group, np.float32)
-    low, high, finish = epilogue(op.activation)
+    low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         x, flat = arrays[0].reshape(-1), y.reshape(-1)
@@ -342,10 +342,8 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
         def run() -> None:
             winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, transformed, ends,
                        g, low, high, options.threads)
-            if finish is not None:
-                finish(flat, options.threads)
+            finish(flat, options.threads)
         return run
 
-    suffix = "" if op.activation is None else f"_{op.activation.kind.lower()}"
     name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
     return Step(name + suffix, bind, 4 * floats)

@@ -1,4 +1,5 @@
-"""Batch norm that no convolution could take in: one multiply-add per element, in place if asked.
+"""Batch norm that no convolution could take in: one multiply-add and an activation per
+element, in place if asked.
 
 Bound by memory. A thread takes one vector of channels through PIXELS neighbouring pixels, so that
 scale and shift are loaded once for all of them. The grid is exact.
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
+from .activation import activation
 from .index import DIVISOR, split, thread_index
 from .ptx import cuda, float32, uint32, uint64
 
@@ -15,17 +17,19 @@ THREADS = 256
 PIXELS = 4
 
 # x, scale, shift (fp32, one per channel), y, count of threads, pixels, channels, then the divisor
-# by which a thread finds its place: vectors
-SIGNATURE = ("pointer",) * 4 + ("uint32",) * 3 + DIVISOR
+# by which a thread finds its place: vectors, then low, high
+SIGNATURE = ("pointer",) * 4 + ("uint32",) * 3 + DIVISOR + ("float32",) * 2
 
 
-def make(dtype: str, lanes: int) -> Callable:
-    """y[.., c] = x[.., c] * scale[c] + shift[c]"""
+def make(dtype: str, lanes: int, function: str) -> Callable:
+    """y[.., c] = activation(x[.., c] * scale[c] + shift[c], low, high)"""
     size, total = vector.STORAGE[dtype].bytes, PIXELS * lanes
     load = vector.load(dtype, lanes, fill=0.0, shared_with_stores=True)
     load_constant, store = vector.load("float32", lanes), vector.store(dtype, lanes)
+    activate = activation(function)
 
-    def scale_shift(x, scale, shift, y, count, pixels, channels, vectors, vectors_m, vectors_s):
+    def scale_shift(x, scale, shift, y, count, pixels, channels, vectors, vectors_m, vectors_s,
+                    low, high):
         thread = thread_index(THREADS)
         if thread >= count:
             return
@@ -42,7 +46,7 @@ def make(dtype: str, lanes: int) -> Callable:
                  uint32(pixel + uint32(p)) < pixels)
         for p in range(PIXELS):
             for k in range(lanes):
-                value[p * lanes + k] = value[p * lanes + k] * a[k] + b[k]
+                value[p * lanes + k] = activate(value[p * lanes + k] * a[k] + b[k], low, high)
             if uint32(pixel + uint32(p)) < pixels:
                 store(y + offset + uint64(p) * pitch, value, p * lanes)
 

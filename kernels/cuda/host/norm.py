@@ -7,20 +7,21 @@ from ...norm import scale_and_shift
 from ...ops import BatchNorm, TensorSpec, count
 from ...step import Array, Step
 from .. import norm, vector
+from ..activation import activation_of
 from ..compiler import Kernel
 from ..index import divisor
 from ..launch import CudaOptions, Launch
 from .arguments import blocks, check_sizes
 
 
-def kernel_of(dtype: str, lanes: int) -> Kernel:
-    return Kernel(f"batch_norm_{vector.short(dtype)}x{lanes}", norm.make, (dtype, lanes),
-                  norm.SIGNATURE, norm.THREADS, arch=vector.arch(dtype))
+def kernel_of(dtype: str, lanes: int, activation: str) -> Kernel:
+    return Kernel(f"batch_norm_{vector.short(dtype)}x{lanes}_{activation}", norm.make,
+                  (dtype, lanes, activation), norm.SIGNATURE, norm.THREADS, arch=vector.arch(dtype))
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    """The widest and the narrowest vectors."""
-    return [kernel_of(dtype, lanes) for lanes in (vector.lanes(dtype), 1)]
+    """The widest and the narrowest vectors, with the usual activation."""
+    return [kernel_of(dtype, lanes, "clip") for lanes in (vector.lanes(dtype), 1)]
 
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,
@@ -30,12 +31,14 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
     scale, shift = (options.upload(array) for array in scale_and_shift(op, weights))
     channels = len(scale)
     lanes = vector.lanes(output.dtype, channels)
-    kernel, vectors = kernel_of(output.dtype, lanes), channels // lanes
+    activation, *bounds = activation_of(op.activation)
+    kernel, vectors = kernel_of(output.dtype, lanes, activation), channels // lanes
     pixels = count(output.shape) // channels
     threads = -(-pixels // norm.PIXELS) * vectors
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         return [Launch(kernel, blocks(threads, kernel.threads),
-                       (arrays[0], scale, shift, y, threads, pixels, channels, *divisor(vectors)))]
+                       (arrays[0], scale, shift, y, threads, pixels, channels, *divisor(vectors),
+                        *bounds))]
 
     return Step(kernel.name, bind)
