@@ -1,6 +1,8 @@
-"""Draws rooflines (Williams, Waterman and Patterson 2009), of models and of measurements."""
+"""Draws rooflines (Williams, Waterman and Patterson 2009), of models and of measurements, and bars
+that compare times."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,14 @@ class Roofline:
     bandwidth: float
     points: Sequence[Point]
     unit: str = "TFLOP/s"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Groups of bars: of each series its value in each group, NaN where there is none."""
+    title: str
+    groups: Sequence[str]
+    series: Mapping[str, Sequence[float]]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -64,3 +74,25 @@ def draw(axes: Any, roofline: Roofline, kinds: Sequence[str]) -> None:
                      [4000 * point.ms / total for point in chosen], f"C{i}", alpha=0.5)
     axes.set(title=roofline.title, xscale="log", yscale="log", xlabel="FLOP per byte",
              ylabel=roofline.unit)
+
+
+def save_bars(panels: Sequence[Bars], heading: str, unit: str, path: Path) -> None:
+    """One panel below the other, a line at 1: .svg or .png."""
+    widest = max(len(each.groups) * len(each.series) for each in panels)
+    figure = new_figure(3 + 0.4 * widest, 0.5 + 2.8 * len(panels))
+    figure.suptitle(heading)
+    figure.subplots(len(panels))
+    for axes, each in zip(figure.axes, panels, strict=True):
+        width = 0.8 / len(each.series)
+        for i, (name, values) in enumerate(each.series.items()):
+            places = [group + (i - (len(each.series) - 1) / 2) * width
+                      for group in range(len(each.groups))]
+            bars = axes.bar(places, values, width, color=f"C{i}", label=name)
+            axes.bar_label(bars, ["" if math.isnan(value) else f"{value:.2f}" for value in values],
+                           padding=2, fontsize=7)
+        axes.axhline(1, color="0.6", zorder=0)
+        axes.set_xticks(range(len(each.groups)), each.groups)
+        axes.margins(y=0.12)
+        axes.set(title=each.title, ylabel=unit)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    figure.savefig(path)

@@ -10,11 +10,7 @@ that exceed the L2 cache. gpu_engines.py says how PyTorch is set up; the ratio i
 fastest of its variants to ours, taken round by round.
 
 Nothing is timed before it is right: every logit is compared with the float64 network of the same
-images, whose pixels are 64ths that every dtype holds exactly. With unit roundoff u, a layer's
-images, weights and outputs are each rounded once, and its fp32 sums of K terms by about sqrt(K) s,
-with s that of fp32 truncation. Errors of layers are independent (Higham and Mary 2019), so a logit
-may be wrong by 8 deviations of sqrt(sum over layers of (3 u^2 + K s^2)) times the logits' root mean
-square.
+images; measured_network.py says how far it may be off. fp32 sums count as truncated, not rounded.
 
 Networks are measured in float16 before other dtypes, at batches 256 and 1 before others. With
 --budget, torch.compile has half of the time that is left; where that is not enough, it is left out
@@ -36,11 +32,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
-import onnx
-from bench_network import find_network, positive, random_batch
 from charts import new_figure
+from common import positive
+from measured_network import Network
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -63,10 +58,7 @@ FIRST_DTYPES = ["float16", "bfloat16", "tf32", "float32"]
 BATCHES = [256, 1, 64, 8]
 FIRST_BATCHES = 2           # of those given: the more important ones
 LATENCY = 8                 # the largest batch whose calls are awaited one by one
-IMAGES = 3                  # different ones in a batch: no power of 2, to find tiles mixed up
-PIXEL = 64                  # pixels are whole 64ths, up to 4: 8 bits and a sign
 UNIT = {**ROUNDOFF, "tf32": 2.0 ** -10}     # tensor cores cut the rest of an operand off
-DEVIATIONS = 8
 TURN_MS, MOST_CALLS = 20, 10
 
 
@@ -88,41 +80,6 @@ def cases(names: Sequence[str], dtypes: Sequence[str], batches: Sequence[int]) -
     return [Case(name, dtype, batch)
             for some in (batches[:FIRST_BATCHES], batches[FIRST_BATCHES:])
             for dtype in dtypes for name in names for batch in some]
-
-
-class Network:
-    """A network's file, with images and their float64 logits.
-
-    images  (IMAGES, H, W, C) float32
-    """
-
-    def __init__(self, name: str, folder: Path, torch: gpu_engines.Torch) -> None:
-        self.path = find_network(name, folder)
-        model = onnx.load(self.path)
-        noise = random_batch(model, IMAGES).clip(-4, 4)
-        self.images = np.round(PIXEL * noise).transpose(0, 2, 3, 1) / PIXEL
-        self.logits = torch.reference(self.path, self.images)
-        self.terms = [terms for terms, _ in networks.dot_products(model)]
-
-    def batch(self, size: int, dtype: type) -> np.ndarray:
-        return np.ascontiguousarray(self.images[np.arange(size) % IMAGES], dtype)
-
-    def allowed(self, dtype: str) -> float:
-        """How far a logit may be from the float64 one, see the top of this page."""
-        variance = sum(3 * UNIT[dtype] ** 2 + terms * SUM_ROUNDOFF ** 2 for terms in self.terms)
-        return DEVIATIONS * math.sqrt(variance * np.mean(self.logits ** 2))
-
-    def check(self, engine: Engine, case: Case) -> float:
-        """The largest error of a logit; ValueError where it is too large."""
-        found = engine.to_host(engine.call(0))
-        expected = self.logits[np.arange(case.batch) % IMAGES]
-        if found.shape != expected.shape:
-            raise ValueError(f"wrong: logits of shape {found.shape}, not {expected.shape}")
-        error, allowed = float(np.abs(found - expected).max()), self.allowed(case.dtype)
-        if not error <= allowed:
-            raise ValueError(f"wrong: a logit is {error:.3g} away from the float64 network's, "
-                             f"where rounding explains {allowed:.3g}")
-        return error
 
 
 # ---- measuring --------------------------------------------------------------------------------
@@ -165,7 +122,8 @@ class Bench:
     def measure(self, case: Case) -> dict[str, Any]:
         """A row: figures of each engine that is right, in "errors" what is said of the others."""
         if case.network not in self.networks:
-            self.networks[case.network] = Network(case.network, self.folder, self.torch)
+            self.networks[case.network] = Network(case.network, self.folder,
+                                                  self.torch.reference)
         network = self.networks[case.network]
         batches = self.batches(network, case)
         rivals = self.torch.rivals(network.path, case.dtype, batches)
@@ -178,7 +136,8 @@ class Bench:
                     engine = gpu_engines.ours(network.path, case.dtype, self.index, batches)
                 else:
                     engine = self.rival(rivals, name)
-                wrong_by[name] = network.check(engine, case)
+                found = engine.to_host(engine.call(0))
+                wrong_by[name] = network.check(found, case.batch, UNIT[case.dtype], SUM_ROUNDOFF)
                 engines.append(engine)
             except Exception as error:      # one engine's failure, of whatever kind, stops no other
                 errors[name] = f"{type(error).__name__}: {error}"

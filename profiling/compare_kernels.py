@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_network import positive
 from charts import new_figure
+from common import positive
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table

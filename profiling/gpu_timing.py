@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bench_network import provenance as host_provenance
-from bench_network import version
+from common import provenance as host_provenance
+from common import version
 
 from kernels.cuda import gpu
 

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bench_network import find_network, positive, provenance, random_batch
 from charts import Point, Roofline, save_rooflines
+from common import positive, provenance
+from measured_network import find_network, random_batch
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table

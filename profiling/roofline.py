@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import networks
-from bench_network import ZOO, find_network, git_commit, positive
 from charts import Point, Roofline, save_rooflines
+from common import git_commit, positive
+from measured_network import ZOO, find_network
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
