@@ -1,5 +1,6 @@
 """Convolution on CUDA, on tensor cores and CUDA cores alike: every tile, tap and remainder,
-split-K, and all epilogues. What is special to either: test_cuda_conv_mma.py and _simt.py."""
+split-K, and all epilogues. What is special to either: test_cuda_conv_mma.py and _simt.py. Those of
+wgmma: test_cuda_conv_wgmma.py."""
 import numpy as np
 import pytest
 from checks import integers, normal, sum_bound
@@ -80,7 +81,7 @@ def test_every_kind_of_window_is_exact(problem, dtype, runner):
 
 @pytest.mark.parametrize(("dtype", "tile"), [
     pytest.param(dtype, tile, marks=() if tile == TILES["float32"][0] else pytest.mark.slow)
-    for dtype in TILES for tile in TILES[dtype]], ids=str)
+    for dtype in TILES for tile in TILES[dtype] if not tile.wgmma], ids=str)
 def test_every_tile_is_exact(dtype, tile, runner):
     op = Conv2d((1, 1), (1, 1, 1, 1), activation=ops.Relu())
     inputs = arrays(signs, 1, 13, 11, 40, tile.block_n + 8, (3, 3))

@@ -1,7 +1,17 @@
 """What the estimates choose for the layers of well-known networks."""
 import pytest
 
-from kernels.cuda.host.conv_choice import ITEMSIZE, TILES, candidates, choose, cycles
+from kernels.cuda.host import conv_choice
+from kernels.cuda.host.conv_choice import (
+    BLOCK_CYCLES,
+    ITEMSIZE,
+    MMA_TILES,
+    TILES,
+    WGMMA_TILES,
+    candidates,
+    choose,
+    cycles,
+)
 from kernels.cuda.launch import Choice, CudaOptions
 
 GPUS = {"sm_80": 108, "sm_90a": 132}        # A100; H100 and H200
@@ -70,7 +80,8 @@ def test_one_image_occupies_much_of_the_gpu(dtype, arch):
         choice = choose(pixels, out, depth, 1, dtype, options(arch, dtype))
         estimate = cycles(*choice, pixels, out, depth, 1, dtype, options(arch, dtype))
         few = blocks(choice, pixels, out) < GPUS[arch] / 4
-        assert not few or (choice.splits == 1 and estimate < 8000), (pixels, out, depth, choice)
+        short = choice.splits == 1 and estimate < 2 * BLOCK_CYCLES
+        assert short or not few, (pixels, out, depth, choice)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +91,7 @@ def test_large_grids_are_of_large_tiles_and_whole_sums(dtype):
             continue
         tile, splits = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype))
         assert splits == 1
-        assert tile.block_m == 128
+        assert tile.block_m * tile.block_n >= 64 * 128
         assert tile.block_n >= min(out, 64)
 
 
@@ -99,7 +110,7 @@ def test_more_work_is_never_estimated_cheaper(dtype):
         for pixels, out, depth in LAYERS:
             def estimate(*sizes, tile=tile):
                 return cycles(tile, 1, *sizes, 1, dtype, options("sm_90a", dtype))
-            least = estimate(pixels, out, depth)
+            least = estimate(pixels, out, depth) * (1 - 1e-12)
             assert estimate(2 * pixels, out, depth) >= least
             assert estimate(pixels, 2 * out, depth) >= least
             assert estimate(pixels, out, 2 * depth) >= least
@@ -110,9 +121,45 @@ def test_candidates_are_all_tiles_that_fit_the_best_first():
     assert {choice.tile for _, choice in found} == set(TILES["float16"])
     estimates = [estimate for estimate, _ in found]
     assert estimates == sorted(estimates)
-    assert found[0][1] == choose(3136, 64, 576, 1, "float16", options("sm_90a", "float16"))
+    by_mma = next(choice for _, choice in found if not choice.tile.wgmma)
+    assert by_mma == choose(3136, 64, 576, 1, "float16", options("sm_90a", "float16"))
     small = candidates(3136, 64, 576, 1, "float16", CudaOptions(arch="sm_86"))
-    assert {choice.tile for _, choice in small} == set(TILES["float16"][1:])
+    assert {choice.tile for _, choice in small} == set(MMA_TILES[1:])
     one = TILES["float16"][3]
     kept = candidates(3136, 64, 576, 1, "float16", options("sm_90a", "float16"), one, 3)
     assert [choice for _, choice in kept] == [Choice(one, 3)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_100a", "sm_120"])
+def test_wgmma_is_offered_on_sm_90a_alone(arch, dtype):
+    sizes = 256 * 3136, 256, 2304, 1, dtype
+    found = candidates(*sizes, CudaOptions(dtype=dtype, arch=arch))
+    assert found
+    assert not any(choice.tile.wgmma for _, choice in found)
+    found = candidates(*sizes, options("sm_90a", dtype))
+    assert {choice.tile for _, choice in found if choice.tile.wgmma} == set(WGMMA_TILES)
+    with pytest.raises(ValueError, match=f"needs instructions or more shared memory than {arch}"):
+        choose(*sizes, CudaOptions(dtype=dtype, arch=arch), WGMMA_TILES[0])
+
+
+def test_one_switch_makes_wgmma_the_default(monkeypatch):
+    """Until it is set only who forces a tile, or measures, gets it."""
+    sizes = 256 * 196, 256, 2304, 1, "float16", options("sm_90a", "float16")
+    assert not any(choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype)).tile.wgmma
+                   for pixels, out, depth in LAYERS for dtype in DTYPES)
+    assert choose(*sizes, WGMMA_TILES[2]).tile == WGMMA_TILES[2]
+    monkeypatch.setattr(conv_choice, "WGMMA_BY_DEFAULT", True)
+    assert choose(*sizes).tile.wgmma
+    assert not choose(*sizes[:-1], options("sm_80", "float16")).tile.wgmma
+
+
+def test_what_was_measured_on_an_h200():
+    """Of mma.sync in float16: 64x128 where stores take the time, 128x128 before 128x256 in all of
+    ResNet-50, 64x64 before 128x32 for one image."""
+    def tile(*sizes):
+        return choose(*sizes, 1, "float16", options("sm_90a", "float16")).tile
+    assert tile(256 * 3136, 256, 64) == tile(256 * 784, 512, 128) == MMA_TILES[2]
+    for pixels, out, depth in resnet50():
+        assert tile(256 * pixels, out, depth) != MMA_TILES[0]
+        assert tile(pixels, out, depth) == MMA_TILES[4]

@@ -31,7 +31,7 @@ class Kernel:
     signature     "pointer" (to the kernel a uint64 address) or a scalar type per parameter
     threads       of a block
     shared_bytes  of dynamic shared memory
-    arch          the least architecture that runs it, "sm_75" or "sm_80"
+    arch          the least architecture that runs it, "sm_75" or "sm_80"; or the only one, "sm_90a"
     blocks        that shall fit a multiprocessor, which caps the registers of a thread; 0: any
     """
     name: str
@@ -113,6 +113,9 @@ def check_arch(kernel: Kernel, arch: str) -> None:
     """CudaError for an architecture that can not run the kernel."""
     check_name(arch)
     if not runs_on(kernel, arch):
+        if kernel.arch.endswith("a"):
+            raise CudaError(f"{kernel.name} runs on GPUs of {kernel.arch} alone and this one is "
+                            f"{arch}; leave out tile=, and a kernel that runs here is chosen")
         raise CudaError(f"{kernel.name} needs a GPU of {kernel.arch} or newer and this one is "
                         f"{arch}; use dtype='float32', which runs on any from sm_75")
 
@@ -124,6 +127,9 @@ def check_name(arch: str) -> None:
 
 
 def runs_on(kernel: Kernel, arch: str) -> bool:
+    """An "a" stands for instructions that neither older nor newer architectures have."""
+    if kernel.arch.endswith("a"):
+        return arch == kernel.arch
     return number_of(arch) >= number_of(kernel.arch)
 
 
@@ -149,7 +155,7 @@ def compile_ptx(kernel: Kernel) -> str:
                               f"loaded ({error}); {HINT}") from error
     function = kernel.make(*kernel.config)
     signature = types.void(*(getattr(types, NUMBA_TYPES[kind]) for kind in kernel.signature))
-    capability = divmod(number_of(kernel.arch), 10)
+    capability = (*divmod(number_of(kernel.arch), 10), *("a" * kernel.arch.endswith("a")))
     library, _ = compiler._compile_pyfunc_with_fixup(
         function, signature, device=False, abi="numba", cc=capability,
         launch_bounds=(kernel.threads, kernel.blocks) if kernel.blocks else kernel.threads)

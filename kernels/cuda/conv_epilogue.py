@@ -16,23 +16,27 @@ from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
 ld_shared_f32 = asm_op("ld_shared_f32", "ld.shared.f32 $0, [$1];", float32, [uint32], memory=True)
 
 
-def epilogue(stored_as: str, tile: Tile, pitch: int, put_rows: Callable, activation_name: str,
-             partial: bool) -> Callable:
+def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Callable,
+             activation_name: str, partial: bool) -> Callable:
     """Device function: a warp's part of y.
 
-    put_rows    device function (acc, first, lane, i): rows 16 i to 16 i + 15 of the warp's sums
-                into shared memory, from `first` on
+    width       columns of sums that pass through shared memory at a time, of all warp_n
+    put_rows    device function (acc, first, lane, i): part i of the warp's sums, of 16 rows and
+                `width` columns, into shared memory, from `first` on; parts of the same rows follow
+                one another
     pitch       bytes from one such row to the next
     partial     y is one plane of split sums: no bias, no residual, no activation
     """
     size = vector.STORAGE[stored_as].bytes
     lanes = 16 // size                              # columns a lane holds
-    warp_n, steps = tile.warp_n, tile.warp_m // 16
-    across = warp_n // lanes                        # lanes along a row
+    parts = tile.warp_n // width                    # of a row
+    steps = tile.warp_m // 16 * parts
+    across = width // lanes                         # lanes along a row
     down = 32 // across
     passes = 16 // down
-    at_once = min(passes, 4)                        # rows a lane loads of the residual
-    added_count = at_once * lanes
+    # Rows a lane loads of the residual; after the only part of the sums their registers are free.
+    at_once = min(passes, 8 if steps == 1 else 4)
+    added_count, bias_count = at_once * lanes, parts * lanes
     load_bias, load_one_bias = vector.load("float32", lanes), vector.load("float32", 1)
     load, load_one = vector.load(stored_as, lanes, fill=0.0), vector.load(stored_as, 1)
     store, store_one = vector.store(stored_as, lanes), vector.store(stored_as, 1)
@@ -53,13 +57,16 @@ def epilogue(stored_as: str, tile: Tile, pitch: int, put_rows: Callable, activat
             plane += uint64(cuda.blockIdx.y) * uint64(pixels) * uint64(out_channels)
         value = cuda.local.array(lanes, float32)
         added = cuda.local.array(added_count, float32)
-        biases = cuda.local.array(lanes, float32)
+        biases = cuda.local.array(bias_count, float32)
         if not partial:
-            load_bias(biases, 0, bias + uint64(column) * uint64(4))
+            for part in range(parts):
+                load_bias(biases, part * lanes,
+                          bias + uint64(uint32(column + uint32(part * width))) * uint64(4))
         for step in range(steps):
-            top = uint32(first_m + uint32(step * 16))
+            top = uint32(first_m + uint32(step // parts * 16))
+            left = uint32(step % parts * width)
             here = uint64(plane + uint64(uint32(top + row)) * uint64(out_channels)
-                          + uint64(column)) * uint64(size)
+                          + uint64(uint32(column + left))) * uint64(size)
             down_bytes = uint64(out_channels) * uint64(down * size)
             cuda.syncwarp()
             put_rows(acc, mine, lane, step)
@@ -71,7 +78,7 @@ def epilogue(stored_as: str, tile: Tile, pitch: int, put_rows: Callable, activat
                         for p in range(at_once):
                             load(added, p * lanes, residual + here + uint64(first + p) * down_bytes,
                                  uint32(top + row + uint32((first + p) * down)) < pixels
-                                 and column < group_out)
+                                 and uint32(column + left) < group_out)
                     for p in range(at_once):
                         for j in range(lanes // 4):
                             v = ld_shared_v4_f32(
@@ -82,23 +89,23 @@ def epilogue(stored_as: str, tile: Tile, pitch: int, put_rows: Callable, activat
                             value[j * 4 + 3] = v[3]
                         if not partial:
                             for j in range(lanes):
-                                value[j] += biases[j]
+                                value[j] += biases[step % parts * lanes + j]
                             if has_residual:
                                 for j in range(lanes):
                                     value[j] += added[p * lanes + j]
                             for j in range(lanes):
                                 value[j] = activate(value[j], low, high)
                         if (uint32(top + row + uint32((first + p) * down)) < pixels
-                                and column < group_out):
+                                and uint32(column + left) < group_out):
                             store(y + here + uint64(first + p) * down_bytes, value, 0)
             else:
                 # Rows of y are not aligned to 16 bytes: one element at a time. `keep` hides from
                 # the compiler how often the loop runs, or it would write it out 16 times.
                 e = keep(lane)
-                while e < uint32(16 * warp_n):
-                    r, c = uint32(e // uint32(warp_n)), uint32(e % uint32(warp_n))
+                while e < uint32(16 * width):
+                    r, c = uint32(e // uint32(width)), uint32(e % uint32(width))
                     value[0] = ld_shared_f32(uint32(mine + r * uint32(pitch) + (c << uint32(2))))
-                    m, c = uint32(top + r), uint32(first_n + c)
+                    m, c = uint32(top + r), uint32(first_n + left + c)
                     if m < pixels and c < group_out:
                         at = uint64(plane + uint64(m) * uint64(out_channels) + uint64(c))
                         at = uint64(at * uint64(size))

@@ -17,8 +17,8 @@ Everything is counted in 16-byte chunks: 8 channels of float16 or bfloat16, 4 of
 A pointwise convolution or a matrix product is the case of one tap: the loop is the same machine
 code and the tap never advances, so there is no second kernel for it.
 
-conv_mma.py and conv_simt.py say how a slice is copied and multiplied, conv_epilogue.py how the sums
-become y.
+conv_mma.py, conv_wgmma.py and conv_simt.py say how a slice is copied and multiplied,
+conv_epilogue.py how the sums become y.
 """
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Tile(NamedTuple):
 
     blocks: whose registers shall fit a multiprocessor. Left to itself ptxas divides them among more
     than shared memory admits, and spills, or among fewer.
+    wgmma: a warpgroup multiplies 64 rows by all of block_n (conv_wgmma.py), a warp 16 of them.
     """
     block_m: int
     block_n: int
@@ -48,6 +49,7 @@ class Tile(NamedTuple):
     warp_m: int
     warp_n: int
     blocks: int
+    wgmma: bool = False
 
     @property
     def threads(self) -> int:

@@ -51,35 +51,22 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                          f"multiple of 8 and a divisor of block_m and block_n")
     stored_as = "float32" if partial else STORED_AS[dtype]
     return frame(tile, multiply_slices(dtype, tile), epilogue(
-        stored_as, tile, pitch, put_rows(tile, pitch), activation_name, partial))
+        stored_as, tile, tile.warp_n, pitch, put_rows(tile.warp_n, pitch), activation_name,
+        partial))
 
 
 def multiply_slices(dtype: str, tile: Tile) -> Callable:
     """Device function: the sum over slices, as `frame` takes it."""
-    block_m, block_n, row_bytes, stages, warp_m, warp_n, _ = tile
-    threads, chunks, rows = tile.threads, tile.chunks, tile.rows
-    a_rounds, b_rounds = block_m // rows, block_n // rows
+    block_m, block_n, row_bytes, stages, warp_m, warp_n = tile[:6]
+    chunks = tile.chunks
     a_bytes, b_bytes = block_m * row_bytes, block_n * row_bytes
     stage, warps_n = a_bytes + b_bytes, block_n // warp_n
     # Chunk c of row r is stored at chunk c ^ (r >> shift & mask), so that the eight rows which one
     # phase of ldmatrix reads, and eight neighbouring chunks being written, lie in distinct banks.
     shift, mask = {4: 1, 8: 0}[chunks], chunks - 1
     wait_for_oldest = cp_async_wait(stages - 2)
-    advance = next_tap(chunks)
+    copy_slice, advance = slice_copy(tile), next_tap(chunks)
     fragment_addresses, multiply = fragments(tile, shift, mask), multiply_slice(dtype, tile)
-
-    @cuda.jit(device=True, inline="always")
-    def copy_slice(target, x, base, outside, tap, weight):
-        """Start copying one slice of both tiles."""
-        _, offset, key_h, key_w = tap
-        key = uint32(key_h | key_w)
-        for i in range(a_rounds):
-            size = uint32(0) if outside[i] & key else uint32(16)
-            cp_async_16_zfill(uint32(target + uint32(i * rows * row_bytes)),
-                              x + uint64(uint32(base[i] + offset)) * uint64(16), size)
-        for i in range(b_rounds):
-            cp_async_16(uint32(target + uint32(a_bytes + i * rows * row_bytes)),
-                        weight + uint64(i * threads * 16))
 
     @cuda.jit(device=True, inline="always")
     def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
@@ -116,6 +103,27 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         cuda.syncthreads()                      # the epilogue writes over the ring
 
     return multiply_all
+
+
+def slice_copy(tile: Tile) -> Callable:
+    """Device function: start copying one slice of both tiles, this thread's chunks to `target`."""
+    row_bytes, threads, rows = tile.row_bytes, tile.threads, tile.rows
+    a_rounds, b_rounds = tile.block_m // rows, tile.block_n // rows
+    a_bytes = tile.block_m * row_bytes
+
+    @cuda.jit(device=True, inline="always")
+    def copy_slice(target, x, base, outside, tap, weight):
+        _, offset, key_h, key_w = tap
+        key = uint32(key_h | key_w)
+        for i in range(a_rounds):
+            size = uint32(0) if outside[i] & key else uint32(16)
+            cp_async_16_zfill(uint32(target + uint32(i * rows * row_bytes)),
+                              x + uint64(uint32(base[i] + offset)) * uint64(16), size)
+        for i in range(b_rounds):
+            cp_async_16(uint32(target + uint32(a_bytes + i * rows * row_bytes)),
+                        weight + uint64(i * threads * 16))
+
+    return copy_slice
 
 
 def fragments(tile: Tile, shift: int, mask: int) -> Callable:
@@ -183,17 +191,17 @@ def multiply_slice(dtype: str, tile: Tile) -> Callable:
     return multiply
 
 
-def put_rows(tile: Tile, pitch: int) -> Callable:
+def put_rows(width: int, pitch: int) -> Callable:
     """Device function: 16 rows of a warp's sums into shared memory, as `epilogue` takes it. An mma
     leaves a lane two neighbouring columns of a row."""
-    ni_count = tile.warp_n // 8
+    ni_count = width // 8
 
     @cuda.jit(device=True, inline="always")
-    def put(acc, first, lane, mi):
+    def put(acc, first, lane, part):
         to = uint32(first + (lane >> uint32(2)) * uint32(pitch)
                     + ((lane & uint32(3)) << uint32(3)))
         for ni in range(ni_count):
-            o = (mi * ni_count + ni) * 4
+            o = (part * ni_count + ni) * 4
             st_shared_v2_f32(uint32(to + uint32(ni * 32)), acc[o], acc[o + 1])
             st_shared_v2_f32(uint32(to + uint32(ni * 32 + 8 * pitch)), acc[o + 2], acc[o + 3])
 

@@ -36,12 +36,12 @@ def make(tile: Tile, activation_name: str, partial: bool) -> Callable:
                          f"divisor of block_m and block_n")
     pitch = tile.warp_n * 4
     return frame(tile, multiply_slices(tile), epilogue(
-        "float32", tile, pitch, put_rows(tile, pitch), activation_name, partial))
+        "float32", tile, tile.warp_n, pitch, put_rows(tile, pitch), activation_name, partial))
 
 
 def multiply_slices(tile: Tile) -> Callable:
     """Device function: the sum over slices, as `frame` takes it."""
-    block_m, block_n, row_bytes, _, warp_m, warp_n, _ = tile
+    block_m, block_n, row_bytes, _, warp_m, warp_n = tile[:6]
     threads, chunks, rows = tile.threads, tile.chunks, tile.rows
     a_rounds, b_rounds = block_m // rows, block_n // rows
     a_count, b_count = a_rounds * 4, b_rounds * 4

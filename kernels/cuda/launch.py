@@ -42,6 +42,8 @@ class Choice(NamedTuple):
         if self.tile is None:
             return "matrix-vector product"
         text = f"{self.tile.block_m}x{self.tile.block_n} tiles, {self.tile.row_bytes} bytes deep"
+        if self.tile.wgmma:
+            text += f", {self.tile.stages} stages of wgmma"
         return f"{text}, {self.splits} splits" if self.splits > 1 else text
 
 

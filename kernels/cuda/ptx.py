@@ -129,16 +129,16 @@ def _list(first: int, count: int) -> str:
 
 @intrinsic
 def dynamic_smem(typingctx):
-    """() -> uint32: address of the dynamic shared memory, aligned to 128 bytes.
+    """() -> uint32: address of the dynamic shared memory, aligned to 1024 bytes.
 
-    128 bytes are one row of all 32 banks: swizzles may count on it.
+    128 bytes are one row of all 32 banks, and 8 such rows what swizzles go round in.
     """
     def codegen(context, builder, sig, args):
         module, name = builder.module, "dynamic_smem"
         base = module.globals.get(name)
         if base is None:
             base = ir.GlobalVariable(module, ir.ArrayType(ir.IntType(8), 0), name, addrspace=3)
-            base.linkage, base.align = "external", 128
+            base.linkage, base.align = "external", 1024
         return builder.ptrtoint(base, ir.IntType(32))
     return uint32(), codegen
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...ops import Conv2d, TensorSpec, Unary, known
 from ...step import Array, Step
-from .. import conv_gemm, conv_mma, conv_simt, vector
+from .. import conv_gemm, conv_mma, conv_simt, conv_wgmma, vector
 from ..activation import activation_of
 from ..compiler import Kernel, number_of
 from ..conv_gemm import Tile
@@ -45,8 +45,11 @@ def conv_kernel(dtype: str, tile: Tile, activation: str, partial: bool) -> Kerne
     if dtype == "float32":
         return _kernel(f"conv_simt_f32_{shape}_{end}", conv_simt.make,
                        (tile, activation, partial), tile, "sm_75")
-    return _kernel(f"conv_mma_{conv_mma.SHORT[dtype]}_{shape}_s{tile.stages}_{end}",
-                   conv_mma.make, (dtype, tile, activation, partial), tile, "sm_80")
+    name = f"{conv_mma.SHORT[dtype]}_{shape}_s{tile.stages}_{end}"
+    config = dtype, tile, activation, partial
+    if tile.wgmma:
+        return _kernel(f"conv_wgmma_{name}", conv_wgmma.make, config, tile, conv_wgmma.ARCH)
+    return _kernel(f"conv_mma_{name}", conv_mma.make, config, tile, "sm_80")
 
 
 def _kernel(name: str, make: Callable, config: tuple, tile: Tile, arch: str) -> Kernel:

@@ -4,27 +4,47 @@ The model knows four things. A block's products take block_m * block_n * depth /
 in whole slices, at a rate that falls with the warp's tile, for a smaller one reads more shared
 memory per product. A multiprocessor with few warps does not reach that rate. A small tile reads
 more from L2 per product, and L2 delivers only so much. And time passes in whole waves of blocks,
-each with a prologue and an epilogue, which only another block at work there can hide. All numbers
-are rough and none of them is measured; only their order decides. What measures is tune.py.
+each with a prologue and an epilogue, which only another block at work there can hide. Short sums
+are mostly that: what decides them is how many sums are on a multiprocessor at once.
+
+All numbers are rough; only their order decides. BLOCK_CYCLES, WARP_CYCLES and the least of L2's
+bytes are fitted to what ResNet-50 and MobileNetV2 took on an H200 (profiling/NOTES.md), by mma.sync
+in float16. Nothing else is measured, and of wgmma nothing at all. What measures is tune.py.
 """
 from __future__ import annotations
 
 from ..conv_gemm import Tile
+from ..conv_wgmma import ARCH as WGMMA_ARCH
 from ..launch import Choice, CudaOptions
 
 # 64x64 is the largest warp tile without spills (205 registers). Four stages of 64-byte rows hide
 # about 3 slices of latency; the deep small tiles halve the number of barriers for the long sums of
-# late layers; 128x256 reads the image least often, where an image is large enough to fill it;
+# late layers; 128x256 reads the image least often, where an image is large enough to fill it; of
+# 64x128 and 128x64 with equal estimates the first was faster on an H200, and so it comes first;
 # 128x32 serves the narrow first layers, whose time goes into memory: two deep slots take little
 # shared memory, so that four blocks share a multiprocessor.
 MMA_TILES = (
     Tile(128, 256, 128, 3, 64, 64, 1),
     Tile(128, 128, 64, 4, 64, 64, 2),
-    Tile(128, 64, 64, 4, 64, 32, 4),
     Tile(64, 128, 64, 4, 32, 64, 4),
+    Tile(128, 64, 64, 4, 64, 32, 4),
     Tile(64, 64, 128, 3, 32, 32, 4),
     Tile(128, 32, 128, 2, 32, 32, 4),
 )
+# Two warpgroups or one. 128x256 and 256x128 read the least of L2 and keep a product in flight;
+# 128x128 and smaller ones share a multiprocessor, and few stages leave room for more of them. A
+# deep ring of 64x64 is for a grid that does not fill the GPU.
+WGMMA_TILES = (
+    Tile(128, 256, 128, 4, 16, 256, 1, True),
+    Tile(256, 128, 128, 4, 16, 128, 1, True),
+    Tile(128, 128, 128, 3, 16, 128, 2, True),
+    Tile(64, 128, 128, 2, 16, 128, 4, True),
+    Tile(128, 64, 128, 3, 16, 64, 3, True),
+    Tile(64, 64, 128, 2, 16, 64, 6, True),
+    Tile(64, 64, 128, 4, 16, 64, 3, True),
+)
+# Until they have run on a GPU, `cnn tune` tries them there, and nothing else chooses them.
+WGMMA_BY_DEFAULT = False
 # On CUDA cores a warp of 32x64 gives each thread 8x8 sums, the most that leaves two blocks of 256
 # threads their registers. Its loop is 8 k long: 16 would no longer fit the first instruction
 # cache. The narrow tiles have 8x4 sums a thread, so that they still have four warps, and 16 k.
@@ -34,20 +54,25 @@ SIMT_TILES = (
     Tile(64, 64, 64, 2, 32, 32, 4),
     Tile(128, 32, 64, 2, 32, 32, 4),
 )
-TILES = {"float32": SIMT_TILES, "tf32": MMA_TILES, "float16": MMA_TILES, "bfloat16": MMA_TILES}
+TILES = {"float32": SIMT_TILES, "tf32": MMA_TILES, "float16": (*MMA_TILES, *WGMMA_TILES),
+         "bfloat16": (*MMA_TILES, *WGMMA_TILES)}
 ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 RATE = {"float32": 128, "tf32": 512, "float16": 1024, "bfloat16": 1024}     # products a cycle,
 FEWER_CORES = {"sm_75": 64, "sm_80": 64}        # of one multiprocessor; float32 on these
 MMA_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}     # by warp tile
 SIMT_EFFICIENCY = {(32, 64): 1.0, (32, 32): 0.85}
+WGMMA_RATE = 1630           # 1024 times 790 / 497 TFLOP/s, what libraries reach by either,
+SHARED_BYTES_PER_CYCLE = 128    # if shared memory delivers both operands of each product
 WARPS_FOR_FULL_RATE = 8
-WAVE_CYCLES = 1500          # a block waits before its first product and after its last,
-SETUP_CYCLES = 200          # and these it spends on instructions outside of its loop
+WAVE_CYCLES = 1500          # until the first block multiplies, and after the last one did
+SETUP_CYCLES = 200          # of a block, on instructions outside of its loop, if others hide waits;
+BLOCK_CYCLES = 6000         # if nobody does, until its first product and after its last,
+WARP_CYCLES = 0.4           # and this for each of a warp's outputs
 REDUCTION_CYCLES = 4000     # one more launch
 # One multiprocessor's share, in bytes a cycle: of y into device memory, of partial sums out of L2,
 STORE_BYTES_PER_CYCLE = 16
 SUMS_BYTES_PER_CYCLE = 24
-L2_BYTES_PER_CYCLE = 28     # of all that L2 delivers, for the loop, and what one can take at most
+L2_BYTES_PER_CYCLE = 32     # of all that L2 delivers, for the loop, and what one can take at most
 PORT_BYTES_PER_CYCLE = 64   # where others take little
 LEAST_SLICES = 4            # of a split: as many as stages
 MOST_SPLITS = 16
@@ -64,12 +89,18 @@ def most_blocks(tile: Tile, arch: str) -> int:
 
 
 def fits(tile: Tile, arch: str) -> bool:
-    """Whether a block's shared memory fits a multiprocessor of this architecture."""
-    return most_blocks(tile, arch) > 0
+    """Whether this architecture has the tile's instructions, and shared memory for a block."""
+    return most_blocks(tile, arch) > 0 and (not tile.wgmma or arch == WGMMA_ARCH)
 
 
 def full_rate(tile: Tile, dtype: str, arch: str) -> float:
     """Products a cycle of a multiprocessor that has warps enough."""
+    if tile.wgmma:
+        copied = tile.block_m + tile.block_n            # rows of a slice
+        read = tile.block_m // 64 * (64 + tile.block_n)     # by all warpgroups
+        products = tile.block_m * tile.block_n * tile.row_bytes // ITEMSIZE[dtype]
+        cycles = (copied + read) * tile.row_bytes / SHARED_BYTES_PER_CYCLE
+        return min(WGMMA_RATE, products / cycles)
     warp = tile.warp_m, tile.warp_n
     if dtype == "float32":
         return FEWER_CORES.get(arch, RATE[dtype]) * SIMT_EFFICIENCY[warp]
@@ -85,21 +116,24 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     work = -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
     waves = -(-work // processors)              # blocks that the busiest multiprocessor gets
     resident = min(waves, most_blocks(tile, options.arch))      # and those that are there at once
-    warps = resident * tile.threads // 32
-    rate = full_rate(tile, dtype, options.arch) * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5
-    products = tile.block_m * tile.block_n * block_depth / rate
+
+    def products(blocks: int) -> float:
+        """Cycles of a block's products where so many are at work."""
+        warps = blocks * tile.threads / 32
+        rate = full_rate(tile, dtype, options.arch) * min(1.0, warps / WARPS_FOR_FULL_RATE) ** 0.5
+        return tile.block_m * tile.block_n * block_depth / rate
     # Weights are packed with their zeros; of the image no more is read than there is.
     read = (tile.block_m * min(block_depth, depth) + tile.block_n * block_depth) * size
     occupied = work / (waves * processors)
     copies = read / min(PORT_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE / occupied)
     outputs = pixels * out_channels * groups
     stores = outputs * (size if splits == 1 else 4 * splits) / work / STORE_BYTES_PER_CYCLE
-    loop = max(products, copies)
+    loop = max(products(resident), copies)
     # Either something is always at work, once it has begun and until it ends, or each block waits
-    # for itself, its stores alone on their way.
+    # for itself.
     busy = SETUP_CYCLES + max(loop, stores)
-    alone = (SETUP_CYCLES + WAVE_CYCLES + loop
-             + stores * STORE_BYTES_PER_CYCLE / PORT_BYTES_PER_CYCLE)
+    alone = (BLOCK_CYCLES + WARP_CYCLES * tile.warp_m * tile.warp_n
+             + max(products(1), read / L2_BYTES_PER_CYCLE))
     total = max(waves * busy + WAVE_CYCLES + min(loop, stores), waves * alone / resident)
     if splits > 1:
         total += REDUCTION_CYCLES + 4 * splits * outputs / (SUMS_BYTES_PER_CYCLE * processors)
@@ -109,7 +143,10 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
 def candidates(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
                options: CudaOptions, tile: Tile | None = None, splits: int | None = None
                ) -> list[tuple[float, Choice]]:
-    """All choices with their estimates, the least first; a tile or splits that is given is kept."""
+    """All choices with their estimates, the least first; a tile or splits that is given is kept.
+
+    Those by wgmma too, which `choose` may leave out.
+    """
     found = []
     for t in TILES[dtype] if tile is None else (tile,):
         slices = -(-depth * ITEMSIZE[dtype] // t.row_bytes)
@@ -126,6 +163,9 @@ def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
     """The one of the least estimate; a tile or splits that is given is kept."""
     found = candidates(pixels, out_channels, depth, groups, dtype, options, tile, splits)
     if not found:
-        raise ValueError(f"Conv2d: tile {tile} needs more shared memory than {options.arch} has; "
+        raise ValueError(f"Conv2d: tile {tile} needs instructions or more shared memory than "
+                         f"{options.arch} has; "
                          f"choose one of {[t for t in TILES[dtype] if fits(t, options.arch)]}")
-    return found[0][1]
+    return next(choice for _, choice in found
+                if tile is not None or WGMMA_BY_DEFAULT
+                or not (choice.tile and choice.tile.wgmma))

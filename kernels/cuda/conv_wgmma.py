@@ -1,0 +1,101 @@
+"""Convolution on Hopper's tensor cores (wgmma, sm_90a alone): how conv_gemm.py's slices multiply.
+
+As in conv_mma.py all threads copy slices into a ring by cp.async; their 128-byte rows lie swizzled
+as wgmma wants them. But nothing is read back into registers: each warpgroup multiplies its 64 rows
+by all of block_n straight from shared memory, so that a thread holds block_n / 2 sums and little
+else, and more warps fit a multiprocessor.
+
+The tensor cores read a slot after the threads have gone on, and so it is free for the next copies
+only after a wait and a barrier. A block that shares its multiprocessor waits for each product, and
+meanwhile others multiply. One that is alone keeps a product in flight over the barrier, for which
+one slot more is not free.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .conv_epilogue import epilogue
+from .conv_gemm import Tile, frame, keep, next_tap
+from .conv_mma import put_rows, slice_copy
+from .ptx import cp_async_commit, cp_async_wait, cuda, uint32, uint64
+from .wgmma import ROW_BYTES, descriptor, fence_proxy_async, products, wait, wait_for_sums
+
+DTYPES = ("float16", "bfloat16")
+ARCH = "sm_90a"
+WIDEST = 128        # columns of sums that the epilogue takes at a time
+
+
+def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callable:
+    """partial: one split of the sum over k, as in conv_mma.py."""
+    width = min(tile.block_n, WIDEST)
+    pitch = (width + 8) * 4                     # stores of a half-warp go to distinct banks
+    if (not tile.wgmma or tile.row_bytes != ROW_BYTES or tile.block_m % 64 or tile.block_n % 64
+            or tile.block_n % tile.rows or tile.block_n > 256 or tile.warp_m != 16
+            or tile.warp_n != tile.block_n or tile.block_n % width or ahead(tile) < 1
+            or tile.threads // 32 * 16 * pitch > tile.shared_bytes):
+        raise ValueError(f"{tile} can not be cut evenly: row_bytes must be {ROW_BYTES}, block_m "
+                         f"and block_n multiples of 64, block_n at most 256 and a multiple of a "
+                         f"round of copies ({tile.rows} rows), warps 16 x block_n, and stages 2, "
+                         f"or 3 for one block, or more")
+    stored_as = "float32" if partial else dtype
+    return frame(tile, multiply_slices(dtype, tile), epilogue(
+        stored_as, tile, width, pitch, put_rows(width, pitch), activation_name, partial))
+
+
+def in_flight(tile: Tile) -> int:
+    """Products that a warpgroup does not wait for before the next barrier."""
+    return 1 if tile.blocks == 1 else 0
+
+
+def ahead(tile: Tile) -> int:
+    """Slices that are being copied while one is multiplied."""
+    return tile.stages - 1 - in_flight(tile)
+
+
+def multiply_slices(dtype: str, tile: Tile) -> Callable:
+    """Device function: the sum over slices, as `frame` takes it."""
+    a_bytes, b_bytes = tile.block_m * ROW_BYTES, tile.block_n * ROW_BYTES
+    stage, first, chunks = a_bytes + b_bytes, ahead(tile), tile.chunks
+    ring = tile.stages * stage
+    wait_for_oldest, wait_for_older = cp_async_wait(first - 1), wait(in_flight(tile))
+    copy_slice, advance = slice_copy(tile), next_tap(chunks)
+    multiply, wait_for_all = products(dtype, tile.block_n), wait_for_sums(tile.block_n)
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
+        swizzled = uint32(chunk ^ (row & uint32(7)))
+        copy_to = keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
+        for s in range(first):
+            if uint32(s) < count:
+                copy_slice(uint32(copy_to + uint32(s * stage)), x, base, outside, tap, weight)
+                weight += uint64(b_bytes)
+                tap = advance(tap, walk)
+            cp_async_commit()                   # also when empty: keeps the count of groups
+
+        a_first = descriptor(uint32(smem + (tid >> uint32(7)) * uint32(64 * ROW_BYTES)))
+        b_first = descriptor(uint32(smem + uint32(a_bytes)))
+        slot, free = uint32(0), uint32(first * stage)           # byte offsets into the ring
+        done = uint32(0)
+        while done < count:
+            wait_for_oldest()
+            fence_proxy_async()
+            cuda.syncthreads()                  # this slice is here, and `free` is used up
+            further = uint64(slot >> uint32(4))
+            multiply(acc, a_first + further, b_first + further)
+            if uint32(done + uint32(first)) < count:
+                copy_slice(uint32(copy_to + free), x, base, outside, tap, weight)
+                weight += uint64(b_bytes)
+                tap = advance(tap, walk)
+            cp_async_commit()
+            wait_for_older()
+            slot, free = uint32(slot + uint32(stage)), uint32(free + uint32(stage))
+            if slot == uint32(ring):
+                slot = uint32(0)
+            if free == uint32(ring):
+                free = uint32(0)
+            done = uint32(done + uint32(1))
+        wait_for_all(acc)
+        cuda.syncthreads()                      # the epilogue writes over the ring
+
+    return multiply_all
