@@ -58,6 +58,7 @@ def test_spills_and_the_density_of_the_main_loop_are_reported(monkeypatch):
     built = build.Built(kernel, "sm_80", b"", compiler.Resources(255, 16, 8, 12, 0),
                         build.density(kernel, b""))
     assert "| 255, 8 + 12 B spilled, 3 HMMA of 4 |" in build.report([built])
+    assert build.density(replace(kernel, name="conv_wgmma_f16"), b"") == "3 HGMMA of 4"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

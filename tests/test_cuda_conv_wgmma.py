@@ -7,15 +7,16 @@ from hypothesis import given, settings
 from test_cuda_conv import FOR_ALL, PROBLEMS, WEIGHTS, arrays, name, problems, representable, signs
 
 from kernels import ops
-from kernels.cuda import compiler, conv_wgmma, emulate, sass
+from kernels.cuda import compiler, conv_epilogue, conv_wgmma, emulate, sass
 from kernels.cuda.conv_gemm import Tile
 from kernels.cuda.errors import CudaError
 from kernels.cuda.host import conv
 from kernels.cuda.host.conv_choice import WGMMA_TILES, most_blocks
-from kernels.emulator import AsyncNotWaited, Race
+from kernels.cuda.ptx import asm_op, cuda, uint32, uint64
+from kernels.emulator import AsyncNotWaited, Emulator, Race
 from kernels.ops import Conv2d, Linear
 
-SMALL = WGMMA_TILES[5]                              # the least work for the emulator
+SMALL = WGMMA_TILES[-1]                             # the least work for the emulator
 ALONE = Tile(64, 64, 128, 3, 16, 64, 1, True)       # as small, with a product in flight
 DTYPES = ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 FAST = SMALL, WGMMA_TILES[1], WGMMA_TILES[2]        # of each kind: small, alone, shared
@@ -174,3 +175,29 @@ def test_resources_of_all(dtype):
     assert len(kernels) == 3 * len(WGMMA_TILES)
     for kernel in kernels:
         assert_resources(kernel, "sm_90a")
+
+
+@pytest.mark.parametrize("tile", [*WGMMA_TILES, Tile(128, 128, 64, 4, 64, 64, 2)], ids=str)
+def test_each_line_of_the_residual_is_requested_once(tile, monkeypatch):
+    """Where a block has rows and columns of it: a request that counts stands in for the hint."""
+    pixels, channels = 3 * tile.block_m - 20, tile.block_n + 64
+    monkeypatch.setattr(conv_epilogue, "prefetch_l2", asm_op(
+        "count", "red.global.add.u32 [$0], 1;", None, [uint64], memory=True))
+    request = conv_epilogue.residual_request("float16", tile)
+
+    def make():
+        def requests(residual, first_m, first_n, pixels, channels):
+            request(uint32(cuda.threadIdx.x), first_m, first_n, uint32(0), residual, pixels,
+                    channels, channels)
+        return requests
+    kernel = compiler.Kernel("requests", make, (), ("pointer",) + ("uint32",) * 4, tile.threads)
+    text = compiler.compile_ptx(kernel)
+    for first_m in (tile.block_m, 2 * tile.block_m):
+        for first_n in (0, tile.block_n):
+            lines = np.zeros((pixels, channels // 64, 32), np.uint32)       # 128 bytes each
+            Emulator().launch(text, "requests", 1, tile.threads,
+                              [lines, first_m, first_n, pixels, channels])
+            right = np.zeros((pixels, channels // 64), np.uint32)
+            right[first_m:first_m + tile.block_m, first_n // 64:(first_n + tile.block_n) // 64] = 1
+            np.testing.assert_array_equal(lines[..., 0], right)
+            assert not lines[..., 1:].any()

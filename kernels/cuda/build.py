@@ -66,10 +66,12 @@ def _build_one(kernel: Kernel, archs: Sequence[str], reports: bool) -> list[Buil
 
 
 def density(kernel: Kernel, code: bytes) -> str:
-    """How many instructions of a convolution's main loop multiply: FFMA, or HMMA for a tile."""
-    if not kernel.name.startswith(("conv_mma", "conv_simt")):
+    """How many instructions of a convolution's main loop multiply: FFMA, or HMMA and HGMMA for a
+    tile."""
+    units = {"conv_simt": "FFMA", "conv_mma": "HMMA", "conv_wgmma": "HGMMA"}
+    unit = next((units[family] for family in units if kernel.name.startswith(family)), None)
+    if unit is None:
         return ""
-    unit = "FFMA" if kernel.name.startswith("conv_simt") else "HMMA"
     counts = sass.loop_opcodes(code, unit)
     return f"{sass.number(counts, unit)} {unit} of {counts.total()}"
 

@@ -15,6 +15,36 @@ from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
 
 ld_shared_f32 = asm_op("ld_shared_f32", "ld.shared.f32 $0, [$1];", float32, [uint32], memory=True)
 
+# "clip" of activation.py in two instructions instead of four; a NaN stays one.
+clip_sm_80 = asm_op("clip_sm_80", "{ .reg .f32 t; max.NaN.f32 t, $1, $2; min.NaN.f32 $0, t, $3; }",
+                    float32, [float32, float32, float32], pure=True)
+
+prefetch_l2 = asm_op("prefetch_l2", "prefetch.global.L2 [$0];", None, [uint64], memory=True)
+LINE = 128          # bytes of a line of L2
+
+
+def residual_request(stored_as: str, tile: Tile) -> Callable:
+    """Device function: has the block's part of the residual brought into L2, so that it comes while
+    the block multiplies."""
+    size = vector.STORAGE[stored_as].bytes
+    lines = max(1, tile.block_n * size // LINE)     # of a row
+    rows = tile.threads // lines                    # at a time
+    rounds = -(-tile.block_m // rows)
+    last = min(tile.block_m, rows)
+
+    @cuda.jit(device=True, inline="always")
+    def request(tid, first_m, first_n, group, residual, pixels, out_channels, group_out):
+        row = uint32(tid // uint32(lines))
+        column = uint32(first_n + uint32(tid % uint32(lines)) * uint32(LINE // size))
+        if row < uint32(last) and column < group_out:
+            for i in range(rounds):
+                m = uint32(first_m + row + uint32(i * rows))
+                if m < pixels:
+                    at = uint64(m) * uint64(out_channels) + uint64(uint32(group * group_out))
+                    prefetch_l2(residual + uint64(at + uint64(column)) * uint64(size))
+
+    return request
+
 
 def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Callable,
              activation_name: str, partial: bool) -> Callable:
@@ -41,6 +71,8 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
     load, load_one = vector.load(stored_as, lanes, fill=0.0), vector.load(stored_as, 1)
     store, store_one = vector.store(stored_as, lanes), vector.store(stored_as, 1)
     activate = activation(activation_name)
+    if activation_name == "clip" and vector.arch(stored_as) == "sm_80":
+        activate = clip_sm_80
 
     @cuda.jit(device=True, inline="always")
     def finish(acc, smem, warp, lane, first_m, first_n, group, bias, residual, has_residual, y,
@@ -68,6 +100,10 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
             here = uint64(plane + uint64(uint32(top + row)) * uint64(out_channels)
                           + uint64(uint32(column + left))) * uint64(size)
             down_bytes = uint64(out_channels) * uint64(down * size)
+            # Rows of y from this lane's first one on, if its columns are any of y's.
+            inside = uint32(0)
+            if uint32(column + left) < group_out and uint32(top + row) < pixels:
+                inside = uint32(pixels - uint32(top + row))
             cuda.syncwarp()
             put_rows(acc, mine, lane, step)
             cuda.syncwarp()
@@ -77,8 +113,7 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
                         # Loads together: their latency passes once, not once a row.
                         for p in range(at_once):
                             load(added, p * lanes, residual + here + uint64(first + p) * down_bytes,
-                                 uint32(top + row + uint32((first + p) * down)) < pixels
-                                 and uint32(column + left) < group_out)
+                                 uint32((first + p) * down) < inside)
                     for p in range(at_once):
                         for j in range(lanes // 4):
                             v = ld_shared_v4_f32(
@@ -95,8 +130,7 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
                                     value[j] += added[p * lanes + j]
                             for j in range(lanes):
                                 value[j] = activate(value[j], low, high)
-                        if (uint32(top + row + uint32((first + p) * down)) < pixels
-                                and uint32(column + left) < group_out):
+                        if uint32((first + p) * down) < inside:
                             store(y + here + uint64(first + p) * down_bytes, value, 0)
             else:
                 # Rows of y are not aligned to 16 bytes: one element at a time. `keep` hides from

@@ -82,14 +82,14 @@ SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uin
              + DIVISOR * 5)
 
 
-def frame(tile: Tile, multiply: Callable, finish: Callable) -> Callable:
+def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -> Callable:
     """The kernel.
 
     multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count):
                 acc += the products of `count` slices. base and outside are those of `row_setup`,
                 tap and walk those of `next_tap`, weight is the thread's first chunk of the first
                 slice. All threads have read shared memory for the last time when they leave
-    finish      conv_epilogue.py's
+    request, finish     conv_epilogue.py's, what it does in the beginning and at the end
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
     a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
@@ -116,18 +116,22 @@ def frame(tile: Tile, multiply: Callable, finish: Callable) -> Callable:
         row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
         base = cuda.local.array(a_rounds, uint32)
         outside = cuda.local.array(a_rounds, uint32)
+        # The bits after those of the last kernel row and column; of a 16th column there is none.
+        end_h = uint32(uint32(1) << kernel_h)
+        end_w = uint32(uint64(1 << 16) << uint64(kernel_w))
         first_pixels(base, outside, uint32(first_m + row), pixels, pixel_chunks,
                      uint32(group * group_chunks), height, width, stride_h, stride_w, top, left,
-                     dilation_h, dilation_w, kernel_h, kernel_w, out_w, out_w_m, out_w_s, out_h,
-                     out_h_m, out_h_s)
+                     dilation_h, dilation_w, end_h, end_w, out_w, out_w_m, out_w_s, out_h, out_h_m,
+                     out_h_s)
         tap = first_tap(uint32(first_slice * uint32(chunks) + chunk), width, pixel_chunks,
                         dilation_h, dilation_w, kernel_h, group_chunks, group_chunks_m,
                         group_chunks_s, kernel_w, kernel_w_m, kernel_w_s)
-        walk = (group_chunks, next_column, next_row, uint32(uint32(1) << kernel_h),
-                uint32(uint32(1 << 16) << kernel_w))
+        walk = group_chunks, next_column, next_row, end_h, end_w
         weight += (uint64(uint32(uint32(group * n_tiles + tile_n) * slices + first_slice))
                    * uint64(b_bytes) + uint64(uint32(tid * uint32(16))))
 
+        if has_residual:
+            request(tid, first_m, first_n, group, residual, pixels, out_channels, group_out)
         acc = cuda.local.array(acc_count, float32)
         for i in range(acc_count):
             acc[i] = float32(0)
@@ -186,8 +190,8 @@ def row_setup(a_rounds: int, rows: int) -> Callable:
                 that do not exist are set, too, and all bits of rows beyond the last pixel
     """
     @cuda.jit(device=True, inline="always")
-    def clear_inside(outside, at, size, dilation, taps, bit):
-        for _ in range(taps):
+    def clear_inside(outside, at, size, dilation, bit, end):
+        while bit != end:
             for i in range(a_rounds):
                 if at[i] < size:
                     outside[i] = uint32(outside[i] & ~bit)
@@ -196,8 +200,8 @@ def row_setup(a_rounds: int, rows: int) -> Callable:
 
     @cuda.jit(device=True, inline="always")
     def first_pixels(base, outside, first, pixels, pixel_chunks, group_chunk, height, width,
-                     stride_h, stride_w, top, left, dilation_h, dilation_w, kernel_h, kernel_w,
-                     out_w, out_w_m, out_w_s, out_h, out_h_m, out_h_s):
+                     stride_h, stride_w, top, left, dilation_h, dilation_w, end_h, end_w, out_w,
+                     out_w_m, out_w_s, out_h, out_h_m, out_h_s):
         h = cuda.local.array(a_rounds, uint32)
         w = cuda.local.array(a_rounds, uint32)
         for i in range(a_rounds):
@@ -210,7 +214,7 @@ def row_setup(a_rounds: int, rows: int) -> Callable:
             base[i] = keep(uint32(((image * height + h[i]) * width + w[i]) * pixel_chunks
                                   + group_chunk))
             outside[i] = uint32(0xFFFFFFFF)
-        clear_inside(outside, h, height, dilation_h, kernel_h, uint32(1))
-        clear_inside(outside, w, width, dilation_w, kernel_w, uint32(1 << 16))
+        clear_inside(outside, h, height, dilation_h, uint32(1), end_h)
+        clear_inside(outside, w, width, dilation_w, uint32(1 << 16), end_w)
 
     return first_pixels

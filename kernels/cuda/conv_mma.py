@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .conv_epilogue import epilogue
+from .conv_epilogue import epilogue, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
 from .ptx import (
     asm_op,
@@ -50,7 +50,7 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                          f"multiples of 16x16, and a round of copies ({tile.rows} rows) a "
                          f"multiple of 8 and a divisor of block_m and block_n")
     stored_as = "float32" if partial else STORED_AS[dtype]
-    return frame(tile, multiply_slices(dtype, tile), epilogue(
+    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
         stored_as, tile, tile.warp_n, pitch, put_rows(tile.warp_n, pitch), activation_name,
         partial))
 

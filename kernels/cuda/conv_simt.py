@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .conv_epilogue import epilogue
+from .conv_epilogue import epilogue, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
 from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
 
@@ -35,7 +35,7 @@ def make(tile: Tile, activation_name: str, partial: bool) -> Callable:
                          f"warps 32x32 or 32x64, and a round of copies ({tile.rows} rows) a "
                          f"divisor of block_m and block_n")
     pitch = tile.warp_n * 4
-    return frame(tile, multiply_slices(tile), epilogue(
+    return frame(tile, residual_request("float32", tile), multiply_slices(tile), epilogue(
         "float32", tile, tile.warp_n, pitch, put_rows(tile, pitch), activation_name, partial))
 
 

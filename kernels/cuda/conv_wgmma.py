@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .conv_epilogue import epilogue
+from .conv_epilogue import epilogue, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
 from .conv_mma import put_rows, slice_copy
 from .ptx import cp_async_commit, cp_async_wait, cuda, uint32, uint64
@@ -38,7 +38,7 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                          f"round of copies ({tile.rows} rows), warps 16 x block_n, and stages 2, "
                          f"or 3 for one block, or more")
     stored_as = "float32" if partial else dtype
-    return frame(tile, multiply_slices(dtype, tile), epilogue(
+    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
         stored_as, tile, width, pitch, put_rows(width, pitch), activation_name, partial))
 
 

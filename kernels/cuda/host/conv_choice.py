@@ -31,17 +31,17 @@ MMA_TILES = (
     Tile(64, 64, 128, 3, 32, 32, 4),
     Tile(128, 32, 128, 2, 32, 32, 4),
 )
-# Two warpgroups or one. 128x256 and 256x128 read the least of L2 and keep a product in flight;
-# 128x128 and smaller ones share a multiprocessor, and few stages leave room for more of them. A
-# deep ring of 64x64 is for a grid that does not fill the GPU.
+# 128x256 and 256x128 read the least of L2, and alone on a multiprocessor they keep a product in
+# flight; few stages leave room for several of the smaller ones. The deep ring of 64x64 is for a
+# grid that does not fill the GPU, where estimates are equal, and so it comes first.
 WGMMA_TILES = (
     Tile(128, 256, 128, 4, 16, 256, 1, True),
     Tile(256, 128, 128, 4, 16, 128, 1, True),
     Tile(128, 128, 128, 3, 16, 128, 2, True),
     Tile(64, 128, 128, 2, 16, 128, 4, True),
     Tile(128, 64, 128, 3, 16, 64, 3, True),
-    Tile(64, 64, 128, 2, 16, 64, 6, True),
     Tile(64, 64, 128, 4, 16, 64, 3, True),
+    Tile(64, 64, 128, 2, 16, 64, 6, True),
 )
 # Until they have run on a GPU, `cnn tune` tries them there, and nothing else chooses them.
 WGMMA_BY_DEFAULT = False
