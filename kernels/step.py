@@ -29,8 +29,13 @@ class Step:
 
 @dataclass
 class Options:
-    """What all steps of one program share."""
+    """What all steps of one program share.
+
+    dtype   what convolutions and Linear layers multiply in: "float32" or "bfloat16"
+    packed  weights as kernels read them, by weight and packing
+    """
     threads: int = 1
+    dtype: str = "float32"
     packed: dict[tuple[int, str], tuple[Array, Array]] = field(default_factory=dict)
 
     def pack(self, weight: Array, packing: str, make: Callable[[Array], Array]) -> Array:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 INSIDE = ["cnn/__init__.py", "cnn/py.typed", "cnn/passes/layout.py", "cnn/zoo/README.md",
           "cnn/zoo/efficientnet_lite0.onnx", "cnn/zoo/imagenet_labels.txt", "kernels/__init__.py",
-          "kernels/py.typed", "kernels/cpu/simd.py", "kernels/reference.py"]
+          "kernels/py.typed", "kernels/cpu/microkernels.py", "kernels/reference.py"]
 LICENCES = ["LICENSE", "cnn/zoo/LICENSE-efficientnet_lite0.txt",
             "cnn/zoo/LICENSE-imagenet_labels.txt"]
 OUTSIDE = ("tests/", "profiling/", "examples/")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .. import ops
 from ..ops import Op, TensorSpec
 from ..step import Array, Options, Step
-from . import conv, copy, elementwise, matmul, norm, pool, softmax
+from . import bf16_conv, bf16_matmul, conv, copy, elementwise, matmul, norm, pool, softmax
 
 PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Conv2d: conv.prepare_conv2d,
@@ -30,15 +30,23 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Flatten: copy.prepare_reshape,
 }
 
+# What multiplies in bfloat16 where that is asked for; all other ops stay in float32.
+BFLOAT16: dict[type[Op], Callable[..., Step]] = {
+    ops.Conv2d: bf16_conv.prepare_conv2d,
+    ops.Linear: bf16_matmul.prepare_linear,
+}
+
 
 def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[Array | None],
             options: Options) -> Step:
     """Choose a kernel for an op of these shapes.
 
     weights[i] is the array of input i where that is a constant of the network, else None.
-    ValueError where an op can not run so: an unknown op, a weight that is not constant.
+    ValueError where an op can not run so: an unknown op, a weight that is not constant, bfloat16
+    on a CPU without it.
     """
     if type(op) not in PREPARE:
         raise ValueError(f"the CPU has no kernel for {op.kind}; it has "
                          f"{sorted(known.__name__ for known in PREPARE)}")
-    return PREPARE[type(op)](op, inputs, output, weights, options)
+    families = PREPARE | BFLOAT16 if options.dtype == "bfloat16" else PREPARE
+    return families[type(op)](op, inputs, output, weights, options)

@@ -1,7 +1,7 @@
 """Convolution, NHWC float32, without an im2col buffer: the micro-kernel walks the image itself.
 
 The output is cut into tiles of consecutive pixels (at most TILE_ROWS) and blocks of output
-channels (at most BLOCK). `conv_tile` in simd.py computes one tile x block:
+channels (at most BLOCK). `conv_tile` of microkernels.py computes one tile x block:
 
     direct   With NHWC the KW * C inputs under one kernel line are contiguous, and neighbouring
              output pixels read the same memory shifted by stride * C. A tile whose pixels lie in

@@ -1,9 +1,9 @@
 """Depthwise convolution (one filter per channel), NHWC float32.
 
-There is little arithmetic per loaded value, so loads decide. `depthwise_tile` in simd.py computes
-PIXELS neighbours of one output row, LANES channels after the other: a weight is loaded once for
-all of them, and for the common windows so is each input. Padding costs no copy: lines outside the
-image are left out of the window, columns outside it are read from a row of zeros.
+There is little arithmetic per loaded value, so loads decide. `depthwise_tile` of microkernels.py
+computes PIXELS neighbours of one output row, LANES channels after the other: a weight is loaded
+once for all of them, and for the common windows so is each input. Padding costs no copy: lines
+outside the image are left out of the window, columns outside it are read from a row of zeros.
 """
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..ops import Conv2d, TensorSpec, known
 from ..step import Array, Options, Run, Step
 from .epilogue import epilogue
 from .jit import LANES, njit
+from .microkernels import depthwise_tile
 from .parallel import parallel_for
-from .simd import at, depthwise_tile
+from .simd import at
 
 PIXELS = 7      # divides the map sizes 112 .. 7; 7 accumulators hide the latency of an FMA
 # A thread takes this many channels down all its rows, so that their weights stay in L1.

@@ -12,7 +12,9 @@ from ..step import Array, Options, Run, Step
 from . import scalar
 from .jit import njit
 from .parallel import parallel_for
+from .simd import at, copy_floats
 
+SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that memcpy is fast for
 CLIP, SIGMOID, TANH, SILU, HARD_SWISH = range(5)
 ADD, MUL = range(2)
 
@@ -22,26 +24,38 @@ ADD, MUL = range(2)
 @njit()
 def unary(code, low, high, x, y, threads):
     """y = f(x); x may be y."""
-    parallel_for(unary_range, len(y), threads, (code, low, high, x, y))
+    in_place = x.ctypes.data == y.ctypes.data
+    parallel_for(unary_range, -(-len(y) // SWEEP), threads, (code, low, high, x, y, in_place))
 
 
 @njit()
-def unary_range(thread, first, end, code, low, high, x, y):
+def unary_range(thread, first, end, code, low, high, x, y, in_place):
+    """Copy and work on the copy in L1: of two arrays that may be one, LLVM makes scalar code."""
+    for sweep in range(first, end):
+        start = sweep * SWEEP
+        part = y[start:start + SWEEP]
+        if not in_place:
+            copy_floats(at(y, start), at(x, start), len(part))
+        apply(code, low, high, part)
+
+
+@njit()
+def apply(code, low, high, y):
     if code == CLIP:
-        for i in range(first, end):
-            y[i] = scalar.clip(x[i], low, high)
+        for i in range(len(y)):
+            y[i] = scalar.clip(y[i], low, high)
     elif code == SIGMOID:
-        for i in range(first, end):
-            y[i] = scalar.sigmoid(x[i])
+        for i in range(len(y)):
+            y[i] = scalar.sigmoid(y[i])
     elif code == TANH:
-        for i in range(first, end):
-            y[i] = scalar.tanh(x[i])
+        for i in range(len(y)):
+            y[i] = scalar.tanh(y[i])
     elif code == SILU:
-        for i in range(first, end):
-            y[i] = scalar.silu(x[i])
+        for i in range(len(y)):
+            y[i] = scalar.silu(y[i])
     else:
-        for i in range(first, end):
-            y[i] = scalar.hard_swish(x[i])
+        for i in range(len(y)):
+            y[i] = scalar.hard_swish(y[i])
 
 
 def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
@@ -94,18 +108,20 @@ def binary_range(thread, i, end, code, a, b, y, sizes, a_steps, b_steps):
             a_first += row % sizes[axis] * a_steps[axis]
             b_first += row % sizes[axis] * b_steps[axis]
             row //= sizes[axis]
+        # Of slices, unlike sums of indices, LLVM sees that nothing wraps: it makes vector code.
+        out, left, right = y[i:i + run], a[a_first:a_first + run], b[b_first:b_first + run]
         if b_steps[last] == 0 and code == ADD:
             for k in range(run):
-                y[i + k] = a[a_first + k] + b[b_first]
+                out[k] = left[k] + right[0]
         elif b_steps[last] == 0:
             for k in range(run):
-                y[i + k] = a[a_first + k] * b[b_first]
+                out[k] = left[k] * right[0]
         elif code == ADD:
             for k in range(run):
-                y[i + k] = a[a_first + k] + b[b_first + k]
+                out[k] = left[k] + right[k]
         else:
             for k in range(run):
-                y[i + k] = a[a_first + k] * b[b_first + k]
+                out[k] = left[k] * right[k]
         i += run
 
 

@@ -22,9 +22,9 @@ def scale_shift(x, scale, shift, y, low, high, threads):
 def scale_shift_rows(thread, first_row, end_row, x, scale, shift, y, low, high):
     channels = len(scale)
     for row in range(first_row, end_row):
-        first = row * channels
+        pixel, out = x[row * channels:][:channels], y[row * channels:][:channels]
         for c in range(channels):
-            y[first + c] = scalar.clip(x[first + c] * scale[c] + shift[c], low, high)
+            out[c] = scalar.clip(pixel[c] * scale[c] + shift[c], low, high)
 
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,

@@ -1,7 +1,7 @@
 """Max, average and global average pooling, NHWC float32.
 
-Bound by memory: the innermost loop runs over the channels of one tap, contiguous in x and y, and
-becomes vector code. Windows are clipped to the image once per output pixel.
+Bound by memory. Windows are clipped to the image once per output pixel; what is left of one is a
+rectangle, over which `pool_window` of microkernels.py goes with some vectors of channels at a time.
 """
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 from ..ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, count, known
 from ..step import Array, Options, Run, Step
 from .jit import njit
+from .microkernels import pool_window
 from .parallel import parallel_for
+from .simd import at
 
-CHANNELS_AT_ONCE = 64       # of global average pooling: four AVX-512 vectors of sums
+CHANNELS_AT_ONCE = 64       # of global average pooling: the vectors that pool_window has at work
 
 
 @njit()
@@ -27,24 +29,32 @@ def pool2d(is_max, include_pad, x, y, kernel, stride, padding, dilation, threads
 @njit()
 def pool_rows(thread, first_row, end_row, is_max, include_pad, x, y, kernel, stride, padding,
               dilation):
-    height, width = x.shape[1], x.shape[2]
+    _, height, width, channels = x.shape
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     for row in range(first_row, end_row):
         image, top = row // y.shape[1], row % y.shape[1] * stride[0] - padding[0]
+        line, lines = inside(top, kernel[0], dilation[0], height)
         for column in range(y.shape[2]):
             left = column * stride[1] - padding[1]
-            out = y[image, row % y.shape[1], column]
-            out[:] = -np.inf if is_max else 0
-            for h in range(top, top + kernel[0] * dilation[0], dilation[0]):
-                for w in range(left, left + kernel[1] * dilation[1], dilation[1]):
-                    if 0 <= h < height and 0 <= w < width:
-                        if is_max:
-                            keep_greatest(out, x[image, h, w])
-                        else:
-                            add_to(out, x[image, h, w])
-            if not is_max:
+            tap, taps = inside(left, kernel[1], dilation[1], width)
+            source = ((image * height + line) * width + tap) * channels
+            window = (at(flat_x, source), lines, dilation[0] * width * channels, taps,
+                      dilation[1] * channels, at(flat_y, (row * y.shape[2] + column) * channels),
+                      channels)
+            if is_max:
+                greatest_of(window)
+            else:
                 size = (extent(top, kernel[0], height, padding[0], padding[2], include_pad)
                         * extent(left, kernel[1], width, padding[1], padding[3], include_pad))
-                divide(out, np.float32(size))
+                mean_of(window, np.float32(size))
+
+
+@njit()
+def inside(start, length, step, size):
+    """(first, count) of the positions start, start + step, .. of a window that are in the image."""
+    skipped = -(start // step) if start < 0 else 0
+    end = min(length, (size - 1 - start) // step + 1)
+    return start + skipped * step, max(end - skipped, 0)
 
 
 @njit()
@@ -56,22 +66,13 @@ def extent(start, length, size, before, after, include_pad):
 
 
 @njit()
-def keep_greatest(out, x):
-    """NaN counts as greatest, and stays."""
-    for c in range(len(out)):
-        out[c] = x[c] if x[c] > out[c] or x[c] != x[c] else out[c]
+def greatest_of(window):
+    pool_window(1, window, np.float32(1))
 
 
 @njit()
-def add_to(out, x):
-    for c in range(len(out)):
-        out[c] += x[c]
-
-
-@njit()
-def divide(out, divisor):
-    for c in range(len(out)):
-        out[c] /= divisor
+def mean_of(window, size):
+    pool_window(0, window, size)
 
 
 def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -97,14 +98,13 @@ def global_avg_pool2d(x, y, threads):
 
 @njit()
 def global_avg_units(thread, first_unit, end_unit, x, y, groups):
+    _, pixels, channels = x.shape
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     for unit in range(first_unit, end_unit):
         image, first = unit // groups, unit % groups * CHANNELS_AT_ONCE
-        end = min(first + CHANNELS_AT_ONCE, x.shape[2])
-        out = y[image, first:end]
-        out[:] = 0
-        for pixel in range(x.shape[1]):
-            add_to(out, x[image, pixel, first:end])
-        divide(out, np.float32(x.shape[1]))
+        mean_of((at(flat_x, image * pixels * channels + first), 1, 0, pixels, channels,
+                 at(flat_y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first)),
+                np.float32(pixels))
 
 
 def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,

@@ -22,16 +22,28 @@ def softmax(x, y, length, inner, threads):
 def softmax_columns(thread, first_column, end_column, x, y, length, inner):
     for column in range(first_column, end_column):
         first = column // inner * length * inner + column % inner
-        end = first + length * inner
         greatest = x[first]
-        for i in range(first, end, inner):
-            greatest = x[i] if x[i] > greatest or x[i] != x[i] else greatest
+        for i in range(length):
+            value = x[first + i * inner]
+            greatest = value if (value > greatest) | (value != value) else greatest
+        for i in range(length):
+            y[first + i * inner] = x[first + i * inner] - greatest
+        if inner == 1:
+            exponentials(y[first:first + length])
+        else:
+            for i in range(length):
+                y[first + i * inner] = scalar.exp(y[first + i * inner])
         total = np.float32(0)
-        for i in range(first, end, inner):
-            y[i] = scalar.exp(x[i] - greatest)
-            total += y[i]
-        for i in range(first, end, inner):
-            y[i] /= total
+        for i in range(length):
+            total += y[first + i * inner]
+        for i in range(length):
+            y[first + i * inner] /= total
+
+
+@njit()
+def exponentials(y):
+    for i in range(len(y)):
+        y[i] = scalar.exp(y[i])
 
 
 def prepare_softmax(op: Softmax, inputs: list[TensorSpec], output: TensorSpec,

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .jit import LANES, njit
-from .simd import conv_tile
+from .microkernels import conv_tile
 
 # Accumulators + one vector of weights per column + one broadcast pixel fill the register file:
 # 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.

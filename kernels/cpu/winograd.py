@@ -3,8 +3,8 @@
 F(m x m, 3x3), m being 2 or 4, computes tiles of m x m outputs by the identity that stands in
 `winograd_matrices.py`. Its product is elementwise over the P = (m + 2)^2 positions of a
 transformed tile and sums over input channels: P matrix products [tiles, C] x [C, O], which run on
-the register-blocked micro-kernel of simd.py. That is P / m^2 multiplications an output instead of
-9: 2.25 times fewer for m = 2 and 4 times fewer for m = 4.
+the register-blocked micro-kernel of microkernels.py. That is P / m^2 multiplications an output
+instead of 9: 2.25 times fewer for m = 2 and 4 times fewer for m = 4.
 
 A thread takes a block of tiles and one group of output channels after the other:
 
@@ -35,15 +35,9 @@ from ..ops import Conv2d, Pair, TensorSpec, known
 from ..step import Array, Options, Run, Step
 from .epilogue import epilogue
 from .jit import LANES, njit
+from .microkernels import winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
-from .simd import (
-    at,
-    copy_floats,
-    winograd_input,
-    winograd_output,
-    winograd_pixels,
-    zero_floats,
-)
+from .simd import at, copy_floats, zero_floats
 from .tile import BLOCK, HALF_ROWS, TILE_ROWS, one_block
 from .winograd_matrices import WEIGHT
 

@@ -1,0 +1,359 @@
+"""The micro-kernels: the few innermost loops that decide the speed.
+
+Numba's own loops do not keep a block of accumulators in registers, so these are written as LLVM IR,
+as intrinsics on raw float pointers. Each takes its tile size as literal ints: the intrinsic itself
+stays a module-level global, which numba's disk cache needs, and every size compiles to code of its
+own. The other arguments come as one tuple.
+
+    conv_tile       tile_rows pixels x (vectors * LANES) channels of a convolution or GEMM
+    depthwise_tile  tile_rows pixels x any channels of a depthwise convolution
+    pool_window     the greatest or the mean of a window, any channels
+    winograd_*      the transforms of Winograd convolution along one axis
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from . import winograd_matrices
+from .jit import LANES
+from .simd import (
+    Builder,
+    Value,
+    advance,
+    broadcast,
+    clip,
+    counted_loop,
+    first_lanes,
+    fma,
+    i64,
+    literal_ints,
+    load,
+    prefetch,
+    splat,
+    store,
+)
+from .winograd_matrices import Matrix
+
+POOL_VECTORS = 4        # sums at work at once: what an addition takes, in additions
+
+
+# ---- convolution and matrix product -----------------------------------------------------------
+
+@intrinsic(prefer_literal=True)
+def conv_tile(typingctx, tile_rows, vectors, arguments):
+    """arguments: (x, x_step, lines, x_line, length, w, ahead, ahead_step, bias, residual,
+    has_residual, y, y_step, valid, low, high)
+
+    y[r, c] = clip(sum over l, k of x[r*x_step + l*x_line + k] * w[l*length + k, c]
+                      + bias[c] + residual[r*y_step + c], low, high)
+
+    for r < tile_rows, c < vectors * LANES, l < lines, k < length. All accumulators stay in
+    registers through both loops. Of the last vector only the first `valid` channels are read
+    from `residual` and written. Pointers are to float32; steps count floats. Each tap also asks for
+    ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache: weights that come next.
+    """
+    sizes = literal_ints(tile_rows, vectors)
+    if sizes is None:
+        return None
+    mr, nv = sizes
+
+    def codegen(context, b, sig, args):
+        (x, x_step, lines, x_line, length, w, ahead, ahead_step, bias, residual, has_residual,
+         y, y_step, valid, low, high) = cgutils.unpack_tuple(b, args[2])
+        start = [load(b, advance(b, bias, j * LANES)) for _ in range(mr) for j in range(nv)]
+
+        def kernel_line(line, carried):
+            weights, *acc = carried
+            first = advance(b, x, line, x_line)
+            pixels = [advance(b, first, x_step, r) for r in range(mr)]
+            wanted = advance(b, ahead, b.mul(line, length), ahead_step)
+
+            def tap(k, acc):
+                prefetch(b, advance(b, wanted, k, ahead_step))
+                w_line = advance(b, weights, k, nv * LANES)
+                w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
+                total = []
+                for r in range(mr):
+                    pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
+                    total += [fma(b, pixel, w_vectors[j], acc[r * nv + j]) for j in range(nv)]
+                return total
+
+            acc = counted_loop(b, "tap", length, acc, tap)
+            return [advance(b, weights, length, nv * LANES), *acc]
+
+        _, *acc = counted_loop(b, "kernel_line", lines, [w, *start], kernel_line)
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def write(mask, add_residual):
+            for r in range(mr):
+                for j in range(nv):
+                    last = mask if j == nv - 1 else None
+                    value = acc[r * nv + j]
+                    if add_residual:
+                        other = advance(b, advance(b, residual, y_step, r), j * LANES)
+                        value = b.fadd(value, load(b, other, last))
+                    target = advance(b, advance(b, y, y_step, r), j * LANES)
+                    store(b, clip(b, value, low, high), target, last)
+
+        with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
+            with then:
+                _full_or_masked(b, valid, lambda mask: write(mask, True))
+            with otherwise:
+                _full_or_masked(b, valid, lambda mask: write(mask, False))
+        return context.get_dummy_value()
+
+    return types.void(tile_rows, vectors, arguments), codegen
+
+
+def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], None]) -> None:
+    """emit(None) where all lanes are valid: plain stores are faster than masked ones."""
+    with b.if_else(b.icmp_signed("==", valid, i64(LANES))) as (full, partial):
+        with full:
+            emit(None)
+        with partial:
+            emit(first_lanes(b, valid))
+
+
+# ---- depthwise convolution --------------------------------------------------------------------
+
+@intrinsic(prefer_literal=True)
+def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, inside, arguments):
+    """arguments: (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
+    stride, bias, y, count, low, high)
+
+    y[r, c] = clip(sum over l, t of x[l, column + r*stride + t*dilation, c] * w[l, t, c]
+                      + bias[c], low, high)
+
+    for r < tile_rows, c < count, l < lines, t < taps. `x` points to column 0 of the first line;
+    lines are x_line floats apart, columns `channels`, weights of a tap w_tap; a column outside
+    0 .. width is read from `zeros`, a vector of them, and with `inside` there is none. w and
+    bias are padded to whole vectors; of x and y nothing beyond `count` channels is touched. With
+    fixed_taps > 0 taps and stride are compile-time constants (and dilation is 1), so that
+    neighbouring pixels share their loads.
+    """
+    sizes = literal_ints(tile_rows, fixed_taps, fixed_stride, inside)
+    if sizes is None:
+        return None
+    mr, kw, step, is_inside = sizes
+
+    def codegen(context, b, sig, args):
+        (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
+         stride, bias, y, count, low, high) = cgutils.unpack_tuple(b, args[4])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def tile(c, mask):
+            def pixel(first, offset):
+                index = b.add(column, offset)
+                if is_inside:
+                    return load(b, advance(b, first, index, channels), mask)
+                inside = b.icmp_unsigned("<", index, width)
+                return load(b, b.select(inside, advance(b, first, index, channels), zeros), mask)
+
+            def fixed(first, weights, acc):
+                acc, loaded = list(acc), {}
+                for t in range(kw):
+                    weight = load(b, advance(b, weights, w_tap, t))
+                    for r in range(mr):
+                        offset = r * step + t
+                        if offset not in loaded:
+                            loaded[offset] = pixel(first, i64(offset))
+                        acc[r] = fma(b, loaded[offset], weight, acc[r])
+                return acc
+
+            def general(first, weights, acc):
+                def tap(t, acc):
+                    weight = load(b, advance(b, weights, w_tap, t))
+                    start = b.mul(t, dilation)
+                    return [fma(b, pixel(first, b.add(start, b.mul(stride, i64(r)))), weight,
+                                acc[r]) for r in range(mr)]
+                return counted_loop(b, "tap", taps, acc, tap)
+
+            def kernel_line(line, acc):
+                first = b.gep(advance(b, x, line, x_line), [c])
+                weights = b.gep(advance(b, w, line, taps, w_tap), [c])
+                return (fixed if kw else general)(first, weights, acc)
+
+            start = load(b, b.gep(bias, [c]))
+            acc = counted_loop(b, "kernel_line", lines, [start] * mr, kernel_line)
+            for r in range(mr):
+                target = b.gep(advance(b, y, channels, r), [c])
+                store(b, clip(b, acc[r], low, high), target, mask)
+
+        def vector(index, _):
+            tile(b.mul(index, i64(LANES)), None)
+            return []
+
+        whole = b.sdiv(count, i64(LANES))
+        counted_loop(b, "vector", whole, [], vector)
+        done = b.mul(whole, i64(LANES))
+        with b.if_then(b.icmp_signed("<", done, count)):
+            tile(done, first_lanes(b, b.sub(count, done)))
+        return context.get_dummy_value()
+
+    return types.void(tile_rows, fixed_taps, fixed_stride, inside, arguments), codegen
+
+
+# ---- pooling ----------------------------------------------------------------------------------
+
+@intrinsic(prefer_literal=True)
+def pool_window(typingctx, is_max, window, size):
+    """window: (x, lines, x_line, taps, x_tap, y, channels)
+
+    y[c] = greatest, or sum / size, over l < lines, t < taps of x[l*x_line + t*x_tap + c]
+
+    for c < channels; nothing beyond these is touched. NaN counts as greatest.
+    """
+    sizes = literal_ints(is_max)
+    if sizes is None:
+        return None
+
+    def codegen(context, b, sig, args):
+        x, lines, x_line, taps, x_tap, y, channels = cgutils.unpack_tuple(b, args[1])
+        divisor = broadcast(b, args[2])
+
+        def merge(total, value):
+            if not sizes[0]:
+                return b.fadd(total, value)
+            wins = b.or_(b.fcmp_ordered(">", value, total), b.fcmp_unordered("uno", value, value))
+            return b.select(wins, value, total)
+
+        def reduce(c, vectors, mask=None):
+            def kernel_line(line, totals):
+                first = b.gep(advance(b, x, line, x_line), [c])
+
+                def tap(t, totals):
+                    pixel = advance(b, first, t, x_tap)
+                    return [merge(total, load(b, advance(b, pixel, j * LANES), mask))
+                            for j, total in enumerate(totals)]
+                return counted_loop(b, "tap", taps, totals, tap)
+
+            start = splat(float("-inf") if sizes[0] else 0)
+            totals = counted_loop(b, "kernel_line", lines, [start] * vectors, kernel_line)
+            for j, total in enumerate(totals):
+                result = total if sizes[0] else b.fdiv(total, divisor)
+                store(b, result, advance(b, b.gep(y, [c]), j * LANES), mask)
+
+        def whole(first, end, vectors):
+            """Vectors first .. end of the channels, `vectors` at a time; how many are done then."""
+            trips = b.sdiv(b.sub(end, first), i64(vectors))
+
+            def body(index, _):
+                reduce(b.mul(b.add(first, b.mul(index, i64(vectors))), i64(LANES)), vectors)
+                return []
+            counted_loop(b, "vectors", trips, [], body)
+            return b.add(first, b.mul(trips, i64(vectors)))
+
+        end = b.sdiv(channels, i64(LANES))
+        done = b.mul(whole(whole(i64(0), end, POOL_VECTORS), end, 1), i64(LANES))
+        with b.if_then(b.icmp_signed("<", done, channels)):
+            reduce(done, 1, first_lanes(b, b.sub(channels, done)))
+        return context.get_dummy_value()
+
+    return types.void(is_max, window, size), codegen
+
+
+# ---- Winograd transforms ----------------------------------------------------------------------
+
+def combine(b: Builder, matrix: Matrix, vectors: list[Value]) -> list[Value]:
+    """matrix @ vectors. Each row of these matrices has a 1, at which its sum starts."""
+    totals = []
+    for row in matrix:
+        start = row.index(1)
+        total = vectors[start]
+        for k, factor in enumerate(row):
+            if factor and k != start:
+                total = fma(b, splat(factor), vectors[k], total)
+        totals.append(total)
+    return totals
+
+
+def _transform(matrices: dict[int, Matrix], tile: Any, arguments: Any):
+    """The intrinsic's body for both directions; see winograd_input."""
+    sizes = literal_ints(tile)
+    if sizes is None:
+        return None
+    matrix = matrices[sizes[0]]
+
+    def codegen(context, b, sig, args):
+        x, x_step, y, y_step, length = cgutils.unpack_tuple(b, args[1])
+
+        def vector(index, _):
+            first, target = advance(b, x, index, LANES), advance(b, y, index, LANES)
+            vectors = [load(b, advance(b, first, x_step, k)) for k in range(len(matrix[0]))]
+            for i, total in enumerate(combine(b, matrix, vectors)):
+                store(b, total, advance(b, target, y_step, i))
+            return []
+
+        counted_loop(b, "vector", b.sdiv(length, i64(LANES)), [], vector)
+        return context.get_dummy_value()
+
+    return types.void(tile, arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def winograd_input(typingctx, tile, arguments):
+    """arguments: (x, x_step, y, y_step, length)
+
+    y[i*y_step + c] = sum over k of B^T[i, k] * x[k*x_step + c]
+
+    for c < length, a multiple of LANES; B^T is that of F(tile, 3).
+    """
+    return _transform(winograd_matrices.INPUT, tile, arguments)
+
+
+@intrinsic(prefer_literal=True)
+def winograd_output(typingctx, tile, arguments):
+    """As winograd_input, with A^T in place of B^T."""
+    return _transform(winograd_matrices.OUTPUT, tile, arguments)
+
+
+@intrinsic(prefer_literal=True)
+def winograd_pixels(typingctx, tile, arguments):
+    """arguments: (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low,
+    high)
+
+    y[j*y_step + c] = clip(sum over k of A^T[j, k] * x[k*x_step + c]
+                               + bias[c] + residual[j*residual_step + c], low, high)
+
+    for j < pixels <= tile, c < channels. x and bias are padded to whole vectors; of residual and
+    y nothing beyond `channels` is touched.
+    """
+    sizes = literal_ints(tile)
+    if sizes is None:
+        return None
+    matrix = winograd_matrices.OUTPUT[sizes[0]]
+
+    def codegen(context, b, sig, args):
+        (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low,
+         high) = cgutils.unpack_tuple(b, args[1])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def vector(index, _):
+            c = b.mul(index, i64(LANES))
+            first = b.gep(x, [c])
+            totals = combine(b, matrix, [load(b, advance(b, first, x_step, k))
+                                         for k in range(len(matrix[0]))])
+            start, left = load(b, b.gep(bias, [c])), b.sub(channels, c)
+
+            def write(mask):
+                for j, total in enumerate(totals):
+                    with b.if_then(b.icmp_signed("<", i64(j), pixels)):
+                        other = b.gep(advance(b, residual, residual_step, j), [c])
+                        value = b.fadd(b.fadd(total, start), load(b, other, mask))
+                        store(b, clip(b, value, low, high),
+                              b.gep(advance(b, y, y_step, j), [c]), mask)
+
+            full = b.icmp_signed(">", left, i64(LANES))
+            _full_or_masked(b, b.select(full, i64(LANES), left), write)
+            return []
+
+        vectors = b.sdiv(b.add(channels, i64(LANES - 1)), i64(LANES))
+        counted_loop(b, "vector", vectors, [], vector)
+        return context.get_dummy_value()
+
+    return types.void(tile, arguments), codegen
