@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -55,6 +56,7 @@ OVERHEAD = 6                # of a row, in GMACs a thread: starting workers, idl
 
 @dataclass(frozen=True)
 class Case:
+    """Images in a call, and threads that compute it."""
     batch: int
     threads: int
 
@@ -143,8 +145,7 @@ def work(network: Network, case: Case) -> float:
 
 def ratio(theirs: Rounds, mine: Rounds) -> float:
     """Median over the rounds of (their median in the round) / (my median in the same round)."""
-    return median(median(a) / median(b)
-                             for a, b in zip(theirs, mine, strict=True))
+    return median(median(a) / median(b) for a, b in zip(theirs, mine, strict=True))
 
 
 def figures(rounds: Rounds) -> dict[str, Any]:
@@ -189,16 +190,18 @@ def run(bench: Bench, cases: Sequence[Case], deadline: float, console: Console
     works = [work(bench.networks[name], case) for name, case in chosen]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
                TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=3600) as bar:
+    # It is drawn between rounds alone: a thread that draws would take time of who is measured.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False,
+                  speed_estimate_period=3600) as bar:
         task = bar.add_task("", total=sum(works))
         for i, (name, case) in enumerate(chosen):
             if time.monotonic() > deadline:
                 break
             here = label(name, case)
-            bar.update(task, description=here, completed=sum(works[:i]))
-            share = works[i] / bench.rounds
+            bar.update(task, description=here, completed=sum(works[:i]), refresh=True)
+            advance = partial(bar.update, task, advance=works[i] / bench.rounds, refresh=True)
             try:
-                record.rows.append(bench.measure(name, case, lambda s=share: bar.advance(task, s)))
+                record.rows.append(bench.measure(name, case, advance))
                 said = verdict(record.rows[-1])
             except (ValueError, RuntimeError, OSError) as error:
                 record.failed[here] = str(error)
@@ -326,24 +329,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             new_figure(1, 1).savefig(settings.plot)
         with tempfile.TemporaryDirectory() as folder:
             result = compare(settings, peers, Path(folder), Console(stderr=True, highlight=False))
-        cases = [(each, of_case(result["rows"], each)) for each in settings.cases]
+        cases = [(each, rows) for each in settings.cases if (rows := of_case(result["rows"], each))]
         for each, rows in cases:
             console.print(table(rows, each, peers, settings.rounds))
-        if settings.plot:
+        if settings.plot and cases:
             save_bars([chart(rows, each, peers) for each, rows in cases],
                       result["provenance"]["cpu"], "time / the fastest peer's", settings.plot)
     except (Error, ValueError, OSError) as error:
         sys.exit(f"compare_cpu: {error}")
+    except KeyboardInterrupt:       # before any measurement
+        sys.exit(130)
     for name, value in result["headline"].items():
         print(f"{name}: {value:.3g}")
     for each in result["skipped"]:
         print(f"skipped: {each}")
     for row in result["rows"]:
-        for name, error in row["errors"].items():
+        for name, why in row["errors"].items():
             here = label(row["network"], Case(row["batch"], row["threads"]))
-            print(f"ERROR, so not timed: {here}: {name}: {error}")
-    for each, error in result["failed"].items():
-        print(f"FAILED: {each}: {error}")
+            print(f"ERROR, so not timed: {here}: {name}: {why}")
+    for each, why in result["failed"].items():
+        print(f"FAILED: {each}: {why}")
     if result["failed"] or result["interrupted"]:
         sys.exit(130 if result["interrupted"] else 1)
 

@@ -326,8 +326,10 @@ def test_ours_that_is_wrong_or_fails_is_not_timed_and_fails(peers, small_model, 
                                                             message, capsys):
     peers(ours=engine, right=right_engine)
     with pytest.raises(SystemExit, match="1"):
-        compare(small_model, tmp_path)
-    assert f"FAILED: small, batch 2, 1 thread: {message}" in capsys.readouterr().out
+        compare(small_model, tmp_path, "--plot", str(tmp_path / "cpu.svg"))
+    out = capsys.readouterr().out
+    assert f"FAILED: small, batch 2, 1 thread: {message}" in out
+    assert "ms a call" not in out       # there is no table of nothing
 
 
 def test_an_engine_that_ends_in_between_stops_no_other_row(peers, small_model, tmp_path):
@@ -367,6 +369,15 @@ def test_ctrl_c_keeps_what_was_measured(measured, small_model, tmp_path, capsys)
     assert result["skipped"] == ["small, batch 2, 1 thread", "small, batch 3, 1 thread"]
     assert result["interrupted"]
     assert "skipped: small, batch 3, 1 thread" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_any_measurement_is_no_traceback(peers, small_model, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+    peers(peer=right_engine)
+    monkeypatch.setattr(script, "Network", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        compare(small_model, tmp_path)
 
 
 def test_nothing_begins_after_the_budget(measured, small_model, tmp_path, monkeypatch):
