@@ -16,6 +16,7 @@ from .errors import DeviceError
 from .image import Photos
 
 logger = logging.getLogger("cnn")
+CPU_DTYPES = ("float32", "bfloat16")
 ALIGNMENT = 64      # bytes: a cache line, and the widest vector
 
 
@@ -71,21 +72,33 @@ class Device(Protocol):
 
 
 class CpuDevice:
-    """Hand-written numba.njit kernels on NumPy memory, float32."""
-    name, dtype, stored = "cpu", "float32", "float32"
+    """Hand-written numba.njit kernels on NumPy memory, where values are float32.
 
-    def __init__(self, threads: int | None = None) -> None:
-        """DeviceError where that many threads can not be had; None asks for all there are."""
-        from kernels.cpu import threads as cpu_threads  # numba is imported only when asked for
+    With dtype "bfloat16" convolutions (but for depthwise ones) and Linear layers round their inputs
+    and weights to it, and sum in float32.
+    """
+    name, stored = "cpu", "float32"
+
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
+        """DeviceError where that many threads (None asks for all there are) or the dtype can not
+        be had."""
+        from kernels.cpu import bf16  # numba is imported only when asked for
+        from kernels.cpu import threads as cpu_threads
+        if dtype not in CPU_DTYPES:
+            raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32', "
+                              f"or 'bfloat16' where the CPU has AMX or AVX512_BF16")
         try:
             count = cpu_threads.check_threads(threads)
+            if dtype == "bfloat16":
+                bf16.choose()       # asks for AMX before there are workers
         except ValueError as error:
             raise DeviceError(str(error)) from None
+        self.dtype = dtype
         self.threads: int | None = count
         self._count, self._team = count, cpu_threads.team
 
     def options(self) -> Options:
-        return Options(self._count)
+        return Options(self._count, self.dtype)
 
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
@@ -146,8 +159,8 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
     """The device that a name asks for; DeviceError where it can not be had.
 
     device  "cpu", "cuda", "cuda:N", "emulator" or "auto"
-    dtype   the compute type: "float32"; on a GPU and in the emulator also "tf32", "float16" and
-            "bfloat16"
+    dtype   the compute type: "float32"; "bfloat16" on a CPU with AMX or AVX512_BF16; on a GPU and
+            in the emulator also "bfloat16", "float16" and "tf32"
     """
     kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("auto", "cpu", "cuda", "emulator") or (kind != "cuda" and index):
@@ -163,9 +176,7 @@ def open_device(device: str, dtype: str, threads: int | None) -> Device:
         logger.info("device 'auto' is %s: %s", found.name if found else "the CPU", reason)
         if found:
             return found
-    if dtype != "float32":
-        raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32'")
-    return CpuDevice(threads)
+    return CpuDevice(threads, dtype)
 
 
 def _find_gpu(dtype: str, threads: int | None) -> tuple[Device | None, str]:

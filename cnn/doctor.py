@@ -9,7 +9,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from kernels.cache import cache_root
-from kernels.cpu import jit, threads
+from kernels.cpu import bf16, jit, threads
 from kernels.cuda.assembler import name_and_version
 from kernels.cuda.errors import CudaError
 
@@ -36,6 +36,7 @@ def report() -> list[tuple[str, str]]:
         ("cpu", f"{_cpu_model()} ({llvm.get_host_cpu_name()})"),
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
         ("vector width", f"{jit.LANES} float32 lanes"),
+        ("bfloat16", _bfloat16()),
         ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores"),
         ("gpu", _gpu()),
         ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
@@ -43,6 +44,14 @@ def report() -> list[tuple[str, str]]:
         ("cache", f"{root}, {_size(root) / 1e6:.1f} MB; {state}"),
         ("zoo", ", ".join(zoo.names())),
     ]
+
+
+def _bfloat16() -> str:
+    """What multiplies it on the CPU, or why nothing does."""
+    try:
+        return bf16.choose().name
+    except ValueError as error:
+        return f"none: {error}"
 
 
 def _gpu() -> str:

@@ -1,0 +1,311 @@
+"""Convolution with bfloat16 products and float32 sums, NHWC; input and output are float32.
+
+One pass rounds the input to a bfloat16 image and makes its padding real. Then it is as in conv.py:
+tiles of consecutive pixels (at most the unit's rows) times blocks of output channels (BLOCK), and
+the micro-kernel `multiply` walks the image itself.
+
+    direct   With NHWC the KW * C inputs under one kernel line are contiguous, and neighbouring
+             output pixels lie stride * C apart. A tile whose pixels lie in one output row is read
+             in place. Steps are whole: channels are padded with zeros until KW * C is.
+    gather   Where that would multiply too many zeros, and for dilated and grouped convolutions,
+             the patches of a tile are copied first, into rows of a scratch buffer that stays in
+             cache, each padded to whole steps.
+
+Rows of a tile beyond the last pixel are computed from what happens to lie there, and not written.
+Depthwise convolutions have nothing to gain, and run in float32.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import numpy as np
+
+from ..ops import Conv2d, Pair, TensorSpec, Unary, known
+from ..step import Array, Options, Run, Step
+from . import bf16, depthwise
+from .bf16_simd import (
+    BLOCK,
+    COLUMNS,
+    bits_at,
+    configure,
+    copy_bits,
+    multiply,
+    release,
+    round_floats,
+    write_block,
+    zero_bits,
+)
+from .bf16_units import Unit
+from .conv import Geometry
+from .epilogue import epilogue
+from .jit import njit
+from .parallel import parallel_for
+from .simd import at
+
+# Weights of one pass over the tiles: half of the smallest L2 cache beside these units.
+PASS_BYTES = 512 * 1024
+WASTE = 1.2             # products with zeros beyond this are not made: patches are gathered
+SLACK = 64              # numbers behind a buffer that a vector or row may touch for nothing
+ALIGNMENT = 64          # bytes: a row of a tile
+
+
+# ---- the kernel -------------------------------------------------------------------------------
+
+@njit()
+def conv2d(unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, low,
+           high, threads):
+    """Every pass over every tile, shared among the threads.
+
+    image, weight, patches: bfloat16; the others float32. y, residual: flat NHWC (residual may be
+    empty); weight, bias: packed by `pack`; patches, sums: scratch of each thread; tiles, blocks,
+    passes: tables made by `cut_*` below; g: the geometry of the padded image.
+    """
+    parallel_for(conv_units, len(passes) * len(tiles), threads, (
+        unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, low, high))
+
+
+@njit()
+def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, patches, sums,
+               tiles, blocks, passes, g, low, high):
+    configure(unit)
+    patch, own_sums = patches[thread], at(sums, thread * unit.rows * BLOCK)
+    depth = -(-g.kernel_height * g.kernel_width * g.per_group // unit.depth) * unit.depth
+    for index in range(first_unit, end_unit):
+        first_block, end_block, group = passes[index // len(tiles)]
+        rows, pixel, offset = tiles[index % len(tiles)]
+        if offset >= 0:
+            source, x_step = bits_at(image, offset), g.stride_width * g.channels
+            lines, x_line = g.kernel_height, g.width * g.channels
+            steps = g.kernel_width * g.channels // unit.depth
+        else:
+            gather(image, patch, rows, pixel, group, depth, g)
+            source, x_step = bits_at(patch, 0), depth
+            lines, x_line, steps = 1, 0, depth // unit.depth
+        for block in range(first_block, end_block):
+            channel, channels, w_offset = blocks[block]
+            one_block(unit, rows, channels, (source, x_step, lines, x_line, steps,
+                                             bits_at(weight, w_offset), own_sums))
+            y_offset = pixel * g.out_channels + channel
+            write_block((own_sums, at(bias, block * BLOCK), at(residual, y_offset), len(residual),
+                         at(y, y_offset), g.out_channels, rows, channels, low, high))
+    release(unit)
+
+
+@njit(inline="always")
+def one_block(unit, rows, channels, arguments):
+    """The micro-kernel of the wanted size, which it must know when it is compiled."""
+    if channels > COLUMNS:
+        if rows > unit.half:
+            multiply(unit, 2, 2, arguments)
+        elif rows > unit.least:
+            multiply(unit, 1, 2, arguments)
+        else:
+            multiply(unit, 0, 2, arguments)
+    elif rows > unit.half:
+        multiply(unit, 2, 1, arguments)
+    elif rows > unit.least:
+        multiply(unit, 1, 1, arguments)
+    else:
+        multiply(unit, 0, 1, arguments)
+
+
+@njit()
+def gather(image, patch, rows, pixel, group, depth, g):
+    """Copy the inputs under output pixels pixel .. pixel + rows of one group, [rows, depth]."""
+    whole_lines = g.dilation_width == 1 and g.per_group == g.channels
+    taps, length = g.kernel_width, g.per_group
+    if whole_lines:
+        taps, length = 1, g.kernel_width * g.channels
+    for r in range(rows):
+        p = pixel + r
+        column = p % g.out_width * g.stride_width
+        row = p // g.out_width % g.out_height * g.stride_height
+        first = (p // (g.out_width * g.out_height) * g.height + row) * g.width + column
+        target, end = r * depth, (r + 1) * depth
+        for line in range(g.kernel_height):
+            for tap in range(taps):
+                tapped = first + line * g.dilation_height * g.width + tap * g.dilation_width
+                source = tapped * g.channels + group * g.per_group
+                copy_bits(bits_at(patch, target), bits_at(image, source), length)
+                target += length
+        zero_bits(bits_at(patch, target), end - target)
+
+
+@njit()
+def round_image(x, image, batch, g, p, threads):
+    """Round x of geometry g into the middle of a zeroed image of geometry p, which may also have
+    more channels, for a whole batch."""
+    parallel_for(round_rows, batch * p.height, threads, (x, image, g, p))
+
+
+@njit()
+def round_rows(thread, first_row, end_row, x, image, g, p):
+    line, before = p.width * p.channels, g.left * p.channels
+    for row in range(first_row, end_row):
+        target, h = row * line, row % p.height - g.top
+        if not 0 <= h < g.height:
+            zero_bits(bits_at(image, target), line)
+            continue
+        source = (row // p.height * g.height + h) * g.width * g.channels
+        pixels, count, padded = g.width, g.channels, p.channels
+        if count == padded:
+            pixels, count, padded = 1, g.width * count, g.width * count
+        zero_bits(bits_at(image, target), before)
+        for pixel in range(pixels):
+            round_floats(bits_at(image, target + before + pixel * padded),
+                         at(x, source + pixel * count), count, padded)
+        after = before + pixels * padded
+        zero_bits(bits_at(image, target + after), line - after)
+
+
+# ---- host choices -----------------------------------------------------------------------------
+
+def cut_rows(batch: int, g: Geometry, unit: Unit) -> Array:
+    """Direct tiles [.., 3] of a padded image: rows, first output pixel (counted through the
+    batch), offset of its first input in the image."""
+    start = np.arange(0, g.out_width, unit.rows)
+    image, row = np.divmod(np.arange(batch * g.out_height), g.out_height)
+    line = (image * g.height + row * g.stride_height)[:, None] * g.width
+    offset = (line + start * g.stride_width) * g.channels
+    pixel = (image * g.out_height + row)[:, None] * g.out_width + start
+    rows = np.broadcast_to(np.minimum(unit.rows, g.out_width - start), pixel.shape)
+    return np.ascontiguousarray(np.stack([rows, pixel, offset], axis=-1).reshape(-1, 3))
+
+
+def cut_across(pixels: int, unit: Unit) -> Array:
+    """Gathered tiles [.., 3] that run on across rows and images: rows, first output pixel, -1."""
+    return np.array([(min(unit.rows, pixels - start), start, -1)
+                     for start in range(0, pixels, unit.rows)], np.int64)
+
+
+def computed(tiles: Array, unit: Unit) -> int:
+    """Pixels that the micro-kernels for these tiles compute."""
+    rows = tiles[:, 0]
+    return int(np.where(rows > unit.half, unit.rows,
+                        np.where(rows > unit.least, unit.half, unit.least)).sum())
+
+
+def choose_way(batch: int, p: Geometry, groups: int, unit: Unit) -> tuple[Geometry, Array, int]:
+    """(geometry of the image, tiles, inputs behind an output with their zeros) for an image with
+    its padding. It looks at one image alone: the batch changes no bit."""
+    pixels, depth = p.out_height * p.out_width, up_to(p.depth, unit.depth)
+    gathered = p, cut_across(batch * pixels, unit), depth
+    if groups > 1 or (p.dilation_height, p.dilation_width) != (1, 1):
+        return gathered
+    channels = up_to(p.channels, unit.depth // gcd(unit.depth, p.kernel_width))
+    wide = p._replace(channels=channels, per_group=channels)
+    if (p.kernel_height, p.kernel_width, p.stride_width, p.height, p.width) == (
+            1, 1, 1, p.out_height, p.out_width):    # every pixel stands alone: one long row
+        row = wide._replace(out_height=1, out_width=batch * pixels)
+        return wide, cut_rows(1, row, unit), wide.depth
+    direct = computed(cut_rows(1, wide, unit), unit) * wide.depth
+    if direct > WASTE * computed(cut_across(pixels, unit), unit) * depth:
+        return gathered
+    return wide, cut_rows(batch, wide, unit), wide.depth
+
+
+def cut_blocks(out_channels: int, groups: int, depth: int, at_once: int) -> tuple[Array, Array]:
+    """blocks [.., 3]: first channel, channels, offset of its weights; passes [.., 3]: first
+    block, end block, group; a pass has `at_once` blocks at most."""
+    blocks: list[tuple[int, int, int]] = []
+    passes: list[tuple[int, int, int]] = []
+    offset, per_group = 0, out_channels // groups
+    for group in range(groups):
+        first = len(blocks)
+        for channel in range(0, per_group, BLOCK):
+            channels = min(per_group - channel, BLOCK)
+            blocks.append((group * per_group + channel, channels, offset))
+            offset += depth * -(-channels // COLUMNS) * COLUMNS
+        passes += [(start, min(start + at_once, len(blocks)), group)
+                   for start in range(first, len(blocks), at_once)]
+    return np.array(blocks, np.int64), np.array(passes, np.int64)
+
+
+def pack(weight: Array, blocks: Array, channels: int, depth: int) -> Array:
+    """(O, KH, KW, C) -> the blocks' panels [depth / 2, vectors * COLUMNS, 2] of bfloat16 one after
+    the other; padded with zeros to `channels` inputs a tap, and `depth` in all."""
+    out_channels, kh, kw, given = weight.shape
+    padded = np.zeros((out_channels, kh, kw, channels), np.float32)
+    padded[..., :given] = weight
+    rows = np.zeros((out_channels, depth), np.uint16)
+    rows[:, :kh * kw * channels] = bf16.to_bits(padded).reshape(out_channels, -1)
+    panels = []
+    for channel, wanted, _ in blocks:
+        panel = np.zeros((depth // 2, -(-wanted // COLUMNS) * COLUMNS, 2), np.uint16)
+        pairs = rows[channel:channel + wanted].reshape(wanted, -1, 2)
+        panel[:, :wanted] = pairs.transpose(1, 0, 2)
+        panels.append(panel.ravel())
+    return np.concatenate(panels)
+
+
+def up_to(size: int, multiple: int) -> int:
+    """The least multiple that is no less."""
+    return -(-size // multiple) * multiple
+
+
+def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups: int,
+                  activation: Unary | None, weight: Array, bias: Array | None, options: Options,
+                  unit: Unit) -> Step:
+    """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
+    inputs x, weight, [bias, [residual]]."""
+    bottom, right = end_padding
+    p, tiles, depth = choose_way(batch, g._replace(
+        height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0), groups,
+        unit)
+    blocks_wanted = -(-g.out_channels // groups // BLOCK)
+    at_once = min(PASS_BYTES // (2 * depth * BLOCK),
+                  blocks_wanted * groups * len(tiles) // (2 * options.threads))
+    blocks, passes = cut_blocks(g.out_channels, groups, depth, max(1, at_once))
+    packed = options.pack(weight, f"bfloat16 {p.per_group} {depth} {groups}",
+                          lambda w: pack(w.reshape(len(w), g.kernel_height, g.kernel_width, -1),
+                                         blocks, p.per_group, depth))
+    packed_bias = np.zeros((len(blocks), BLOCK), np.float32)
+    if bias is not None:
+        for row, (channel, channels, _) in zip(packed_bias, blocks, strict=True):
+            row[:channels] = bias[channel:channel + channels]
+    low, high, finish, suffix = epilogue(activation)
+    # Bytes of the image, of all patches and of all sums, one after the other in the workspace.
+    step = g.stride_width * p.channels
+    image_bytes = 2 * (batch * p.height * p.width * p.channels + unit.rows * step + SLACK)
+    patch = unit.rows * depth + SLACK if tiles[0, 2] < 0 else 0
+    ends = np.cumsum([up_to(size, ALIGNMENT) for size in (
+        image_bytes, 2 * options.threads * patch, 4 * options.threads * unit.rows * BLOCK)])
+
+    def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> Run:
+        x, y = inputs[0].reshape(-1), output.reshape(-1)
+        residual = inputs[3].reshape(-1) if len(inputs) > 3 else np.empty(0, np.float32)
+        image = workspace[:ends[0]].view(np.uint16)
+        patches = workspace[ends[0]:ends[0] + 2 * options.threads * patch].view(np.uint16)
+        patches = patches.reshape(options.threads, patch)
+        sums = workspace[ends[1]:ends[2]].view(np.float32)
+
+        def run() -> None:
+            round_image(x, image, batch, g, p, options.threads)
+            conv2d(unit, image, packed, packed_bias.reshape(-1), residual, y, patches, sums, tiles,
+                   blocks, passes, p, low, high, options.threads)
+            finish(y, options.threads)
+        return run
+
+    return Step(name + suffix, bind, int(ends[2]))
+
+
+def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: Options, unit: Unit | None = None) -> Step:
+    """A depthwise convolution by its float32 kernel, any other in bfloat16 by the unit: None asks
+    for `bf16.choose`."""
+    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
+    if weight is None or (bias is None and len(weights) > 2):
+        raise ValueError("Conv2d: weight and bias must be constants of the network")
+    unit = unit or bf16.choose()
+    n, h, w, c = known(inputs[0].shape)
+    _, out_h, out_w, out_c = known(output.shape)
+    if depthwise.fits(op, weight.shape, c) and len(inputs) < 4:
+        return depthwise.prepare_depthwise(op, inputs, output, weight, bias, options)
+    kh, kw, per_group = weight.shape[1:]
+    top, left, bottom, right = op.padding
+    g = Geometry(h, w, c, out_h, out_w, out_c, kh, kw, *op.stride, top, left, *op.dilation,
+                 per_group)
+    name = f"conv2d_{kh}x{kw}_bf16_{unit.name}_{unit.rows}x{BLOCK}"
+    return prepare_tiled(name, n, g, (bottom, right), op.groups, op.activation, weight, bias,
+                         options, unit)

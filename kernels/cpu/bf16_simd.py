@@ -1,0 +1,322 @@
+"""bfloat16 micro-kernels as LLVM IR, over the instructions of bf16_units.py.
+
+    multiply      the products behind a block of outputs of a convolution or Linear layer
+    write_block   adds bias and residual to them, clips and writes
+    round_floats  rounds float32 to bfloat16
+
+bfloat16 lies in memory as uint16, the upper halves of float32. Weights are panels
+[depth / 2, vectors * COLUMNS, 2]: the two inputs of a pair are neighbours, as the instructions
+want them.
+"""
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from .bf16_units import (
+    AMX,
+    AMX_EMULATED,
+    AVX512,
+    AVX512_EMULATED,
+    BYTES,
+    COLUMNS,
+    PAIRS,
+    SUMS,
+    TILE_PAIRS,
+    TILE_ROWS,
+    Amx,
+    AmxEmulated,
+    Avx512,
+    Avx512Emulated,
+    EmulatedTiles,
+    Tiles,
+    broadcast_pair,
+    dot,
+    emulated_dot,
+    load_pairs,
+)
+from .jit import LANES
+from .simd import (
+    FLOATS,
+    I32,
+    INT_VECTOR,
+    MASK,
+    Builder,
+    Value,
+    advance,
+    broadcast,
+    clip,
+    counted_loop,
+    first_lanes,
+    i64,
+    literal_ints,
+    load,
+    store,
+)
+
+BLOCK = 2 * COLUMNS             # output channels of a micro-kernel
+
+I16 = ir.IntType(16)
+BITS = types.CPointer(types.uint16)
+
+
+# ---- micro-kernels ----------------------------------------------------------------------------
+
+@intrinsic(prefer_literal=True)
+def multiply(typingctx, unit, size, vectors, arguments):
+    """arguments: (x, x_step, lines, x_line, steps, w, sums)
+
+    sums[r, c] = sum over l, k of x[r*x_step + l*x_line + k] * w[l*steps*depth + k, c]
+
+    for r < rows, c < vectors * COLUMNS, l < lines, k < steps * depth, with the unit's `rows` (size
+    2), `half` (1) or `least` (0). x points to bfloat16, and steps count these; sums are float32,
+    BLOCK apart.
+    """
+    sizes = literal_ints(size, vectors)
+    if sizes is None:
+        return None
+    known, emit, instructions = MICRO_KERNELS[unit.instance_class]
+    rows = (known.least, known.half, known.rows)[sizes[0]]
+
+    def codegen(context, b, sig, args):
+        emit(b, instructions, rows, sizes[1], *cgutils.unpack_tuple(b, args[3]))
+        return context.get_dummy_value()
+
+    return types.void(unit, size, vectors, arguments), codegen
+
+
+def tile_products(b, instructions, rows, vectors, x, x_step, lines, x_line, steps, w, sums):
+    """Tiles 0 to 3 hold sums, 4 and 5 pixels, 6 and 7 weights."""
+    tiles = instructions(b)
+    pixels, columns = range(rows // TILE_ROWS), range(vectors)
+    x_bytes, panel = b.mul(x_step, i64(2)), vectors * COLUMNS * 2
+    for i in pixels:
+        for j in columns:
+            tiles.zero(2 * i + j)
+
+    def kernel_line(line, carried):
+        first = advance(b, x, line, x_line)
+
+        def step(k, _):
+            inputs = advance(b, first, k, 2 * TILE_PAIRS)
+            weights = advance(b, carried[0], k, TILE_PAIRS * panel)
+            for i in pixels:
+                tiles.load(4 + i, advance(b, inputs, x_step, i * TILE_ROWS), x_bytes)
+            for j in columns:
+                tiles.load(6 + j, advance(b, weights, j * COLUMNS * 2), i64(2 * panel))
+            for i in pixels:
+                for j in columns:
+                    tiles.multiply(2 * i + j, 4 + i, 6 + j)
+            return []
+
+        counted_loop(b, "step", steps, [], step)
+        return [advance(b, carried[0], steps, TILE_PAIRS * panel)]
+
+    counted_loop(b, "kernel_line", lines, [w], kernel_line)
+    for i in pixels:
+        for j in columns:
+            target = advance(b, sums, i * TILE_ROWS * BLOCK + j * COLUMNS)
+            tiles.store(2 * i + j, target, i64(4 * BLOCK))
+
+
+def vector_products(b, instructions, rows, vectors, x, x_step, lines, x_line, steps, w, sums):
+    """All sums stay in registers through both loops."""
+    panel = vectors * COLUMNS * 2
+
+    def kernel_line(line, carried):
+        weights, *totals = carried
+        first = advance(b, x, line, x_line)
+        pixels = [b.bitcast(advance(b, first, x_step, r), I32.as_pointer()) for r in range(rows)]
+
+        def pair(k, totals):
+            inputs = advance(b, weights, k, panel)
+            w_vectors = [load_pairs(b, advance(b, inputs, j * COLUMNS * 2))
+                         for j in range(vectors)]
+            result = []
+            for r in range(rows):
+                pixel = b.load(b.gep(pixels[r], [k]))
+                pixel.align = 2
+                x_pair = broadcast_pair(b, pixel)
+                result += [instructions(b, totals[r * vectors + j], x_pair, w_vectors[j])
+                           for j in range(vectors)]
+            return result
+
+        totals = counted_loop(b, "pair", steps, totals, pair)
+        return [advance(b, weights, steps, panel), *totals]
+
+    start = [ir.Constant(SUMS, None)] * (rows * vectors)
+    _, *totals = counted_loop(b, "kernel_line", lines, [w, *start], kernel_line)
+    for i, total in enumerate(totals):
+        target = advance(b, sums, i // vectors * BLOCK + i % vectors * COLUMNS)
+        b.store(total, b.bitcast(target, SUMS.as_pointer())).align = 4
+
+
+MICRO_KERNELS = {Amx: (AMX, tile_products, Tiles),
+                 AmxEmulated: (AMX_EMULATED, tile_products, EmulatedTiles),
+                 Avx512: (AVX512, vector_products, dot),
+                 Avx512Emulated: (AVX512_EMULATED, vector_products, emulated_dot)}
+
+
+@intrinsic
+def configure(typingctx, unit):
+    """Before a thread uses the unit: AMX is told that all tiles have 16 rows of 64 bytes."""
+    def codegen(context, b, sig, args):
+        if unit.instance_class is Amx:
+            palette, columns, rows = 1, [64, 0] * 8, [TILE_ROWS] * 8
+            data = bytes([palette, *[0] * 15, *columns, *[0] * 16, *rows, *[0] * 8])
+            block = cgutils.global_constant(b, "tile_configuration", cgutils.make_bytearray(data))
+            function = ir.FunctionType(ir.VoidType(), [BYTES])
+            b.call(cgutils.get_or_insert_function(b.module, function, "llvm.x86.ldtilecfg"),
+                   [b.bitcast(block, BYTES)])
+        return context.get_dummy_value()
+    return types.void(unit), codegen
+
+
+@intrinsic
+def release(typingctx, unit):
+    """When a thread is done with it: tiles in use would be saved at each switch of threads."""
+    def codegen(context, b, sig, args):
+        if unit.instance_class is Amx:
+            function = ir.FunctionType(ir.VoidType(), [])
+            b.call(cgutils.get_or_insert_function(b.module, function, "llvm.x86.tilerelease"), [])
+        return context.get_dummy_value()
+    return types.void(unit), codegen
+
+
+@intrinsic
+def write_block(typingctx, arguments):
+    """arguments: (sums, bias, residual, has_residual, y, y_step, rows, channels, low, high)
+
+    y[r*y_step + c] = clip(sums[r, c] + bias[c] + residual[r*y_step + c], low, high)
+
+    for r < rows, c < channels <= BLOCK, all float32. sums and bias are BLOCK wide; of residual and
+    y nothing beyond `channels` is touched.
+    """
+    def codegen(context, b, sig, args):
+        (sums, bias, residual, has_residual, y, y_step, rows, channels, low,
+         high) = cgutils.unpack_tuple(b, args[0])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def columns(c, mask, add_residual):
+            start = load(b, b.gep(bias, [c]))
+
+            def row(r, _):
+                value = b.fadd(load(b, b.gep(advance(b, sums, r, BLOCK), [c])), start)
+                offset = b.add(b.mul(r, y_step), c)
+                if add_residual:
+                    value = b.fadd(value, load(b, b.gep(residual, [offset]), mask))
+                store(b, clip(b, value, low, high), b.gep(y, [offset]), mask)
+                return []
+
+            counted_loop(b, "row", rows, [], row)
+
+        def block(add_residual):
+            whole = b.sdiv(channels, i64(LANES))
+
+            def vector(index, _):
+                columns(b.mul(index, i64(LANES)), None, add_residual)
+                return []
+
+            counted_loop(b, "vector", whole, [], vector)
+            done = b.mul(whole, i64(LANES))
+            with b.if_then(b.icmp_signed("<", done, channels)):
+                columns(done, first_lanes(b, b.sub(channels, done)), add_residual)
+
+        with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
+            with then:
+                block(True)
+            with otherwise:
+                block(False)
+        return context.get_dummy_value()
+
+    return types.void(arguments), codegen
+
+
+# ---- moving bfloat16 --------------------------------------------------------------------------
+
+@intrinsic
+def bits_at(typingctx, array, offset):
+    """(uint16 array, element offset) -> pointer, without bounds or wrap-around code."""
+    def codegen(context, b, sig, args):
+        return b.gep(make_array(sig.args[0])(context, b, args[0]).data, [args[1]])
+    return BITS(array, types.intp), codegen
+
+
+@intrinsic
+def zero_bits(typingctx, target, count):
+    """Write `count` zeros."""
+    def codegen(context, b, sig, args):
+        cgutils.memset(b, args[0], b.mul(args[1], i64(2)), 0)
+        return context.get_dummy_value()
+    return types.void(BITS, types.intp), codegen
+
+
+@intrinsic
+def copy_bits(typingctx, target, source, count):
+    """Copy `count` numbers, and up to 31 more that happen to lie behind them: whole vectors are
+    faster than a call of memcpy for the few bytes under a kernel line."""
+    def codegen(context, b, sig, args):
+        target, source, count = args
+
+        def vector(index, _):
+            value = load_pairs(b, advance(b, source, index, BLOCK))
+            into = b.bitcast(advance(b, target, index, BLOCK), PAIRS.as_pointer())
+            b.store(value, into).align = 2
+            return []
+
+        counted_loop(b, "vector", b.sdiv(b.add(count, i64(BLOCK - 1)), i64(BLOCK)), [], vector)
+        return context.get_dummy_value()
+    return types.void(BITS, BITS, types.intp), codegen
+
+
+@intrinsic
+def round_floats(typingctx, target, source, count, padded):
+    """target[i] = bfloat16(source[i]) for i < count, 0 for count <= i < padded."""
+    def codegen(context, b, sig, args):
+        target, source, count, padded = args
+
+        def vector(index, _):
+            c = b.mul(index, i64(LANES))
+            _store_bits(b, rounded(b, load(b, b.gep(source, [c]))), b.gep(target, [c]))
+            return []
+
+        whole = b.sdiv(count, i64(LANES))
+        counted_loop(b, "vector", whole, [], vector)
+        done = b.mul(whole, i64(LANES))
+        left = b.sub(padded, done)
+
+        def rest(index, _):
+            c = b.add(done, b.mul(index, i64(LANES)))
+            value = load(b, b.gep(source, [c]), first_lanes(b, b.sub(count, c)))
+            _store_bits(b, rounded(b, value), b.gep(target, [c]), first_lanes(b, b.sub(padded, c)))
+            return []
+
+        counted_loop(b, "rest", b.sdiv(b.add(left, i64(LANES - 1)), i64(LANES)), [], rest)
+        return context.get_dummy_value()
+    return types.void(BITS, FLOATS, types.intp, types.intp), codegen
+
+
+def rounded(b: Builder, value: Value) -> Value:
+    """LANES float32 -> the bits of the nearest bfloat16, ties to even; a NaN stays one."""
+    def splat(number):
+        return ir.Constant(INT_VECTOR, [number] * LANES)
+    bits = b.bitcast(value, INT_VECTOR)
+    odd = b.and_(b.lshr(bits, splat(16)), splat(1))
+    nearest = b.add(bits, b.add(odd, splat(0x7FFF)))
+    quiet = b.or_(bits, splat(1 << 22))
+    is_nan = b.fcmp_unordered("uno", value, value)
+    return b.trunc(b.lshr(b.select(is_nan, quiet, nearest), splat(16)), ir.VectorType(I16, LANES))
+
+
+def _store_bits(b: Builder, value: Value, pointer: Value, mask: Value | None = None) -> None:
+    address = b.bitcast(pointer, value.type.as_pointer())
+    if mask is None:
+        b.store(value, address).align = 2
+        return
+    function = ir.FunctionType(ir.VoidType(), [value.type, address.type, I32, MASK])
+    masked = cgutils.get_or_insert_function(b.module, function,
+                                            f"llvm.masked.store.v{LANES}i16.p0")
+    b.call(masked, [value, address, I32(2), mask])

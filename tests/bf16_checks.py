@@ -1,0 +1,57 @@
+"""What the tests of bfloat16 on the CPU share: units, rounded inputs, bounds."""
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checks import EPS, assert_within, sum_bound
+
+from kernels import reference
+from kernels.cpu import backend, bf16
+from kernels.ops import Op
+
+BF16_EPS = 2.0 ** -8            # unit roundoff: 8 significant bits
+
+
+def lacking(name: str) -> str:
+    """Why this machine can not run a unit, or ""."""
+    if bf16.missing(name):
+        return f"this CPU lacks {', '.join(bf16.missing(name))}"
+    try:
+        if name == "amx":
+            bf16.permit_tiles()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+every_unit = pytest.mark.parametrize("unit", [
+    pytest.param(unit, id=name, marks=pytest.mark.skipif(bool(lacking(name)), reason=lacking(name)))
+    for name, unit in bf16.UNITS.items()])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def prepared_in_bfloat16():
+    """`checks.run` finds the kernels of bfloat16, which take the unit as a choice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "PREPARE", backend.PREPARE | backend.BFLOAT16)
+        yield
+
+
+def rounded(array: np.ndarray) -> np.ndarray:
+    """The nearest numbers that bfloat16 has, as float32."""
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def assert_sums_right(op: Op, plain: Op, length: int, *arrays: np.ndarray, slack: float = 0,
+                      **options) -> None:
+    """Products of bfloat16 are exact in float32, so with inputs that bfloat16 has only the sums of
+    `plain`, the op without activation, round; with any inputs each factor is rounded first."""
+    x, weight, *others = arrays
+    given = [rounded(x), rounded(weight), *others]
+    assert_within(sum_bound(plain, length, *given) + slack, op, *given, **options)
+    size = reference.run(plain, *(np.abs(array) for array in arrays))
+    n = (length + 3) * EPS
+    factors = (1 + BF16_EPS) ** 2
+    bound = (factors * (1 + n / (1 - n)) - 1) * size
+    assert_within(bound + slack, op, *arrays, **options)

@@ -1,0 +1,271 @@
+"""Convolution in bfloat16: shapes swept for tiles and vectors, by each way to read the image."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bf16_checks import assert_sums_right, every_unit, lacking, prepared_in_bfloat16  # noqa: F401
+from checks import aligned, assert_exact, integers, normal, prepare, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import ops
+from kernels.cpu import backend, bf16, bf16_conv, bf16_units
+from kernels.cpu.bf16_simd import BLOCK, COLUMNS
+from kernels.cpu.threads import team
+from kernels.ops import Conv2d, TensorSpec
+from kernels.step import Options
+
+WEIGHTS = (1, 2)
+PADDED = Conv2d(padding=(1, 1, 1, 1))
+
+
+def arrays(make, op, n, h, w, c, o, kernel, residual=False, seed=0):
+    rng = np.random.default_rng(seed)
+    x, weight = make(rng, n, h, w, c), make(rng, o, *kernel, c // op.groups)
+    found = [x, weight, make(rng, o)]
+    if residual:
+        found.append(make(rng, *op.output_shape(x.shape, weight.shape)))
+    return found
+
+
+@st.composite
+def problems(draw):
+    """Any convolution that fits: one-sided padding, dilation, groups, stride > kernel."""
+    small = st.integers(1, 4)
+    kernel = draw(small), draw(small)
+    dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = tuple(draw(st.integers(0, 3)) for _ in range(4))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    h = draw(st.integers(max(1, reach[0] - padding[0] - padding[2]), 12))
+    w = draw(st.integers(max(1, reach[1] - padding[1] - padding[3]), 40))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    c = groups * draw(st.sampled_from([1, 2, 3, 8, 17, 32]))
+    o = groups * draw(st.sampled_from([1, 2, 5, COLUMNS, COLUMNS + 1, BLOCK, BLOCK + COLUMNS + 3]))
+    op = Conv2d((draw(st.integers(1, 4)), draw(st.integers(1, 4))), padding, dilation, groups,
+                draw(st.sampled_from([None, ops.Relu(), ops.Clip(-3.0, 6.0)])))
+    # Of one filter a channel depthwise.py makes float32 products.
+    if groups == c == o:
+        o = 2 * o
+    return op, (draw(st.integers(1, 3)), h, w, c, o, kernel, draw(st.booleans()))
+
+
+@every_unit
+@given(problem=problems(), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_any_convolution_is_exact_on_integers(unit, problem, seed):
+    op, shape = problem
+    inputs = arrays(integers, op, *shape, seed=seed)
+    kernel = f"conv2d_{shape[5][0]}x{shape[5][1]}_bf16_{unit.name}_"
+    assert_exact(op, *inputs, weights=WEIGHTS, unit=unit, kernel=kernel)
+
+
+@every_unit
+@given(problem=problems(), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_any_convolution_is_within_the_bounds_on_floats(unit, problem, seed):
+    op, shape = problem
+    inputs = arrays(normal, op, *shape, seed=seed)
+    plain = Conv2d(op.stride, op.padding, op.dilation, op.groups)
+    assert_sums_right(op, plain, inputs[1][0].size, *inputs, weights=WEIGHTS, unit=unit)
+
+
+WAYS = [
+    # height, width, channels, outputs, kernel, op, tiles read in place by AMX and by AVX512
+    (8, 32, 32, BLOCK, (3, 3), PADDED, True, True),
+    (8, 56, 64, 7, (1, 1), Conv2d(), True, True),
+    (7, 7, 24, 40, (1, 1), Conv2d(), True, True),               # one long row of pixels
+    (9, 57, 64, 32, (1, 1), Conv2d((2, 2)), True, True),
+    (7, 7, 64, 32, (3, 3), PADDED, False, True),                # rows of 7: less than half a tile
+    (9, 28, 16, 32, (3, 3), PADDED, False, True),               # 48 inputs a line: 1.5 steps
+    (9, 28, 5, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), False, True),
+    (9, 28, 3, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), False, False),     # 9 inputs: 5 pairs
+    (8, 32, 32, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), False, False),
+    (8, 32, 64, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), False, False),
+]
+
+
+@every_unit
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("height", "width", "channels", "outputs", "kernel", "op", "tiles",
+                          "vectors"), WAYS)
+def test_each_way_to_read_the_image_runs_where_it_should(
+        monkeypatch, unit, height, width, channels, outputs, kernel, op, tiles, vectors, residual):
+    given = []
+    conv2d = bf16_conv.conv2d
+    monkeypatch.setattr(bf16_conv, "conv2d", lambda *arguments: (
+        given.append(arguments[8]), conv2d(*arguments)))
+    inputs = arrays(integers, op, 2, height, width, channels, outputs, kernel, residual)
+    assert_exact(op, *inputs, weights=WEIGHTS, unit=unit)
+    in_place = tiles if unit.depth == 32 else vectors
+    assert given
+    assert all((table[:, 2] >= 0).all() == in_place for table in given)
+
+
+@pytest.mark.parametrize("unit", bf16.UNITS.values(), ids=bf16.UNITS)
+@pytest.mark.parametrize("length", [1, 6, 7, 8, 14, 16, 17, 31, 32, 33, 100])
+def test_tiles_cover_every_pixel_once(unit, length):
+    g = bf16_conv.Geometry(3, length, 5, 3, length, 8, 1, 1, 1, 1, 0, 0, 1, 1, 5)
+    for table in (bf16_conv.cut_rows(2, g, unit), bf16_conv.cut_across(6 * length, unit)):
+        assert table[:, 0].max() <= unit.rows
+        covered = [pixel + row for rows, pixel, _ in table for row in range(rows)]
+        assert sorted(covered) == list(range(6 * length))
+    direct = bf16_conv.cut_rows(2, g, unit)
+    assert (direct[:, 2] == direct[:, 1] * 5).all()
+
+
+@every_unit
+@pytest.mark.parametrize(("threads", "at_once"), [(1, 1), (1, 2), (2, 2)])
+def test_many_passes_over_large_weights(monkeypatch, unit, threads, at_once):
+    monkeypatch.setattr(bf16_conv, "PASS_BYTES", at_once * 9 * 32 * BLOCK * 2)
+    inputs = arrays(integers, PADDED, 1, 5, 32, 32, 5 * BLOCK + 3, (3, 3))
+    assert_exact(PADDED, *inputs, weights=WEIGHTS, unit=unit)
+
+
+@every_unit
+@pytest.mark.parametrize("activation", [None, ops.Relu(), ops.Clip(0.0, 6.0), ops.Sigmoid(),
+                                        ops.Tanh()])
+def test_fused_activations_and_residual(unit, activation):
+    op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
+    inputs = arrays(normal, op, 2, 6, 9, 8, 20, (3, 3), residual=True)
+    name = "" if activation is None else f"_{activation.kind.lower()}"
+    assert prepare(op, inputs, WEIGHTS, unit=unit).kernel == (
+        f"conv2d_3x3_bf16_{unit.name}_{unit.rows}x{BLOCK}{name}")
+    # No activation's slope exceeds 1; sigmoid and tanh round a few times more.
+    assert_sums_right(op, PADDED, 72, *inputs, slack=4e-7, weights=WEIGHTS, unit=unit)
+
+
+@every_unit
+def test_a_convolution_without_bias(unit):
+    x, weight, _ = arrays(integers, Conv2d(), 1, 4, 5, 3, 6, (2, 2))
+    assert_exact(Conv2d(), x, weight, weights=(1,), unit=unit)
+
+
+@every_unit
+@pytest.mark.parametrize("op", [PADDED, Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)),
+                                Conv2d(padding=(1, 1, 1, 1), activation=ops.Relu())])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [3, 32])
+def test_nan_and_infinity_travel_as_ieee_says(unit, op, value, channels):
+    x, weight, bias = arrays(integers, op, 1, 9, 32, channels, 8, (3, 3))
+    weight[weight == 0] = 1
+    x[0, 4, 5, 1] = value
+    assert_exact(op, x, weight, bias, weights=WEIGHTS, unit=unit)
+
+
+@every_unit
+@pytest.mark.parametrize("channels", [3, 17, 32, 40])
+def test_the_input_beside_the_image_is_never_used(unit, channels):
+    """Everything beyond the image is NaN: a tile that uses one number too many shows."""
+    for op in (Conv2d(), PADDED):
+        x, weight, bias = arrays(integers, op, 1, 5, 18, channels, 9, (3, 3))
+        block = np.full(x.size + 256, np.nan, np.float32)
+        inside = block[128:128 + x.size].reshape(x.shape)
+        inside[...] = x
+        assert_exact(op, inside, weight, bias, weights=WEIGHTS, unit=unit)
+
+
+# Each input and the scratch memory end where memory ends that may be touched.
+AT_THE_EDGE = """
+import ctypes, mmap, sys
+import numpy as np
+sys.path.insert(0, "tests")
+from bf16_checks import backend
+from test_bf16_conv import WAYS, arrays, integers
+from kernels import reference
+from kernels.cpu import bf16
+from kernels.cpu.threads import team
+from kernels.ops import TensorSpec
+from kernels.step import Options
+
+def at_the_edge(size):
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    block = np.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), np.uint8)
+    kept.append(block)
+    denied = ctypes.c_void_p(block.ctypes.data + pages)
+    assert ctypes.CDLL(None).mprotect(denied, mmap.PAGESIZE, 0) == 0
+    block[pages - size:pages] = 0xFF
+    return block[pages - size:pages]
+
+unit = bf16.UNITS[sys.argv[1]]
+for height, width, channels, outputs, kernel, op, _, _ in WAYS:
+    kept = []
+    given = arrays(integers, op, 1, height, width, channels, outputs, kernel, True)
+    inputs = [at_the_edge(array.nbytes).view(np.float32).reshape(array.shape) for array in given]
+    for copy, array in zip(inputs, given):
+        copy[...] = array
+    output = TensorSpec(op.output_shape(*(array.shape for array in given)))
+    step = backend.BFLOAT16[type(op)](op, [TensorSpec(array.shape) for array in given], output,
+                                      [None, *given[1:3], None], Options(2), unit)
+    y = at_the_edge(given[3].nbytes).view(np.float32).reshape(output.shape)
+    with team(2):
+        step.bind(inputs, y, at_the_edge(step.workspace))()
+    assert np.array_equal(y, reference.run(op, *given)), op
+print("never beyond")
+"""
+
+
+@every_unit
+def test_nothing_beyond_the_input_the_output_and_the_scratch_is_touched(unit):
+    done = subprocess.run([sys.executable, "-c", AT_THE_EDGE, unit.name],
+                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.stdout == "never beyond\n", done.stderr
+
+
+def test_nothing_before_the_scratch_is_touched():
+    unit = bf16_units.AMX_EMULATED
+    inputs = arrays(integers, PADDED, 1, 7, 7, 16, 40, (3, 3))
+    step = prepare(PADDED, inputs, WEIGHTS, unit=unit)
+    block = aligned(step.workspace + 64)
+    y = np.empty(PADDED.output_shape(*(array.shape for array in inputs)), np.float32)
+    with team(1):
+        step.bind(inputs, y, block[64:])()
+    assert (block[:64] == 0xFF).all()
+
+
+@every_unit
+def test_weights_are_packed_once_for_all_programs(unit):
+    inputs = arrays(integers, PADDED, 1, 9, 32, 32, 6, (3, 3))
+    options = Options(1)
+    for batch in (1, 2):
+        spec = TensorSpec((batch, 9, 32, 32))
+        output = TensorSpec(PADDED.output_shape(spec.shape, inputs[1].shape))
+        bf16_conv.prepare_conv2d(PADDED, [spec, *(TensorSpec(a.shape) for a in inputs[1:])], output,
+                                 [None, *inputs[1:]], options, unit)
+    assert len(options.packed) == 1
+
+
+def test_a_depthwise_convolution_keeps_its_float32_kernel(monkeypatch):
+    monkeypatch.setenv("CNN_BF16", "amx_emulated")
+    op = Conv2d(padding=(1, 1, 1, 1), groups=8)
+    x, weight, bias = arrays(normal, op, 1, 9, 9, 8, 8, (3, 3))
+    specs = [TensorSpec(array.shape) for array in (x, weight, bias)]
+    step = backend.prepare(op, specs, specs[0], [None, weight, bias], Options(1, "bfloat16"))
+    assert step.kernel.startswith("depthwise_3x3_f32")
+
+
+def test_weights_must_be_constants():
+    inputs = arrays(integers, Conv2d(), 1, 4, 5, 3, 6, (2, 2))
+    with pytest.raises(ValueError, match="must be constants"):
+        run(Conv2d(), *inputs, weights=())
+
+
+def test_a_second_process_compiles_nothing():
+    code = ("import numpy as np\n"
+            "from kernels.cpu import backend, bf16_conv\n"
+            "from kernels.ops import Conv2d, TensorSpec\n"
+            "from kernels.step import Options\n"
+            "x, w, b = np.ones((1, 4, 4, 3), 'f'), np.ones((3, 1, 1, 3), 'f'), np.ones(3, 'f')\n"
+            "specs = [TensorSpec(a.shape) for a in (x, w, b)]\n"
+            "step = backend.prepare(Conv2d(), specs, specs[0], [None, w, b],\n"
+            "                       Options(1, 'bfloat16'))\n"
+            "step.bind([x, w, b], np.empty_like(x), np.empty(step.workspace, np.uint8))()\n"
+            "stats = bf16_conv.conv2d.stats\n"
+            "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))")
+    environment = {**os.environ, "CNN_BF16": "amx_emulated"}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
+                              env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]

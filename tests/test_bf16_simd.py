@@ -1,0 +1,168 @@
+"""Instructions that multiply bfloat16: what emulated ones compute, what real ones compile to."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+
+from kernels.cpu import bf16_units
+from kernels.cpu.bf16_simd import (
+    BLOCK,
+    bits_at,
+    configure,
+    multiply,
+    release,
+    round_floats,
+)
+from kernels.cpu.jit import LANES
+from kernels.cpu.simd import at
+
+POISON = 0xABAD
+
+
+@numba.njit
+def products(unit, x, w, sums, steps):
+    """One micro-kernel of the largest size over one line; 2 * COLUMNS output channels."""
+    configure(unit)
+    multiply(unit, 2, 2, (bits_at(x, 0), x.size // unit.rows, 1, 0, steps, bits_at(w, 0),
+                          at(sums, 0)))
+    release(unit)
+
+
+@numba.njit
+def round_all(x, y, count, padded):
+    round_floats(bits_at(y, 0), at(x, 0), count, padded)
+
+
+def numbers(rng, *shape):
+    """Random bfloat16 as float32, of 2 ** -7 to 2 ** 3: float64 holds all their products' sums."""
+    x = rng.uniform(2.0 ** -7, 8, shape) * rng.choice([-1, 1], shape)
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def bits(x):
+    return x.astype(ml_dtypes.bfloat16).view(np.uint16).ravel()
+
+
+def fused(x, y, z):
+    """x * y + z, rounded once."""
+    return (x.astype(float) * y + z).astype(np.float32)
+
+
+def tile_sums(x, w):
+    """Intel's definition of tdpbf16ps: 32 inputs a step."""
+    total = np.zeros((len(x), w.shape[1]), np.float32)
+    for start in range(0, len(w), 32):
+        even, odd = np.zeros_like(total), np.zeros_like(total)
+        for k in range(start, start + 32, 2):
+            even = fused(x[:, k, None], w[k], even)
+            odd = fused(x[:, k + 1, None], w[k + 1], odd)
+        total += even + odd
+    return total
+
+
+def vector_sums(x, w):
+    """Intel's definition of vdpbf16ps: the odd input of each pair first."""
+    total = np.zeros((len(x), w.shape[1]), np.float32)
+    for k in range(0, len(w), 2):
+        total = fused(x[:, k, None], w[k], fused(x[:, k + 1, None], w[k + 1], total))
+    return total
+
+
+@pytest.mark.parametrize(("unit", "definition"), [
+    (bf16_units.AMX_EMULATED, tile_sums), (bf16_units.AVX512_EMULATED, vector_sums)],
+    ids=["amx", "avx512"])
+def test_emulated_instructions_sum_in_the_order_of_the_manual(unit, definition):
+    rng, depth = np.random.default_rng(0), 96
+    x, w = numbers(rng, unit.rows, depth), numbers(rng, depth, BLOCK)
+    panel = bits(w.reshape(depth // 2, 2, BLOCK).transpose(0, 2, 1))
+    sums = np.full(unit.rows * BLOCK, np.nan, np.float32)
+    products(unit, bits(x), panel, sums, depth // unit.depth)
+    expected = definition(x, w)
+    assert not np.array_equal(expected, x @ w)      # the order is seen
+    np.testing.assert_array_equal(sums.reshape(unit.rows, BLOCK), expected)
+
+
+SPECIAL = np.array([0, -0.0, 1, 1 + 2.0 ** -8, 1 + 3 * 2.0 ** -8, 1 + 2.0 ** -8 + 2.0 ** -20, -1.7,
+                    3.4e38, -3.4e38, 3.3e38, np.inf, -np.inf, np.nan, 1e-38, 1e-40, -3e-45],
+                   np.float32)
+
+
+@pytest.mark.parametrize("count", [0, 1, LANES - 1, LANES, LANES + 1, 3 * LANES + 2, 1000])
+@pytest.mark.parametrize("zeros", [0, 1, LANES, 2 * LANES + 1])
+def test_rounding_is_to_nearest_even_and_writes_what_it_should(count, zeros):
+    rng = np.random.default_rng(count)
+    x = rng.integers(0, 1 << 32, count, np.uint32).view(np.float32)
+    x[:len(SPECIAL)] = SPECIAL[:count]
+    y = np.full(count + zeros + 64, POISON, np.uint16)
+    round_all(x, y, count, count + zeros)
+    found = y[:count].view(ml_dtypes.bfloat16).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found, x.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert (y[count:count + zeros] == 0).all()
+    assert (y[count + zeros:] == POISON).all()
+
+
+def test_a_nan_of_any_payload_stays_one():
+    x = np.array([0x7F800001, 0xFF80FFFF, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
+    y = np.zeros(4, np.uint16)
+    round_all(x, y, 4, 4)
+    assert np.isnan(y.view(ml_dtypes.bfloat16).astype(np.float32)).all()
+
+
+# Compiles the convolution for another CPU, which need not be there, and prints its machine code.
+COMPILE = """
+import json, sys
+from numba import types, typeof
+from kernels.cpu import bf16, bf16_conv
+floats, bits, patches, table = (types.Array(kind, dimensions, "C") for kind, dimensions in (
+    (types.float32, 1), (types.uint16, 1), (types.uint16, 2), (types.int64, 2)))
+bf16_conv.conv_units.compile((
+    types.int64, types.int64, types.int64, typeof(bf16.UNITS[sys.argv[1]]), bits, bits, floats,
+    floats, floats, patches, floats, table, table, table,
+    typeof(bf16_conv.Geometry(*range(15))), types.float32, types.float32))
+code = next(iter(bf16_conv.conv_units.inspect_asm().values()))
+print(json.dumps({"code": code, "missing": bf16.missing(sys.argv[1])}))
+"""
+
+
+def compiled(unit, cpu, features, cache):
+    """The blocks of the kernel's machine code for a CPU, each up to the next label."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features,
+                   "CNN_SIMD_LANES": "16", "CNN_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", COMPILE, unit], cwd=Path(__file__).parent.parent,
+                          env=environment, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["missing"] == []
+    return re.split(r"^\.\w+:$", result["code"], flags=re.MULTILINE)
+
+
+def test_tiles_compile_to_the_instructions_of_amx(tmp_path):
+    blocks = compiled("amx", "sapphirerapids", "+amx-tile,+amx-bf16,+avx512bf16", tmp_path)
+    code = "\n".join(blocks)
+    assert code.count("ldtilecfg") == code.count("tilerelease") == 1
+    loops = [block for block in blocks if "tdpbf16ps" in block]
+    assert len(loops) >= 4          # 2 x 2 tiles, 2 x 1, 1 x 2, 1 x 1
+    for loop in loops:
+        assert "call" not in loop       # a callee may use the tiles
+        assert "zmm" not in loop
+    # The compiler keeps no tile in the stack: what is loaded and stored are operands.
+    operands = re.findall(r"tile(?:loadd|stored)\s.*", code)
+    assert len(operands) > 10
+    assert not [operand for operand in operands if "%rsp" in operand]
+
+
+@pytest.mark.parametrize("cpu", ["cooperlake", "znver4"])
+def test_vectors_compile_to_the_instruction_of_avx512_and_stay_in_registers(cpu, tmp_path):
+    blocks = compiled("avx512", cpu, "+avx512bf16", tmp_path)
+    loops = [block for block in blocks if "vdpbf16ps" in block]
+    assert len(loops) >= 6          # 14, 7 and 1 pixels times 2 and 1 vectors
+    assert any(loop.count("vdpbf16ps") == 14 * 2 for loop in loops)
+    for line in "\n".join(loops).splitlines():
+        assert not ("zmm" in line and "%rsp" in line), line
