@@ -30,10 +30,13 @@ from .epilogue import epilogue
 from .jit import LANES, njit
 from .parallel import parallel_for
 from .simd import at, copy_floats, zero_floats
-from .tile import BLOCK, HALF_ROWS, TILE_ROWS, one_block
+from .tile import BLOCK, BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, some_blocks
 
-# One pass keeps this much of the weights in the L2 cache while it goes over all tiles.
-PASS_BYTES = 256 * 1024
+# One pass keeps this much of the weights in the L2 cache while it goes over all tiles. Where the
+# input is so small that it stays there, passes are small, too: their weights are fetched ahead, but
+# for those of the first.
+PASS_BYTES, SMALL_PASS_BYTES = 256 * 1024, 32 * 1024
+SMALL_BYTES = 256 * 1024
 
 
 class Geometry(NamedTuple):
@@ -63,26 +66,29 @@ class Geometry(NamedTuple):
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def conv2d(x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low, high, threads):
+def conv2d(x, weight, bias, residual, y, scratch, tiles, passes, geometry, low, high, threads):
     """Every pass over every tile, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty); weight, bias: packed by `pack`; scratch:
-    threads * TILE_ROWS * depth floats; tiles, blocks, passes: tables made by `cut_*` below.
+    threads * TILE_ROWS * depth floats; tiles, passes: tables made by `cut_*` below;
+    geometry: Geometry's numbers, a plain tuple, which costs 2 us less to call with.
     """
+    g = Geometry(*geometry)
     parallel_for(conv_units, len(passes) * len(tiles), threads, (
-        x, weight, bias, residual, y, scratch, tiles, blocks, passes, g, low, high))
+        x, weight, bias, residual, y, scratch, tiles, passes, g, low, high))
 
 
 @njit()
-def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, scratch, tiles, blocks,
-               passes, g, low, high):
+def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, scratch, tiles, passes,
+               g, low, high):
     """The tiles of a pass share the fetching of the next pass's weights, or its first tile would
     wait for them; a single tile would wait anyway."""
     depth = g.kernel_height * g.kernel_width * g.per_group
     share = -(-BLOCK // len(tiles)) if len(tiles) > 1 else 0    # floats of each line of a panel
     patch = scratch[thread * TILE_ROWS * depth:(thread + 1) * TILE_ROWS * depth]
     for unit in range(first_unit, end_unit):
-        first_block, end_block, group = passes[unit // len(tiles)]
+        number = unit // len(tiles)
+        channel, full, vectors, valid, w_offset, bias_offset, group = passes[number]
         rows, pixel, x_offset = tiles[unit % len(tiles)]
         if x_offset >= 0:
             source, x_step = at(x, x_offset), g.stride_width * g.channels
@@ -92,24 +98,28 @@ def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, scrat
             gather(x, patch, rows, pixel, group, g)
             source, x_step = at(patch, 0), depth
             lines, x_line, length = 1, 0, depth
-        fetched = unit % len(tiles) * share
-        for block in range(first_block, end_block):
-            channel, vectors, valid, w_offset, bias_offset = blocks[block]
-            panel = at(weight, w_offset)
-            ahead, ahead_step = panel, 0
-            following = block + end_block - first_block
-            if following < len(blocks) and fetched < BLOCK:
-                ahead, ahead_step = at(weight, blocks[following, 3] + fetched * depth), share
-            y_offset = pixel * g.out_channels + channel
-            one_block(rows, vectors, (source, x_step, lines, x_line, length,
-                                      panel, ahead, ahead_step, at(bias, bias_offset),
-                                      at(residual, y_offset), len(residual),
-                                      at(y, y_offset), g.out_channels, valid, low, high))
+        following, ahead_step, fetched = w_offset, 0, unit % len(tiles) * share
+        if number + 1 < len(passes) and fetched < BLOCK:
+            following, ahead_step = passes[number + 1, 4] + fetched * depth, share
+        y_offset = pixel * g.out_channels + channel
+        if full > 0:
+            some_blocks(rows, BLOCK_VECTORS, (
+                source, x_step, lines, x_line, length, full, at(weight, w_offset),
+                at(weight, following), ahead_step, at(bias, bias_offset), at(residual, y_offset),
+                len(residual), at(y, y_offset), g.out_channels, LANES, low, high))
+        if vectors > 0:
+            done = full * BLOCK
+            some_blocks(rows, vectors, (
+                source, x_step, lines, x_line, length, 1, at(weight, w_offset + done * depth),
+                at(weight, following), 0, at(bias, bias_offset + done),
+                at(residual, y_offset + done), len(residual), at(y, y_offset + done),
+                g.out_channels, valid, low, high))
 
 
 @njit()
-def pad2d(x, padded, batch, g, p, threads):
-    """Copy x of geometry g into the middle of a zeroed image of geometry p, for a whole batch."""
+def pad2d(x, padded, batch, geometry, padded_geometry, threads):
+    """Copy x into the middle of a zeroed image of the other geometry, for a whole batch."""
+    g, p = Geometry(*geometry), Geometry(*padded_geometry)
     parallel_for(pad_rows, batch * p.height, threads, (x, padded, g, p))
 
 
@@ -208,37 +218,35 @@ def cut_across(batch: int, g: Geometry) -> Array:
     return np.array([(rows, start, -1) for start, rows in cover(pixels)], np.int64)
 
 
-def cut_blocks(out_channels: int, groups: int, depth: int) -> tuple[Array, Array]:
-    """blocks [.., 5]: first channel, vectors, valid channels of the last vector, offset of its
-    weights, offset of its bias; passes [.., 3]: first block, end block, group."""
-    blocks: list[tuple[int, int, int, int, int]] = []
-    passes: list[tuple[int, int, int]] = []
-    w_offset = bias_offset = 0
+def cut_passes(out_channels: int, groups: int, depth: int, at_once: int) -> Array:
+    """passes [.., 7], of at most `at_once` blocks: first channel, full blocks, vectors of a last,
+    smaller block (0: there is none) and valid channels of the last of these, offset of the weights,
+    offset of the bias, group."""
+    passes, w_offset, bias_offset = [], 0, 0
     per_group = out_channels // groups
     for group in range(groups):
-        first = len(blocks)
-        for channel in range(0, per_group, BLOCK):
-            wanted = min(per_group - channel, BLOCK)
-            vectors = -(-wanted // LANES)
-            valid = wanted - (vectors - 1) * LANES
-            blocks.append((group * per_group + channel, vectors, valid, w_offset, bias_offset))
-            w_offset += depth * vectors * LANES
-            bias_offset += vectors * LANES
-        at_once = max(1, PASS_BYTES // (depth * BLOCK * 4))
-        passes += [(start, min(start + at_once, len(blocks)), group)
-                   for start in range(first, len(blocks), at_once)]
-    return np.array(blocks, np.int64), np.array(passes, np.int64)
+        for start in range(0, per_group, at_once * BLOCK):
+            wanted = min(per_group - start, at_once * BLOCK)
+            full, rest = divmod(wanted, BLOCK)
+            vectors = -(-rest // LANES)
+            valid = rest - (vectors - 1) * LANES if vectors else 0
+            passes.append((group * per_group + start, full, vectors, valid, w_offset, bias_offset,
+                           group))
+            w_offset += (full * BLOCK + vectors * LANES) * depth
+            bias_offset += full * BLOCK + vectors * LANES
+    return np.array(passes, np.int64)
 
 
-def pack(weight: Array, blocks: Array) -> Array:
-    """(O, ...) -> the blocks' panels [depth, vectors * LANES] one after the other, zero-padded."""
-    rows = weight.reshape(len(weight), -1)
+def pack(weight: Array, groups: int) -> Array:
+    """(O, ...) -> panels [depth, BLOCK, or the vectors of a last, smaller block] one after the
+    other, zero-padded."""
     panels = []
-    for channel, vectors, valid, _, _ in blocks:
-        wanted = (vectors - 1) * LANES + valid
-        panel = np.zeros((rows.shape[1], vectors * LANES), np.float32)
-        panel[:, :wanted] = rows[channel:channel + wanted].T
-        panels.append(panel.ravel())
+    for rows in np.split(weight.reshape(len(weight), -1), groups):
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start:start + BLOCK]
+            panel = np.zeros((rows.shape[1], -(-len(block) // LANES) * LANES), np.float32)
+            panel[:, :len(block)] = block.T
+            panels.append(panel.ravel())
     return np.concatenate(panels)
 
 
@@ -254,15 +262,20 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
     if direct is None:
         p = g
     tiles = cut_across(batch, g) if direct is None else direct
-    blocks, passes = cut_blocks(g.out_channels, groups, g.depth)
-    packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(w, blocks))
+    small = batch * p.height * p.width * p.channels * 4 <= SMALL_BYTES
+    pass_bytes = SMALL_PASS_BYTES if small else PASS_BYTES
+    passes = cut_passes(g.out_channels, groups, g.depth,
+                        max(1, pass_bytes // (g.depth * BLOCK * 4)))
+    packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(w, groups))
     if bias is None:
         bias = np.zeros(g.out_channels, np.float32)
-    packed_bias = pack(bias, blocks * [1, 1, 1, 0, 1])
+    packed_bias = pack(bias, groups)
     low, high, finish, suffix = epilogue(activation)
     floats = batch * p.height * p.width * p.channels if p != g else 0
     if direct is None:
         floats = options.threads * TILE_ROWS * g.depth
+
+    geometry, padded = tuple(g), tuple(p)
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> Run:
         x, y = inputs[0].reshape(-1), output.reshape(-1)
@@ -271,10 +284,10 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
 
         def run() -> None:
             source = x
-            if p != g:
-                pad2d(x, scratch, batch, g, p, options.threads)
+            if padded != geometry:
+                pad2d(x, scratch, batch, geometry, padded, options.threads)
                 source = scratch
-            conv2d(source, packed, packed_bias, residual, y, scratch, tiles, blocks, passes, p,
+            conv2d(source, packed, packed_bias, residual, y, scratch, tiles, passes, padded,
                    low, high, options.threads)
             finish(y, options.threads)
         return run

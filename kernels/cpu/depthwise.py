@@ -43,11 +43,13 @@ class Geometry(NamedTuple):
 
 
 @njit()
-def depthwise2d(x, weight, bias, zeros, y, batch, g, low, high, threads):
+def depthwise2d(x, weight, bias, zeros, y, batch, geometry, low, high, threads):
     """Every output row of every group of channels, shared among the threads.
 
-    x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels].
+    x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels];
+    geometry: Geometry's numbers.
     """
+    g = Geometry(*geometry)
     rows = batch * g.out_height
     parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
         x, weight, bias, zeros, y, rows, g, low, high))
@@ -151,14 +153,14 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
 
     packed = options.pack(weight, "depthwise", pack)
     packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
-    zeros = np.zeros(LANES, np.float32)
+    zeros, geometry = np.zeros(LANES, np.float32), tuple(g)
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         x, flat = arrays[0].reshape(-1), y.reshape(-1)
 
         def run() -> None:
-            depthwise2d(x, packed, packed_bias, zeros, flat, batch, g, low, high,
+            depthwise2d(x, packed, packed_bias, zeros, flat, batch, geometry, low, high,
                         options.threads)
             finish(flat, options.threads)
         return run

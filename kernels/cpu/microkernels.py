@@ -46,50 +46,54 @@ POOL_VECTORS = 4        # sums at work at once: what an addition takes, in addit
 
 @intrinsic(prefer_literal=True)
 def conv_tile(typingctx, tile_rows, vectors, arguments):
-    """arguments: (x, x_step, lines, x_line, length, w, ahead, ahead_step, bias, residual,
+    """arguments: (x, x_step, lines, x_line, length, blocks, w, ahead, ahead_step, bias, residual,
     has_residual, y, y_step, valid, low, high)
 
     y[r, c] = clip(sum over l, k of x[r*x_step + l*x_line + k] * w[l*length + k, c]
                       + bias[c] + residual[r*y_step + c], low, high)
 
-    for r < tile_rows, c < vectors * LANES, l < lines, k < length. All accumulators stay in
-    registers through both loops. Of the last vector only the first `valid` channels are read
-    from `residual` and written. Pointers are to float32; steps count floats. Each tap also asks for
-    ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache: weights that come next.
+    for r < tile_rows, c < vectors * LANES, l < lines, k < length, and so on for `blocks` blocks of
+    channels that lie one after the other in w, bias, residual and y. All accumulators stay in
+    registers through both loops. Of the last vector of a block only the first `valid` channels are
+    read from `residual` and written. Pointers are to float32; steps count floats. Each tap also
+    asks for ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache, where `ahead` goes on
+    with w: weights that come later.
     """
     sizes = literal_ints(tile_rows, vectors)
     if sizes is None:
         return None
     mr, nv = sizes
+    width = nv * LANES
 
     def codegen(context, b, sig, args):
-        (x, x_step, lines, x_line, length, w, ahead, ahead_step, bias, residual, has_residual,
-         y, y_step, valid, low, high) = cgutils.unpack_tuple(b, args[2])
-        start = [load(b, advance(b, bias, j * LANES)) for _ in range(mr) for j in range(nv)]
-
-        def kernel_line(line, carried):
-            weights, *acc = carried
-            first = advance(b, x, line, x_line)
-            pixels = [advance(b, first, x_step, r) for r in range(mr)]
-            wanted = advance(b, ahead, b.mul(line, length), ahead_step)
-
-            def tap(k, acc):
-                prefetch(b, advance(b, wanted, k, ahead_step))
-                w_line = advance(b, weights, k, nv * LANES)
-                w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
-                total = []
-                for r in range(mr):
-                    pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
-                    total += [fma(b, pixel, w_vectors[j], acc[r * nv + j]) for j in range(nv)]
-                return total
-
-            acc = counted_loop(b, "tap", length, acc, tap)
-            return [advance(b, weights, length, nv * LANES), *acc]
-
-        _, *acc = counted_loop(b, "kernel_line", lines, [w, *start], kernel_line)
+        (x, x_step, lines, x_line, length, blocks, w, ahead, ahead_step, bias, residual,
+         has_residual, y, y_step, valid, low, high) = cgutils.unpack_tuple(b, args[2])
         low, high = broadcast(b, low), broadcast(b, high)
 
-        def write(mask, add_residual):
+        def products(w, ahead, acc):
+            def kernel_line(line, carried):
+                weights, *acc = carried
+                first = advance(b, x, line, x_line)
+                pixels = [advance(b, first, x_step, r) for r in range(mr)]
+                wanted = advance(b, ahead, b.mul(line, length), ahead_step)
+
+                def tap(k, acc):
+                    prefetch(b, advance(b, wanted, k, ahead_step))
+                    w_line = advance(b, weights, k, width)
+                    w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
+                    total = []
+                    for r in range(mr):
+                        pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
+                        total += [fma(b, pixel, w_vectors[j], acc[r * nv + j]) for j in range(nv)]
+                    return total
+
+                acc = counted_loop(b, "tap", length, acc, tap)
+                return [advance(b, weights, length, width), *acc]
+
+            after, *acc = counted_loop(b, "kernel_line", lines, [w, *acc], kernel_line)
+            return after, acc
+
+        def write(acc, residual, y, mask, add_residual):
             for r in range(mr):
                 for j in range(nv):
                     last = mask if j == nv - 1 else None
@@ -100,11 +104,19 @@ def conv_tile(typingctx, tile_rows, vectors, arguments):
                     target = advance(b, advance(b, y, y_step, r), j * LANES)
                     store(b, clip(b, value, low, high), target, last)
 
-        with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
-            with then:
-                _full_or_masked(b, valid, lambda mask: write(mask, True))
-            with otherwise:
-                _full_or_masked(b, valid, lambda mask: write(mask, False))
+        def block(index, carried):
+            w, ahead, bias, residual, y = carried
+            start = [load(b, advance(b, bias, j * LANES)) for _ in range(mr) for j in range(nv)]
+            after, acc = products(w, ahead, start)
+            with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
+                with then:
+                    _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, True))
+                with otherwise:
+                    _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, False))
+            return [after, advance(b, ahead, b.mul(lines, length), width),
+                    advance(b, bias, width), advance(b, residual, width), advance(b, y, width)]
+
+        counted_loop(b, "block", blocks, [w, ahead, bias, residual, y], block)
         return context.get_dummy_value()
 
     return types.void(tile_rows, vectors, arguments), codegen

@@ -12,18 +12,31 @@ BLOCK_VECTORS = 2
 BLOCK = BLOCK_VECTORS * LANES
 
 
-@njit(inline="always")
-def one_block(rows, vectors, arguments):
-    """The micro-kernel of the wanted size, which it must know when it is compiled."""
+def _tile(rows, vectors):
+    """A function of its own for each micro-kernel: side by side in one, LLVM would keep what all of
+    them need at hand, and spill."""
+    @njit()
+    def tile(arguments):
+        conv_tile(rows, vectors, arguments)
+    return tile
+
+
+tile_2, half_2, one_2 = _tile(TILE_ROWS, 2), _tile(HALF_ROWS, 2), _tile(1, 2)
+tile_1, half_1, one_1 = _tile(TILE_ROWS, 1), _tile(HALF_ROWS, 1), _tile(1, 1)
+
+
+@njit()
+def some_blocks(rows, vectors, arguments):
+    """The micro-kernel of the wanted size."""
     if rows == TILE_ROWS and vectors == 2:
-        conv_tile(TILE_ROWS, 2, arguments)
+        tile_2(arguments)
     elif rows == HALF_ROWS and vectors == 2:
-        conv_tile(HALF_ROWS, 2, arguments)
+        half_2(arguments)
     elif vectors == 2:
-        conv_tile(1, 2, arguments)
+        one_2(arguments)
     elif rows == TILE_ROWS:
-        conv_tile(TILE_ROWS, 1, arguments)
+        tile_1(arguments)
     elif rows == HALF_ROWS:
-        conv_tile(HALF_ROWS, 1, arguments)
+        half_1(arguments)
     else:
-        conv_tile(1, 1, arguments)
+        one_1(arguments)

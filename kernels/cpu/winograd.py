@@ -38,7 +38,7 @@ from .jit import LANES, njit
 from .microkernels import winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
 from .simd import at, copy_floats, zero_floats
-from .tile import BLOCK, HALF_ROWS, TILE_ROWS, one_block
+from .tile import BLOCK, HALF_ROWS, TILE_ROWS, some_blocks
 from .winograd_matrices import WEIGHT
 
 # With 64 channels the inputs of a block and the products of a group share the L2 cache, 250 KB each
@@ -89,14 +89,15 @@ class Geometry(NamedTuple):
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def winograd2d(x, weight, bias, zeros, residual, y, scratch, transformed, ends, g, low, high,
-               threads):
+def winograd2d(x, weight, bias, zeros, residual, y, scratch, transformed, ends, geometry, low,
+               high, threads):
     """Every group of output channels of every block of tiles, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty); weight: packed by `pack`; bias: padded to
     whole vectors; zeros: g.group of them; scratch: threads * ends[-1] floats; transformed: where
-    each thread keeps which block it has transformed.
+    each thread keeps which block it has transformed; geometry: Geometry's numbers.
     """
+    g = Geometry(*geometry)
     groups = -(-g.out_channels // g.group)
     for thread in range(threads):
         transformed[thread] = -1
@@ -178,8 +179,8 @@ def multiply(inputs, weight, zeros, products, first_channel, tiles, g):
         for t in range(0, tiles, TILE_ROWS):
             rows = TILE_ROWS if tiles - t > HALF_ROWS else HALF_ROWS
             row = position * g.block_tiles + t
-            one_block(rows, vectors, (
-                at(inputs, row * g.depth), g.depth, 1, 0, g.channels,
+            some_blocks(rows, vectors, (
+                at(inputs, row * g.depth), g.depth, 1, 0, g.channels, 1,
                 at(weight, panel_offset(position, channel, g)), at(weight, ahead), share,
                 nothing, nothing, 0, at(products, row * g.group + channel - first_channel), g.group,
                 LANES, -infinity, infinity))
@@ -324,7 +325,7 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     packed_bias = np.zeros(out_depth, np.float32)
     if bias is not None:
         packed_bias[:out_channels] = bias
-    zeros = np.zeros(group, np.float32)
+    zeros, geometry = np.zeros(group, np.float32), tuple(g)
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
@@ -335,7 +336,7 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
 
         def run() -> None:
             winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, transformed, ends,
-                       g, low, high, options.threads)
+                       geometry, low, high, options.threads)
             finish(flat, options.threads)
         return run
 
