@@ -77,6 +77,7 @@ WAYS = [
     (8, 32, 32, BLOCK, (3, 3), PADDED, True, True),
     (8, 56, 64, 7, (1, 1), Conv2d(), True, True),
     (7, 7, 24, 40, (1, 1), Conv2d(), True, True),               # one long row of pixels
+    (3, 11, 512, 32, (1, 1), Conv2d(), True, True),             # far to rows beyond the last pixel
     (9, 57, 64, 32, (1, 1), Conv2d((2, 2)), True, True),
     (7, 7, 64, 32, (3, 3), PADDED, False, True),                # rows of 7: less than half a tile
     (9, 28, 16, 32, (3, 3), PADDED, False, True),               # 48 inputs a line: 1.5 steps
@@ -167,7 +168,8 @@ def test_the_input_beside_the_image_is_never_used(unit, channels):
         assert_exact(op, inside, weight, bias, weights=WEIGHTS, unit=unit)
 
 
-# Each input and the scratch memory end where memory ends that may be touched.
+# Inputs, output and scratch memory end where memory ends that may be touched, and the last of two
+# threads, whose scratch is the last, does all the work.
 AT_THE_EDGE = """
 import ctypes, mmap, sys
 import numpy as np
@@ -175,8 +177,7 @@ sys.path.insert(0, "tests")
 from bf16_checks import backend
 from test_bf16_conv import WAYS, arrays, integers
 from kernels import reference
-from kernels.cpu import bf16
-from kernels.cpu.threads import team
+from kernels.cpu import bf16, bf16_conv
 from kernels.ops import TensorSpec
 from kernels.step import Options
 
@@ -189,6 +190,12 @@ def at_the_edge(size):
     block[pages - size:pages] = 0xFF
     return block[pages - size:pages]
 
+def on_the_last_thread(*arguments):
+    *others, threads = arguments
+    tiles, passes = others[8], others[10]
+    bf16_conv.conv_units(threads - 1, 0, len(passes) * len(tiles), *others)
+
+bf16_conv.conv2d = on_the_last_thread
 unit = bf16.UNITS[sys.argv[1]]
 for height, width, channels, outputs, kernel, op, _, _ in WAYS:
     kept = []
@@ -200,8 +207,7 @@ for height, width, channels, outputs, kernel, op, _, _ in WAYS:
     step = backend.BFLOAT16[type(op)](op, [TensorSpec(array.shape) for array in given], output,
                                       [None, *given[1:3], None], Options(2), unit)
     y = at_the_edge(given[3].nbytes).view(np.float32).reshape(output.shape)
-    with team(2):
-        step.bind(inputs, y, at_the_edge(step.workspace))()
+    step.bind(inputs, y, at_the_edge(step.workspace))()
     assert np.array_equal(y, reference.run(op, *given)), op
 print("never beyond")
 """
@@ -212,6 +218,29 @@ def test_nothing_beyond_the_input_the_output_and_the_scratch_is_touched(unit):
     done = subprocess.run([sys.executable, "-c", AT_THE_EDGE, unit.name],
                           cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.stdout == "never beyond\n", done.stderr
+
+
+@pytest.mark.parametrize("unit", [bf16_units.AMX_EMULATED, bf16_units.AVX512_EMULATED],
+                         ids=["amx", "avx512"])
+@pytest.mark.parametrize(("channels", "groups", "dilation"), [(5, 1, 1), (12, 4, 1), (17, 1, 2)])
+def test_patches_stay_within_the_scratch_of_their_thread(monkeypatch, unit, channels, groups,
+                                                         dilation):
+    """Whole vectors are copied: what the last one writes too much must not be another's."""
+    given = []
+    monkeypatch.setattr(bf16_conv, "conv2d", lambda *arguments: given.append(arguments))
+    op = Conv2d((2, 2), (1, 1, 1, 1), (dilation, dilation), groups)
+    inputs = arrays(integers, op, 1, 9, 9, channels, 8 * groups, (3, 3))
+    step = prepare(op, inputs, WEIGHTS, threads=2, unit=unit)
+    step.bind(inputs, np.empty((1, 1), np.float32), aligned(step.workspace))()
+    _, image, _, _, _, _, patches, _, tiles, _, _, g, *_ = given[0]
+    depth = bf16_conv.up_to(g.depth, unit.depth)
+    assert tiles[0, 2] < 0
+    patch = np.full(2 * patches.shape[1], 0xABAD, np.uint16)
+    bf16_conv.gather(image, patch, unit.rows, 0, groups - 1, depth, g)
+    rows = patch[:unit.rows * depth].reshape(unit.rows, depth)
+    assert (rows[:, g.depth:] == 0).all()
+    assert not (rows[:, :g.depth] == 0xABAD).any()
+    assert (patch[patches.shape[1]:] == 0xABAD).all()
 
 
 def test_nothing_before_the_scratch_is_touched():

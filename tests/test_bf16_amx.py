@@ -1,0 +1,62 @@
+"""The machine code for AMX itself, on CPUs that lack it: each of its instructions is trapped and
+done by amx_traps.py, all others run as they are."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numba.core.registry import cpu_target
+
+from kernels.cpu import bf16
+
+PROGRAM = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+import amx_traps
+import test_bf16_matmul
+from bf16_checks import backend
+from checks import aligned, integers
+from test_bf16_conv import WAYS, arrays
+from test_bf16_simd import BLOCK, bits, numbers, products, tile_sums
+from kernels import reference
+from kernels.cpu import bf16
+from kernels.ops import Linear, TensorSpec
+from kernels.step import Options
+
+amx_traps.install()
+unit = bf16.UNITS["amx"]
+
+problems = [(op, arrays(integers, op, 2, *sizes, residual=residual))
+            for *sizes, op, _, _ in WAYS for residual in (False, True)]
+problems += [(Linear(), test_bf16_matmul.arrays(integers, shape, outputs))
+             for shape in ((8, 77), (33, 64), (70, 5)) for outputs in (16, 50)]
+for op, given in problems:
+    before = amx_traps.PRODUCTS[0]
+    output = TensorSpec(op.output_shape(*(array.shape for array in given)))
+    step = backend.BFLOAT16[type(op)](op, [TensorSpec(array.shape) for array in given], output,
+                                      [None, *given[1:3], None], Options(1), unit)
+    y = np.full(output.shape, np.nan, np.float32)
+    step.bind(given, y, aligned(step.workspace))()
+    assert "_bf16_amx_32x32" in step.kernel
+    assert np.array_equal(y, reference.run(op, *given)), op
+    assert amx_traps.PRODUCTS[0] > before
+    assert not amx_traps.CONFIGURATION.any()        # the tiles were released
+
+rng = np.random.default_rng(0)
+x, w = numbers(rng, 32, 96), numbers(rng, 96, BLOCK)
+sums = np.full(32 * BLOCK, np.nan, np.float32)
+products(unit, bits(x), bits(w.reshape(48, 2, BLOCK).transpose(0, 2, 1)), sums, 3)
+assert np.array_equal(sums.reshape(32, BLOCK), tile_sums(x, w))
+print("right")
+"""
+
+
+@pytest.mark.skipif(not bf16.missing("amx"), reason="this CPU has AMX, and the other tests run it")
+def test_the_machine_code_for_tiles_is_right():
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    environment = {**os.environ, "NUMBA_CPU_FEATURES": f"{features},+amx-tile,+amx-bf16"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=Path(__file__).parent.parent,
+                          env=environment, capture_output=True, text=True)
+    assert done.stdout == "right\n", done.stderr
