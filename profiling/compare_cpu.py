@@ -316,6 +316,20 @@ def compare(settings: argparse.Namespace, peers: Sequence[str], folder: Path, co
     return result
 
 
+def conclude(result: dict[str, Any]) -> None:
+    """Print what the tables do not say."""
+    for name, value in result["headline"].items():
+        print(f"{name}: {value:.3g}")
+    for each in result["skipped"]:
+        print(f"skipped: {each}")
+    for row in result["rows"]:
+        for name, why in row["errors"].items():
+            here = label(row["network"], Case(row["batch"], row["threads"]))
+            print(f"ERROR, so not timed: {here}: {name}: {why}")
+    for each, why in result["failed"].items():
+        print(f"FAILED: {each}: {why}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 1 where one of our networks fails, with 130 after Ctrl-C."""
     settings = parse_arguments(arguments)
@@ -325,7 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peers, missing = choose_peers(settings.peers)
         for peer in missing:
             print(f"{peer} is not installed, so it is left out", file=sys.stderr)
-        if settings.plot:       # an empty one: what is wrong with the file shows now, not at last
+        if settings.json:       # empty files: what is wrong with them shows now, not at last
+            settings.json.touch()
+        if settings.plot:
             new_figure(1, 1).savefig(settings.plot)
         with tempfile.TemporaryDirectory() as folder:
             result = compare(settings, peers, Path(folder), Console(stderr=True, highlight=False))
@@ -339,16 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"compare_cpu: {error}")
     except KeyboardInterrupt:       # before any measurement
         sys.exit(130)
-    for name, value in result["headline"].items():
-        print(f"{name}: {value:.3g}")
-    for each in result["skipped"]:
-        print(f"skipped: {each}")
-    for row in result["rows"]:
-        for name, why in row["errors"].items():
-            here = label(row["network"], Case(row["batch"], row["threads"]))
-            print(f"ERROR, so not timed: {here}: {name}: {why}")
-    for each, why in result["failed"].items():
-        print(f"FAILED: {each}: {why}")
+    conclude(result)
     if result["failed"] or result["interrupted"]:
         sys.exit(130 if result["interrupted"] else 1)
 

@@ -40,8 +40,9 @@ class Network:
         noise = random_batch(model, IMAGES).clip(-4, 4)
         self.images = np.round(PIXEL * noise).transpose(0, 2, 3, 1) / PIXEL
         self.logits = reference(self.path, self.images)
-        self.terms = [terms for terms, _ in networks.dot_products(model)]
-        self.macs = networks.macs(model)    # of one image
+        products = networks.dot_products(model)
+        self.terms = [terms for terms, _ in products]
+        self.macs = sum(terms * outputs for terms, outputs in products)     # of one image
 
     def batch(self, size: int, dtype: type = np.float32) -> np.ndarray:
         """(size, H, W, C), the images again and again."""

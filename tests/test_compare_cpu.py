@@ -437,6 +437,7 @@ def test_what_is_installed_is_found():
 @pytest.mark.parametrize(("options", "message"), [
     (["--networks", "resnet5"], "there is no network 'resnet5'; there are resnet50"),
     (["--networks", "no_such.onnx"], "no_such.onnx"),
+    (["--json", "no_such_folder/cpu.json"], "no_such_folder"),
     (["--plot", "no_such_folder/cpu.svg"], "no_such_folder"),
     (["--plot", "cpu.txt"], "txt")])
 def test_what_can_not_be_done_is_one_sentence_before_all_else(peers, options, message):
