@@ -148,7 +148,7 @@ def test_one_switch_makes_wgmma_the_default(monkeypatch):
     sizes = 256 * 196, 256, 2304, 1, "float16", options("sm_90a", "float16")
     assert not any(choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype)).tile.wgmma
                    for pixels, out, depth in LAYERS for dtype in DTYPES)
-    assert choose(*sizes, WGMMA_TILES[2]).tile == WGMMA_TILES[2]
+    assert choose(*sizes, WGMMA_TILES[3]).tile == WGMMA_TILES[3]
     monkeypatch.setattr(conv_choice, "WGMMA_BY_DEFAULT", True)
     assert choose(*sizes).tile.wgmma
     assert not choose(*sizes[:-1], options("sm_80", "float16")).tile.wgmma

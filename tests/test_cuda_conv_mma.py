@@ -63,7 +63,8 @@ def test_the_main_loop_is_dense(arch):
 @pytest.mark.parametrize("dtype", conv.MMA_DTYPES)
 def test_resources_of_all(dtype, arch):
     for kernel in conv.kernels(dtype):
-        assert_resources(kernel, arch)
+        if kernel.arch != "sm_90a":                 # test_cuda_conv_wgmma.py's
+            assert_resources(kernel, arch)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", SLOW[1]])

@@ -19,7 +19,7 @@ from kernels.ops import Conv2d, Linear
 SMALL = WGMMA_TILES[-1]                             # the least work for the emulator
 ALONE = Tile(64, 64, 128, 3, 16, 64, 1, True)       # as small, with a product in flight
 DTYPES = ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
-FAST = SMALL, WGMMA_TILES[1], WGMMA_TILES[2]        # of each kind: small, alone, shared
+FAST = SMALL, WGMMA_TILES[0], WGMMA_TILES[3]        # of each kind: small, alone, shared
 
 
 @pytest.fixture
@@ -134,6 +134,7 @@ def test_each_wait_and_fence_is_needed(tile, before, after, fault, monkeypatch):
 @pytest.mark.parametrize("tile", [
     SMALL._replace(wgmma=False), SMALL._replace(row_bytes=64), SMALL._replace(stages=1),
     SMALL._replace(blocks=1), SMALL._replace(block_n=96, warp_n=96),
+    Tile(192, 128, 128, 3, 32, 128, 1, True),
     Tile(64, 64, 128, 3, 32, 64, 2, True), Tile(64, 512, 128, 2, 16, 512, 1, True)], ids=str)
 def test_a_tile_that_can_not_be_cut_is_refused(tile):
     with pytest.raises(ValueError, match="can not be cut evenly"):
@@ -156,23 +157,23 @@ def test_resources(tile, dtype):
     registers = -(-found.registers // 8) * 8                        # as they are allocated
     assert most_blocks(tile, "sm_90a") == tile.blocks
     assert registers * tile.threads * tile.blocks <= 65536
-    # Four products of a slice stand in the loop, and nothing reads operands into registers.
+    # Four products of a slice stand once, in the loop, and nothing reads operands into registers.
     loop = sass.loop_opcodes(found.cubin, "HGMMA")
     assert sass.number(found.counts, "HGMMA") == sass.number(loop, "HGMMA") == 4
     assert sass.number(found.counts, "LDSM") == 0
-    copies = (tile.block_m + tile.block_n) * tile.chunks // tile.threads
+    copies = tile.block_m // tile.rows + -(-tile.block_n // tile.rows)
     assert sass.number(loop, "LDGSTS") == copies
     assert sass.number(found.counts, "LDGSTS") == copies * (1 + conv_wgmma.ahead(tile))
     # They run one after the other without a wait between: the assembler did not serialise them.
     assert sass.number(loop, "WARPGROUP") == 2
-    assert loop.total() <= 110
+    assert loop.total() <= 112
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", conv_wgmma.DTYPES)
 def test_resources_of_all(dtype):
     kernels = [kernel for kernel in conv.kernels(dtype) if kernel.arch == "sm_90a"]
-    assert len(kernels) == 3 * len(WGMMA_TILES)
+    assert len(kernels) >= 2 * len(WGMMA_TILES)             # whole and split
     for kernel in kernels:
         assert_resources(kernel, "sm_90a")
 

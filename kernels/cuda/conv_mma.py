@@ -109,7 +109,7 @@ def slice_copy(tile: Tile) -> Callable:
     """Device function: start copying one slice of both tiles, this thread's chunks to `target`."""
     row_bytes, threads, rows = tile.row_bytes, tile.threads, tile.rows
     a_rounds, b_rounds = tile.block_m // rows, tile.block_n // rows
-    a_bytes = tile.block_m * row_bytes
+    a_bytes, left = tile.block_m * row_bytes, tile.block_n % rows * tile.chunks
 
     @cuda.jit(device=True, inline="always")
     def copy_slice(target, x, base, outside, tap, weight):
@@ -122,6 +122,9 @@ def slice_copy(tile: Tile) -> Callable:
         for i in range(b_rounds):
             cp_async_16(uint32(target + uint32(a_bytes + i * rows * row_bytes)),
                         weight + uint64(i * threads * 16))
+        if uint32(cuda.threadIdx.x) < uint32(left):     # where a round is more than what is left
+            cp_async_16(uint32(target + uint32(a_bytes + b_rounds * rows * row_bytes)),
+                        weight + uint64(b_rounds * threads * 16))
 
     return copy_slice
 
