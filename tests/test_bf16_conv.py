@@ -73,18 +73,20 @@ def test_any_convolution_is_within_the_bounds_on_floats(unit, problem, seed):
 
 
 WAYS = [
-    # height, width, channels, outputs, kernel, op, tiles read in place by AMX and by AVX512
-    (8, 32, 32, BLOCK, (3, 3), PADDED, True, True),
-    (8, 56, 64, 7, (1, 1), Conv2d(), True, True),
-    (7, 7, 24, 40, (1, 1), Conv2d(), True, True),               # one long row of pixels
-    (3, 11, 512, 32, (1, 1), Conv2d(), True, True),             # far to rows beyond the last pixel
-    (9, 57, 64, 32, (1, 1), Conv2d((2, 2)), True, True),
-    (7, 7, 64, 32, (3, 3), PADDED, False, True),                # rows of 7: less than half a tile
-    (9, 28, 16, 32, (3, 3), PADDED, False, True),               # 48 inputs a line: 1.5 steps
-    (9, 28, 5, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), False, True),
-    (9, 28, 3, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), False, False),     # 9 inputs: 5 pairs
-    (8, 32, 32, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), False, False),
-    (8, 32, 64, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), False, False),
+    # height, width, channels, outputs, kernel, op, the way of AMX and that of AVX512
+    (8, 32, 32, BLOCK, (3, 3), PADDED, "rows", "images"),
+    (8, 50, 64, 7, (1, 1), Conv2d(), "images", "images"),
+    (7, 7, 24, 40, (1, 1), Conv2d(), "images", "images"),
+    (3, 11, 512, 32, (1, 1), Conv2d(), "images", "images"),     # far to rows beyond the last pixel
+    (9, 57, 64, 32, (1, 1), Conv2d((2, 2)), "rows", "rows"),
+    (7, 7, 64, 32, (3, 3), PADDED, "images", "rows"),
+    (28, 28, 32, 32, (3, 3), PADDED, "images", "rows"),
+    (9, 40, 32, 20, (2, 1), Conv2d((1, 2)), "images", "images"),
+    (9, 28, 16, 32, (3, 3), PADDED, "gather", "rows"),          # 48 inputs a line: 1.5 steps
+    (9, 28, 5, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "gather", "rows"),
+    (9, 28, 3, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "gather", "gather"),   # 9 inputs: 5 pairs
+    (8, 32, 32, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "gather", "gather"),
+    (8, 32, 64, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "gather", "gather"),
 ]
 
 
@@ -94,27 +96,38 @@ WAYS = [
                           "vectors"), WAYS)
 def test_each_way_to_read_the_image_runs_where_it_should(
         monkeypatch, unit, height, width, channels, outputs, kernel, op, tiles, vectors, residual):
-    given = []
-    conv2d = bf16_conv.conv2d
-    monkeypatch.setattr(bf16_conv, "conv2d", lambda *arguments: (
-        given.append(arguments[8]), conv2d(*arguments)))
+    ways, conv2d = [], bf16_conv.conv2d
+
+    def noted(*arguments):
+        table, g = arguments[8], arguments[11]
+        in_rows = np.array_equal(table, bf16_conv.cut_rows(2, g, unit))
+        ways.append("gather" if table[0, 2] < 0 else "rows" if in_rows else "images")
+        conv2d(*arguments)
+
+    monkeypatch.setattr(bf16_conv, "conv2d", noted)
     inputs = arrays(integers, op, 2, height, width, channels, outputs, kernel, residual)
     assert_exact(op, *inputs, weights=WEIGHTS, unit=unit)
-    in_place = tiles if unit.depth == 32 else vectors
-    assert given
-    assert all((table[:, 2] >= 0).all() == in_place for table in given)
+    assert set(ways) == {tiles if unit.depth == 32 else vectors}
 
 
 @pytest.mark.parametrize("unit", bf16.UNITS.values(), ids=bf16.UNITS)
 @pytest.mark.parametrize("length", [1, 6, 7, 8, 14, 16, 17, 31, 32, 33, 100])
 def test_tiles_cover_every_pixel_once(unit, length):
-    g = bf16_conv.Geometry(3, length, 5, 3, length, 8, 1, 1, 1, 1, 0, 0, 1, 1, 5)
-    for table in (bf16_conv.cut_rows(2, g, unit), bf16_conv.cut_across(6 * length, unit)):
+    """Of two images of 3 x length pixels, under windows of 2 x 3."""
+    g = bf16_conv.Geometry(4, length + 2, 5, 3, length, 8, 2, 3, 1, 1, 0, 0, 1, 1, 5)
+    for pitch, table in ((length, bf16_conv.cut_rows(2, g, unit)),
+                         (length + 2, bf16_conv.cut_images(2, g, length + 2, unit)),
+                         (length, bf16_conv.cut_across(6 * length, unit))):
         assert table[:, 0].max() <= unit.rows
-        covered = [pixel + row for rows, pixel, _ in table for row in range(rows)]
-        assert sorted(covered) == list(range(6 * length))
-    direct = bf16_conv.cut_rows(2, g, unit)
-    assert (direct[:, 2] == direct[:, 1] * 5).all()
+        positions = np.concatenate([position + np.arange(rows) for rows, position, _ in table])
+        row, column = np.divmod(positions, pitch)
+        pixels = (row * length + column)[column < length]
+        assert sorted(pixels) == list(range(6 * length))
+        if (table[:, 2] >= 0).all():
+            offsets = np.concatenate([offset + 5 * np.arange(rows) for rows, _, offset in table])
+            image, row = np.divmod(row, 3)
+            expected = ((image * 4 + row) * (length + 2) + column) * 5
+            assert (offsets == expected)[column < length].all()
 
 
 @every_unit

@@ -126,7 +126,7 @@ floats, bits, patches, table = (types.Array(kind, dimensions, "C") for kind, dim
 bf16_conv.conv_units.compile((
     types.int64, types.int64, types.int64, typeof(bf16.UNITS[sys.argv[1]]), bits, bits, floats,
     floats, floats, patches, floats, table, table, table,
-    typeof(bf16_conv.Geometry(*range(15))), types.float32, types.float32))
+    typeof(bf16_conv.Geometry(*range(15))), types.int64, types.float32, types.float32))
 code = next(iter(bf16_conv.conv_units.inspect_asm().values()))
 print(json.dumps({"code": code, "missing": bf16.missing(sys.argv[1])}))
 """

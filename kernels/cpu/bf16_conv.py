@@ -5,19 +5,22 @@ tiles of consecutive pixels (at most the unit's rows) times blocks of output cha
 the micro-kernel `multiply` walks the image itself.
 
     direct   With NHWC the KW * C inputs under one kernel line are contiguous, and neighbouring
-             output pixels lie stride * C apart. A tile whose pixels lie in one output row is read
-             in place. Steps are whole: channels are padded with zeros until KW * C is.
-    gather   Where that would multiply too many zeros, and for dilated and grouped convolutions,
-             the patches of a tile are copied first, into rows of a scratch buffer that stays in
-             cache, each padded to whole steps.
+             output pixels lie stride * C apart: a tile is read in place. Steps are whole: channels
+             are padded with zeros until KW * C is.
+    gather   Where that would compute too much for nothing, and for dilated and grouped
+             convolutions, the patches of a tile are copied first, into rows of a scratch buffer
+             that stays in cache, each padded to whole steps.
 
-Rows of a tile beyond the last pixel are computed from what happens to lie there, and not written.
-Depthwise convolutions have nothing to gain, and run in float32.
+Direct tiles end with their output row, or run on through the image where that fills them better:
+then they also compute what a window sees that leaves one image line for the next. Neither that is
+written, nor the rows of a tile beyond the last pixel. Depthwise convolutions have nothing to gain,
+and run in float32.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,9 +46,9 @@ from .jit import njit
 from .parallel import parallel_for
 from .simd import at
 
-# Weights of one pass over the tiles: half of the smallest L2 cache beside these units.
-PASS_BYTES = 512 * 1024
-WASTE = 1.2             # products with zeros beyond this are not made: patches are gathered
+# Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
+PASS_BYTES = 1024 * 1024
+WASTE = 1.2             # products for nothing beyond this are not made: patches are gathered
 SLACK = 64              # numbers behind a buffer that a vector or row may touch for nothing
 ALIGNMENT = 64          # bytes: a row of a tile
 
@@ -53,43 +56,60 @@ ALIGNMENT = 64          # bytes: a row of a tile
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def conv2d(unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, low,
-           high, threads):
+def conv2d(unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, pitch,
+           low, high, threads):
     """Every pass over every tile, shared among the threads.
 
     image, weight, patches: bfloat16; the others float32. y, residual: flat NHWC (residual may be
     empty); weight, bias: packed by `pack`; patches, sums: scratch of each thread; tiles, blocks,
-    passes: tables made by `cut_*` below; g: the geometry of the padded image.
+    passes: tables made by `cut_*` below; g: the geometry of the padded image; pitch: positions
+    that tiles count to an output row, of which the first out_width are pixels.
     """
     parallel_for(conv_units, len(passes) * len(tiles), threads, (
-        unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, low, high))
+        unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, pitch, low,
+        high))
 
 
 @njit()
 def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, patches, sums,
-               tiles, blocks, passes, g, low, high):
+               tiles, blocks, passes, g, pitch, low, high):
     configure(unit)
     patch, own_sums = patches[thread], at(sums, thread * unit.rows * BLOCK)
     depth = -(-g.kernel_height * g.kernel_width * g.per_group // unit.depth) * unit.depth
     for index in range(first_unit, end_unit):
         first_block, end_block, group = passes[index // len(tiles)]
-        rows, pixel, offset = tiles[index % len(tiles)]
+        rows, position, offset = tiles[index % len(tiles)]
         if offset >= 0:
             source, x_step = bits_at(image, offset), g.stride_width * g.channels
             lines, x_line = g.kernel_height, g.width * g.channels
             steps = g.kernel_width * g.channels // unit.depth
         else:
-            gather(image, patch, rows, pixel, group, depth, g)
+            gather(image, patch, rows, position, group, depth, g)
             source, x_step = bits_at(patch, 0), depth
             lines, x_line, steps = 1, 0, depth // unit.depth
         for block in range(first_block, end_block):
             channel, channels, w_offset = blocks[block]
             one_block(unit, rows, channels, (source, x_step, lines, x_line, steps,
                                              bits_at(weight, w_offset), own_sums))
-            y_offset = pixel * g.out_channels + channel
-            write_block((own_sums, at(bias, block * BLOCK), at(residual, y_offset), len(residual),
-                         at(y, y_offset), g.out_channels, rows, channels, low, high))
+            write_tile(sums, thread * unit.rows, at(bias, block * BLOCK), residual, y, rows,
+                       position, pitch, channel, channels, g, low, high)
     release(unit)
+
+
+@njit()
+def write_tile(sums, row_of_sums, bias, residual, y, rows, position, pitch, channel, channels, g,
+               low, high):
+    """Write what is a pixel of a tile's rows: a run for each output row, or all in one where every
+    position is a pixel."""
+    gap, done = pitch - g.out_width, 0
+    row, column = position // pitch, position % pitch
+    while done < rows:
+        count = rows - done if gap == 0 else min(rows - done, g.out_width - column)
+        offset = (row * g.out_width + column) * g.out_channels + channel
+        write_block((at(sums, (row_of_sums + done) * BLOCK), bias, at(residual, offset),
+                     len(residual), at(y, offset), g.out_channels, count, channels, low, high))
+        done += count + gap
+        row, column = row + 1, 0
 
 
 @njit(inline="always")
@@ -161,9 +181,18 @@ def round_rows(thread, first_row, end_row, x, image, g, p):
 
 # ---- host choices -----------------------------------------------------------------------------
 
+class Way(NamedTuple):
+    """How an image is read: its geometry, tiles, inputs behind an output with the zeros among them,
+    and positions that tiles count to an output row."""
+    image: Geometry
+    tiles: Array
+    depth: int
+    pitch: int
+
+
 def cut_rows(batch: int, g: Geometry, unit: Unit) -> Array:
-    """Direct tiles [.., 3] of a padded image: rows, first output pixel (counted through the
-    batch), offset of its first input in the image."""
+    """Direct tiles [.., 3] of a padded image, a row of them for an output row: rows, first position
+    (counted through the batch), offset of its first input in the image."""
     start = np.arange(0, g.out_width, unit.rows)
     image, row = np.divmod(np.arange(batch * g.out_height), g.out_height)
     line = (image * g.height + row * g.stride_height)[:, None] * g.width
@@ -171,6 +200,17 @@ def cut_rows(batch: int, g: Geometry, unit: Unit) -> Array:
     pixel = (image * g.out_height + row)[:, None] * g.out_width + start
     rows = np.broadcast_to(np.minimum(unit.rows, g.out_width - start), pixel.shape)
     return np.ascontiguousarray(np.stack([rows, pixel, offset], axis=-1).reshape(-1, 3))
+
+
+def cut_images(batch: int, g: Geometry, pitch: int, unit: Unit) -> Array:
+    """The same, a row of tiles for an image: its lines are one, and an output row has `pitch`
+    positions, as many as the image moves on from one to the next."""
+    positions = (g.out_height - 1) * pitch + g.out_width
+    start, image = np.arange(0, positions, unit.rows), np.arange(batch)[:, None]
+    offset = (image * g.height * g.width + start * g.stride_width) * g.channels
+    position = image * g.out_height * pitch + start
+    rows = np.broadcast_to(np.minimum(unit.rows, positions - start), position.shape)
+    return np.ascontiguousarray(np.stack([rows, position, offset], axis=-1).reshape(-1, 3))
 
 
 def cut_across(pixels: int, unit: Unit) -> Array:
@@ -186,23 +226,28 @@ def computed(tiles: Array, unit: Unit) -> int:
                         np.where(rows > unit.least, unit.half, unit.least)).sum())
 
 
-def choose_way(batch: int, p: Geometry, groups: int, unit: Unit) -> tuple[Geometry, Array, int]:
-    """(geometry of the image, tiles, inputs behind an output with their zeros) for an image with
-    its padding. It looks at one image alone: the batch changes no bit."""
+def choose_way(batch: int, p: Geometry, groups: int, unit: Unit) -> Way:
+    """The way that computes least of an image with its padding. It looks at one image alone: the
+    batch changes no bit."""
     pixels, depth = p.out_height * p.out_width, up_to(p.depth, unit.depth)
-    gathered = p, cut_across(batch * pixels, unit), depth
+    gathered = Way(p, cut_across(batch * pixels, unit), depth, p.out_width)
     if groups > 1 or (p.dilation_height, p.dilation_width) != (1, 1):
         return gathered
     channels = up_to(p.channels, unit.depth // gcd(unit.depth, p.kernel_width))
-    wide = p._replace(channels=channels, per_group=channels)
-    if (p.kernel_height, p.kernel_width, p.stride_width, p.height, p.width) == (
-            1, 1, 1, p.out_height, p.out_width):    # every pixel stands alone: one long row
-        row = wide._replace(out_height=1, out_width=batch * pixels)
-        return wide, cut_rows(1, row, unit), wide.depth
-    direct = computed(cut_rows(1, wide, unit), unit) * wide.depth
-    if direct > WASTE * computed(cut_across(pixels, unit), unit) * depth:
+    p = p._replace(channels=channels, per_group=channels)
+    pitch, rest = divmod(p.stride_height * p.width, p.stride_width)
+    if (p.kernel_height, p.kernel_width, p.stride_height, p.stride_width) == (1, 1, 1, 1):
+        # Every pixel stands alone: all images are one.
+        one = p._replace(out_height=batch * p.out_height)
+        return Way(p, cut_images(1, one, pitch, unit), p.depth, pitch)
+    rows, images = cut_rows(1, p, unit), cut_images(1, p, pitch, unit)
+    through = rest == 0 and computed(images, unit) <= computed(rows, unit)
+    most = WASTE * computed(cut_across(pixels, unit), unit) * depth
+    if computed(images if through else rows, unit) * p.depth > most:
         return gathered
-    return wide, cut_rows(batch, wide, unit), wide.depth
+    if through:
+        return Way(p, cut_images(batch, p, pitch, unit), p.depth, pitch)
+    return Way(p, cut_rows(batch, p, unit), p.depth, p.out_width)
 
 
 def cut_blocks(out_channels: int, groups: int, depth: int, at_once: int) -> tuple[Array, Array]:
@@ -250,7 +295,7 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
     """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
     inputs x, weight, [bias, [residual]]."""
     bottom, right = end_padding
-    p, tiles, depth = choose_way(batch, g._replace(
+    p, tiles, depth, pitch = choose_way(batch, g._replace(
         height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0), groups,
         unit)
     blocks_wanted = -(-g.out_channels // groups // BLOCK)
@@ -283,7 +328,7 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
         def run() -> None:
             round_image(x, image, batch, g, p, options.threads)
             conv2d(unit, image, packed, packed_bias.reshape(-1), residual, y, patches, sums, tiles,
-                   blocks, passes, p, low, high, options.threads)
+                   blocks, passes, p, pitch, low, high, options.threads)
             finish(y, options.threads)
         return run
 
