@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kernels import ops
 from kernels.cpu import depthwise
 from kernels.cpu.jit import LANES
+from kernels.cpu.microkernels import WINDOWS
 from kernels.ops import Conv2d
 
 WEIGHTS = (1, 2)
@@ -83,3 +84,28 @@ def test_more_filters_than_channels_or_a_residual_go_the_general_way():
     op = Conv2d(groups=4, padding=(1, 1, 1, 1))
     inputs = arrays(integers, 1, 6, 7, 4, (3, 3))
     assert_exact(op, *inputs, integers(rng, 1, 6, 7, 4), weights=WEIGHTS, kernel="conv2d_3x3")
+
+
+@pytest.mark.parametrize("number", range(len(WINDOWS)))
+def test_each_window_of_the_micro_kernel(number):
+    taps, stride, left, right = WINDOWS[number]
+    width = (depthwise.PIXELS - 1) * stride + taps - left - right
+    op = Conv2d((stride, stride), (left, left, right, right), (1, 1), LANES + 3)
+    g = depthwise.Geometry(width, width, LANES + 3, 7, 7, taps, taps, stride, stride, left, left,
+                           1, 1)
+    assert depthwise.cut_columns(g).tolist() == [[0, depthwise.PIXELS, number, left]]
+    assert_exact(op, *arrays(integers, 1, width, width, LANES + 3, (taps, taps)), weights=WEIGHTS,
+                 kernel="depthwise_")
+
+
+def test_common_networks_have_no_other_windows():
+    """Padding 1 and 2 as PyTorch has it, and TensorFlow's SAME."""
+    for taps, pads in ((3, [(1, 1), (0, 1)]), (5, [(2, 2), (1, 2)])):
+        for width in (7, 14, 28, 56, 112):
+            for stride in (1, 2):
+                for before, after in pads if stride == 2 else pads[:1]:
+                    out = (width + before + after - taps) // stride + 1
+                    g = depthwise.Geometry(width, width, 8, out, out, taps, taps, stride, stride,
+                                           before, before, 1, 1)
+                    if out >= depthwise.PIXELS:
+                        assert (depthwise.cut_columns(g)[:, 2] >= 0).all(), (taps, width, stride)

@@ -3,7 +3,8 @@
 There is little arithmetic per loaded value, so loads decide. `depthwise_tile` of microkernels.py
 computes PIXELS neighbours of one output row, LANES channels after the other: a weight is loaded
 once for all of them, and for the common windows so is each input. Padding costs no copy: lines
-outside the image are left out of the window, columns outside it are read from a row of zeros.
+outside the image are left out of the window, and so are columns; only those of uncommon windows,
+which `depthwise_any` computes, are read from a row of zeros.
 """
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from ..ops import Conv2d, TensorSpec, known
 from ..step import Array, Options, Run, Step
 from .epilogue import epilogue
 from .jit import LANES, njit
-from .microkernels import depthwise_tile
+from .microkernels import DEPTHWISE_PIXELS as PIXELS
+from .microkernels import WINDOWS, Window, depthwise_any, depthwise_tile
 from .parallel import parallel_for
 from .simd import at
 
-PIXELS = 7      # divides the map sizes 112 .. 7; 7 accumulators hide the latency of an FMA
 # A thread takes this many channels down all its rows, so that their weights stay in L1.
 GROUP = 16 * LANES
 
@@ -43,94 +44,75 @@ class Geometry(NamedTuple):
 
 
 @njit()
-def depthwise2d(x, weight, bias, zeros, y, batch, geometry, low, high, threads):
+def depthwise2d(x, weight, bias, zeros, y, batch, columns, geometry, low, high, threads):
     """Every output row of every group of channels, shared among the threads.
 
     x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels];
-    geometry: Geometry's numbers.
+    columns: made by `cut_columns`; geometry: Geometry's numbers.
     """
     g = Geometry(*geometry)
     rows = batch * g.out_height
     parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
-        x, weight, bias, zeros, y, rows, g, low, high))
+        x, weight, bias, zeros, y, rows, columns, g, low, high))
 
 
 @njit()
-def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, g, low, high):
+def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, columns, g, low,
+                    high):
     for unit in range(first_unit, end_unit):
-        first_channel = unit // rows * GROUP
-        end_channel = min(first_channel + GROUP, g.channels)
-        column = 0
-        while column < g.out_width:
-            size = PIXELS if g.out_width >= PIXELS else 1
-            column = min(column, g.out_width - size)    # the last tile moves back
-            pixels(unit % rows, column, size, first_channel, end_channel, x, weight, bias,
-                   zeros, y, g, low, high)
-            column += size
+        row, first_channel = unit % rows, unit // rows * GROUP
+        for tile in range(len(columns)):
+            pixels(row, columns[tile], first_channel, min(GROUP, g.channels - first_channel), x,
+                   weight, bias, zeros, y, g, low, high)
 
 
 @njit()
-def pixels(row, column, size, first_channel, end_channel, x, weight, bias, zeros, y, g, low, high):
-    """`size` neighbours (PIXELS or 1) in an output row, counted through the batch."""
+def pixels(row, tile, c, count, x, weight, bias, zeros, y, g, low, high):
+    """One tile of an output row, counted through the batch, and `count` channels from c on."""
+    column, size, number, left = tile
     image, top = row // g.out_height, row % g.out_height * g.stride_height - g.top
     line = -(top // g.dilation_height) if top < 0 else 0    # first and end line inside the image
     end_line = min(g.kernel_height, (g.height - 1 - top) // g.dilation_height + 1)
-    source = (image * g.height + top + line * g.dilation_height) * g.width * g.channels
+    source = (image * g.height + top + line * g.dilation_height) * g.width * g.channels + c
     x_line = g.dilation_height * g.width * g.channels
-    left = column * g.stride_width - g.left
-    target = (row * g.out_width + column) * g.channels
-    taps, padded, c = g.kernel_width, len(bias), first_channel
-    inside = left >= 0 and left + (size - 1) * g.stride_width + taps <= g.width
-    one_tile(size, (taps, g.stride_width, g.dilation_width), inside, (
-        at(x, source + c), left, g.width, g.channels, end_line - line, x_line, at(zeros, 0),
-        at(weight, line * taps * padded + c), padded, taps, g.dilation_width, g.stride_width,
-        at(bias, c), at(y, target + c), end_channel - c, low, high))
-
-
-def _tile(size, taps, stride, inside):
-    """A function of its own for each micro-kernel: side by side in one, LLVM would keep the
-    addresses of all of them at hand and spill, which took 48 ns a tile instead of 31."""
-    @njit()
-    def tile(arguments):
-        depthwise_tile(size, taps, stride, inside, arguments)
-    return tile
-
-
-tile_3_1, inner_3_1 = _tile(PIXELS, 3, 1, 0), _tile(PIXELS, 3, 1, 1)
-tile_3_2, inner_3_2 = _tile(PIXELS, 3, 2, 0), _tile(PIXELS, 3, 2, 1)
-tile_5_1, inner_5_1 = _tile(PIXELS, 5, 1, 0), _tile(PIXELS, 5, 1, 1)
-tile_5_2, inner_5_2 = _tile(PIXELS, 5, 2, 0), _tile(PIXELS, 5, 2, 1)
-tile_any, one_pixel = _tile(PIXELS, 0, 0, 0), _tile(1, 0, 0, 0)
+    first = column * g.stride_width - g.left
+    padded = len(bias)
+    w = at(weight, line * g.kernel_width * padded + c)
+    target = at(y, (row * g.out_width + column) * g.channels + c)
+    if number >= 0:
+        depthwise_tile(number, (
+            at(x, source + (first + left) * g.channels), g.channels, end_line - line, x_line, w,
+            padded, at(bias, c), target, count, low, high))
+    else:
+        any_tile(size, (
+            at(x, source), first, g.width, g.channels, end_line - line, x_line, at(zeros, 0), w,
+            padded, g.kernel_width, g.dilation_width, g.stride_width, at(bias, c), target, count,
+            low, high))
 
 
 @njit()
-def one_tile(size, window, inside, arguments):
-    """The micro-kernel made for this (taps, stride, dilation) where there is one, else the
-    general one; `inside`: no column of the tile's is outside the image."""
-    if size == 1:
-        one_pixel(arguments)
-    elif window == (3, 1, 1):
-        if inside:
-            inner_3_1(arguments)
-        else:
-            tile_3_1(arguments)
-    elif window == (3, 2, 1):
-        if inside:
-            inner_3_2(arguments)
-        else:
-            tile_3_2(arguments)
-    elif window == (5, 1, 1):
-        if inside:
-            inner_5_1(arguments)
-        else:
-            tile_5_1(arguments)
-    elif window == (5, 2, 1):
-        if inside:
-            inner_5_2(arguments)
-        else:
-            tile_5_2(arguments)
+def any_tile(size, arguments):
+    """The micro-kernel of the wanted size, which it must know when it is compiled."""
+    if size == PIXELS:
+        depthwise_any(PIXELS, arguments)
     else:
-        tile_any(arguments)
+        depthwise_any(1, arguments)
+
+
+def cut_columns(g: Geometry) -> Array:
+    """Tiles [.., 4] of an output row: first column, pixels (PIXELS or 1), number of its window in
+    WINDOWS (-1: none), columns of the window that are outside on the left. The last tile moves back
+    over its neighbour."""
+    size = PIXELS if g.out_width >= PIXELS else 1
+    tiles = []
+    for start in range(0, g.out_width, size):
+        column = min(start, g.out_width - size)
+        first = column * g.stride_width - g.left
+        end = first + (size - 1) * g.stride_width + g.kernel_width
+        window = Window(g.kernel_width, g.stride_width, max(-first, 0), max(end - g.width, 0))
+        fixed = size == PIXELS and g.dilation_width == 1 and window in WINDOWS
+        tiles.append((column, size, WINDOWS.index(window) if fixed else -1, window.left))
+    return np.array(tiles, np.int64)
 
 
 def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
@@ -153,15 +135,15 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
 
     packed = options.pack(weight, "depthwise", pack)
     packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
-    zeros, geometry = np.zeros(LANES, np.float32), tuple(g)
+    zeros, columns, geometry = np.zeros(LANES, np.float32), cut_columns(g), tuple(g)
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         x, flat = arrays[0].reshape(-1), y.reshape(-1)
 
         def run() -> None:
-            depthwise2d(x, packed, packed_bias, zeros, flat, batch, geometry, low, high,
-                        options.threads)
+            depthwise2d(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
+                        low, high, options.threads)
             finish(flat, options.threads)
         return run
 

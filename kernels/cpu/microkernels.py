@@ -6,15 +6,17 @@ stays a module-level global, which numba's disk cache needs, and every size comp
 own. The other arguments come as one tuple.
 
     conv_tile       tile_rows pixels x (vectors * LANES) channels of a convolution or GEMM
-    depthwise_tile  tile_rows pixels x any channels of a depthwise convolution
+    depthwise_tile  neighbouring pixels x any channels of a depthwise convolution
+    depthwise_any   the same for any window, more slowly
     pool_window     the greatest or the mean of a window, any channels
     winograd_*      the transforms of Winograd convolution along one axis
 """
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -133,81 +135,159 @@ def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], Non
 
 # ---- depthwise convolution --------------------------------------------------------------------
 
+DEPTHWISE_PIXELS = 7    # divides the map sizes 112 .. 7; 7 sums hide the latency of an FMA
+
+
+class Window(NamedTuple):
+    """Of a tile of DEPTHWISE_PIXELS neighbours: taps of one line, stride, and how many of the
+    columns under all of them are outside the image on each side."""
+    taps: int
+    stride: int
+    left: int = 0
+    right: int = 0
+
+
+# Those of common networks: padding 1 or 2, or of TensorFlow, more on the right.
+WINDOWS = (
+    Window(3, 1), Window(3, 1, 1), Window(3, 1, 0, 1), Window(3, 1, 1, 1),
+    Window(3, 2), Window(3, 2, 1), Window(3, 2, 0, 1), Window(3, 2, 1, 1),
+    Window(5, 1), Window(5, 1, 2), Window(5, 1, 0, 2), Window(5, 1, 2, 2),
+    Window(5, 2), Window(5, 2, 2), Window(5, 2, 0, 1), Window(5, 2, 2, 1),
+    Window(5, 2, 1), Window(5, 2, 0, 2), Window(5, 2, 1, 2))
+
+
+@intrinsic
+def depthwise_tile(typingctx, number, arguments):
+    """arguments: (x, channels, lines, x_line, w, w_tap, bias, y, count, low, high)
+
+    y[r, c] = clip(sum over l, t of x[l, r*stride + t - left, c] * w[l, t, c] + bias[c], low, high)
+
+    for r < DEPTHWISE_PIXELS, c < count, l < lines, t < taps, of WINDOWS[number]; columns outside
+    are left out. `x` points to the first column inside. Lines are x_line floats apart, columns
+    `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y nothing
+    beyond `count` channels is touched.
+
+    Each window is a function of its own: side by side in one, LLVM would keep the addresses of all
+    of them at hand, and spill.
+    """
+    def codegen(context, b, sig, args):
+        values = cgutils.unpack_tuple(b, args[1])
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        done = b.append_basic_block("done")
+        switch = b.switch(args[0], done)
+        for i, window in enumerate(WINDOWS):
+            name = b.module.get_unique_name(f"depthwise_{'_'.join(map(str, window))}")
+            function = ir.Function(b.module, kind, name)
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+            inner = ir.IRBuilder(function.append_basic_block())
+            _depthwise_window(inner, window, *function.args)
+            inner.ret_void()
+            case = b.append_basic_block(name)
+            switch.add_case(i, case)
+            with b.goto_block(case):
+                b.call(function, values)
+                b.branch(done)
+        b.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), codegen
+
+
+def _depthwise_window(b: Builder, window: Window, x: Value, channels: Value, lines: Value,
+                      x_line: Value, w: Value, w_tap: Value, bias: Value, y: Value, count: Value,
+                      low: Value, high: Value) -> None:
+    taps, stride, left, right = window
+    columns = range(left, (DEPTHWISE_PIXELS - 1) * stride + taps - right)
+    low, high = broadcast(b, low), broadcast(b, high)
+
+    def tile(c, mask):
+        def kernel_line(_, carried):
+            pixel, weights, *acc = carried
+            following = b.gep(pixel, [x_line])
+            pixels = {}
+            for column in columns:          # neighbours share their loads
+                pixels[column] = load(b, pixel, mask)
+                pixel = b.gep(pixel, [channels])
+            for t in range(taps):
+                weight = load(b, advance(b, weights, w_tap, t))
+                for r in range(DEPTHWISE_PIXELS):
+                    if r * stride + t in columns:
+                        acc[r] = fma(b, pixels[r * stride + t], weight, acc[r])
+            return [following, advance(b, weights, w_tap, taps), *acc]
+
+        start = [load(b, b.gep(bias, [c]))] * DEPTHWISE_PIXELS
+        _, _, *acc = counted_loop(b, "kernel_line", lines,
+                                  [b.gep(x, [c]), b.gep(w, [c]), *start], kernel_line)
+        target = b.gep(y, [c])
+        for value in acc:
+            store(b, clip(b, value, low, high), target, mask)
+            target = b.gep(target, [channels])
+
+    _channels(b, count, tile)
+
+
 @intrinsic(prefer_literal=True)
-def depthwise_tile(typingctx, tile_rows, fixed_taps, fixed_stride, inside, arguments):
+def depthwise_any(typingctx, tile_rows, arguments):
     """arguments: (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
     stride, bias, y, count, low, high)
 
     y[r, c] = clip(sum over l, t of x[l, column + r*stride + t*dilation, c] * w[l, t, c]
                       + bias[c], low, high)
 
-    for r < tile_rows, c < count, l < lines, t < taps. `x` points to column 0 of the first line;
-    lines are x_line floats apart, columns `channels`, weights of a tap w_tap; a column outside
-    0 .. width is read from `zeros`, a vector of them, and with `inside` there is none. w and
-    bias are padded to whole vectors; of x and y nothing beyond `count` channels is touched. With
-    fixed_taps > 0 taps and stride are compile-time constants (and dilation is 1), so that
-    neighbouring pixels share their loads.
+    As depthwise_tile, for any window: `x` points to column 0 of the first line, and a column
+    outside 0 .. width is read from `zeros`, a vector of them.
     """
-    sizes = literal_ints(tile_rows, fixed_taps, fixed_stride, inside)
+    sizes = literal_ints(tile_rows)
     if sizes is None:
         return None
-    mr, kw, step, is_inside = sizes
 
     def codegen(context, b, sig, args):
         (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
-         stride, bias, y, count, low, high) = cgutils.unpack_tuple(b, args[4])
+         stride, bias, y, count, low, high) = cgutils.unpack_tuple(b, args[1])
         low, high = broadcast(b, low), broadcast(b, high)
 
         def tile(c, mask):
-            def pixel(first, offset):
-                index = b.add(column, offset)
-                if is_inside:
-                    return load(b, advance(b, first, index, channels), mask)
-                inside = b.icmp_unsigned("<", index, width)
-                return load(b, b.select(inside, advance(b, first, index, channels), zeros), mask)
-
-            def fixed(first, weights, acc):
-                acc, loaded = list(acc), {}
-                for t in range(kw):
-                    weight = load(b, advance(b, weights, w_tap, t))
-                    for r in range(mr):
-                        offset = r * step + t
-                        if offset not in loaded:
-                            loaded[offset] = pixel(first, i64(offset))
-                        acc[r] = fma(b, loaded[offset], weight, acc[r])
-                return acc
-
-            def general(first, weights, acc):
-                def tap(t, acc):
-                    weight = load(b, advance(b, weights, w_tap, t))
-                    start = b.mul(t, dilation)
-                    return [fma(b, pixel(first, b.add(start, b.mul(stride, i64(r)))), weight,
-                                acc[r]) for r in range(mr)]
-                return counted_loop(b, "tap", taps, acc, tap)
-
             def kernel_line(line, acc):
                 first = b.gep(advance(b, x, line, x_line), [c])
                 weights = b.gep(advance(b, w, line, taps, w_tap), [c])
-                return (fixed if kw else general)(first, weights, acc)
+
+                def pixel(index):
+                    inside = b.icmp_unsigned("<", index, width)
+                    there = advance(b, first, index, channels)
+                    return load(b, b.select(inside, there, zeros), mask)
+
+                def tap(t, acc):
+                    weight = load(b, advance(b, weights, w_tap, t))
+                    start = b.add(column, b.mul(t, dilation))
+                    return [fma(b, pixel(b.add(start, b.mul(stride, i64(r)))), weight, acc[r])
+                            for r in range(len(acc))]
+                return counted_loop(b, "tap", taps, acc, tap)
 
             start = load(b, b.gep(bias, [c]))
-            acc = counted_loop(b, "kernel_line", lines, [start] * mr, kernel_line)
-            for r in range(mr):
+            acc = counted_loop(b, "kernel_line", lines, [start] * sizes[0], kernel_line)
+            for r, value in enumerate(acc):
                 target = b.gep(advance(b, y, channels, r), [c])
-                store(b, clip(b, acc[r], low, high), target, mask)
+                store(b, clip(b, value, low, high), target, mask)
 
-        def vector(index, _):
-            tile(b.mul(index, i64(LANES)), None)
-            return []
-
-        whole = b.sdiv(count, i64(LANES))
-        counted_loop(b, "vector", whole, [], vector)
-        done = b.mul(whole, i64(LANES))
-        with b.if_then(b.icmp_signed("<", done, count)):
-            tile(done, first_lanes(b, b.sub(count, done)))
+        _channels(b, count, tile)
         return context.get_dummy_value()
 
-    return types.void(tile_rows, fixed_taps, fixed_stride, inside, arguments), codegen
+    return types.void(tile_rows, arguments), codegen
+
+
+def _channels(b: Builder, count: Value, tile: Callable[[Value, Value | None], None]) -> None:
+    """tile(first channel, mask) for each vector of `count` channels; the last may be a part."""
+    whole = b.sdiv(count, i64(LANES))
+
+    def vector(index, _):
+        tile(b.mul(index, i64(LANES)), None)
+        return []
+
+    counted_loop(b, "vector", whole, [], vector)
+    done = b.mul(whole, i64(LANES))
+    with b.if_then(b.icmp_signed("<", done, count)):
+        tile(done, first_lanes(b, b.sub(count, done)))
 
 
 # ---- pooling ----------------------------------------------------------------------------------
