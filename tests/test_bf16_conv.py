@@ -99,7 +99,7 @@ def test_each_way_to_read_the_image_runs_where_it_should(
     ways, conv2d = [], bf16_conv.conv2d
 
     def noted(*arguments):
-        table, g = arguments[8], arguments[11]
+        table, g = arguments[8], bf16_conv.Geometry(*arguments[11])
         in_rows = np.array_equal(table, bf16_conv.cut_rows(2, g, unit))
         ways.append("gather" if table[0, 2] < 0 else "rows" if in_rows else "images")
         conv2d(*arguments)
@@ -206,6 +206,7 @@ def at_the_edge(size):
 def on_the_last_thread(*arguments):
     *others, threads = arguments
     tiles, passes = others[8], others[10]
+    others[11] = bf16_conv.Geometry(*others[11])
     bf16_conv.conv_units(threads - 1, 0, len(passes) * len(tiles), *others)
 
 bf16_conv.conv2d = on_the_last_thread
@@ -245,7 +246,8 @@ def test_patches_stay_within_the_scratch_of_their_thread(monkeypatch, unit, chan
     inputs = arrays(integers, op, 1, 9, 9, channels, 8 * groups, (3, 3))
     step = prepare(op, inputs, WEIGHTS, threads=2, unit=unit)
     step.bind(inputs, np.empty((1, 1), np.float32), aligned(step.workspace))()
-    _, image, _, _, _, _, patches, _, tiles, _, _, g, *_ = given[0]
+    _, image, _, _, _, _, patches, _, tiles, _, _, numbers, *_ = given[0]
+    g = bf16_conv.Geometry(*numbers)
     depth = bf16_conv.up_to(g.depth, unit.depth)
     assert tiles[0, 2] < 0
     patch = np.full(2 * patches.shape[1], 0xABAD, np.uint16)

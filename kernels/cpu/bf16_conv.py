@@ -56,15 +56,17 @@ ALIGNMENT = 64          # bytes: a row of a tile
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def conv2d(unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, pitch,
-           low, high, threads):
+def conv2d(unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, geometry,
+           pitch, low, high, threads):
     """Every pass over every tile, shared among the threads.
 
     image, weight, patches: bfloat16; the others float32. y, residual: flat NHWC (residual may be
     empty); weight, bias: packed by `pack`; patches, sums: scratch of each thread; tiles, blocks,
-    passes: tables made by `cut_*` below; g: the geometry of the padded image; pitch: positions
-    that tiles count to an output row, of which the first out_width are pixels.
+    passes: tables made by `cut_*` below; geometry: the numbers of that of the padded image, a plain
+    tuple, which is faster to call with; pitch: positions that tiles count to an output row, of
+    which the first out_width are pixels.
     """
+    g = Geometry(*geometry)
     parallel_for(conv_units, len(passes) * len(tiles), threads, (
         unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, pitch, low,
         high))
@@ -153,9 +155,10 @@ def gather(image, patch, rows, pixel, group, depth, g):
 
 
 @njit()
-def round_image(x, image, batch, g, p, threads):
-    """Round x of geometry g into the middle of a zeroed image of geometry p, which may also have
-    more channels, for a whole batch."""
+def round_image(x, image, batch, geometry, padded, threads):
+    """Round x of this geometry into the middle of a zeroed image of the other one, which may also
+    have more channels, for a whole batch; of both the numbers, as plain tuples."""
+    g, p = Geometry(*geometry), Geometry(*padded)
     parallel_for(round_rows, batch * p.height, threads, (x, image, g, p))
 
 
@@ -310,6 +313,7 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
         for row, (channel, channels, _) in zip(packed_bias, blocks, strict=True):
             row[:channels] = bias[channel:channel + channels]
     low, high, finish, suffix = epilogue(activation)
+    geometry, padded = tuple(g), tuple(p)
     # Bytes of the image, of all patches and of all sums, one after the other in the workspace.
     step = g.stride_width * p.channels
     image_bytes = 2 * (batch * p.height * p.width * p.channels + unit.rows * step + SLACK)
@@ -326,9 +330,9 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
         sums = workspace[ends[1]:ends[2]].view(np.float32)
 
         def run() -> None:
-            round_image(x, image, batch, g, p, options.threads)
+            round_image(x, image, batch, geometry, padded, options.threads)
             conv2d(unit, image, packed, packed_bias.reshape(-1), residual, y, patches, sums, tiles,
-                   blocks, passes, p, pitch, low, high, options.threads)
+                   blocks, passes, padded, pitch, low, high, options.threads)
             finish(y, options.threads)
         return run
 
