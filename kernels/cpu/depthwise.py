@@ -66,7 +66,7 @@ def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, row
                    weight, bias, zeros, y, g, low, high)
 
 
-@njit()
+@njit(inline="always")
 def pixels(row, tile, c, count, x, weight, bias, zeros, y, g, low, high):
     """One tile of an output row, counted through the batch, and `count` channels from c on."""
     column, size, number, left = tile
@@ -90,7 +90,7 @@ def pixels(row, tile, c, count, x, weight, bias, zeros, y, g, low, high):
             low, high))
 
 
-@njit()
+@njit(inline="always")
 def any_tile(size, arguments):
     """The micro-kernel of the wanted size, which it must know when it is compiled."""
     if size == PIXELS:

@@ -1,11 +1,11 @@
 """The micro-kernels: the few innermost loops that decide the speed.
 
 Numba's own loops do not keep a block of accumulators in registers, so these are written as LLVM IR,
-as intrinsics on raw float pointers. Each takes its tile size as literal ints: the intrinsic itself
-stays a module-level global, which numba's disk cache needs, and every size compiles to code of its
-own. The other arguments come as one tuple.
+as intrinsics on raw float pointers. Sizes that must be known when they are compiled are literal
+ints, or chosen by number among a few (CONV_TILES, WINDOWS). The other arguments come as one tuple.
+Intrinsics are module-level globals, which numba's disk cache needs.
 
-    conv_tile       tile_rows pixels x (vectors * LANES) channels of a convolution or GEMM
+    conv_tile       some pixels x some vectors of channels of a convolution or GEMM
     depthwise_tile  neighbouring pixels x any channels of a depthwise convolution
     depthwise_any   the same for any window, more slowly
     pool_window     the greatest or the mean of a window, any channels
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -28,6 +27,7 @@ from .simd import (
     Value,
     advance,
     broadcast,
+    choose,
     clip,
     counted_loop,
     first_lanes,
@@ -46,82 +46,94 @@ POOL_VECTORS = 4        # sums at work at once: what an addition takes, in addit
 
 # ---- convolution and matrix product -----------------------------------------------------------
 
-@intrinsic(prefer_literal=True)
-def conv_tile(typingctx, tile_rows, vectors, arguments):
+# Accumulators + one vector of weights per column + one broadcast pixel fill the register file:
+# 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
+TILE_ROWS = 14 if LANES == 16 else 6
+HALF_ROWS = TILE_ROWS // 2
+BLOCK_VECTORS = 2
+BLOCK = BLOCK_VECTORS * LANES
+CONV_TILES = tuple((rows, vectors) for vectors in (BLOCK_VECTORS, 1)
+                   for rows in (TILE_ROWS, HALF_ROWS, 1))
+
+
+@intrinsic
+def conv_tile(typingctx, number, arguments):
     """arguments: (x, x_step, lines, x_line, length, blocks, w, ahead, ahead_step, bias, residual,
     has_residual, y, y_step, valid, low, high)
 
     y[r, c] = clip(sum over l, k of x[r*x_step + l*x_line + k] * w[l*length + k, c]
                       + bias[c] + residual[r*y_step + c], low, high)
 
-    for r < tile_rows, c < vectors * LANES, l < lines, k < length, and so on for `blocks` blocks of
-    channels that lie one after the other in w, bias, residual and y. All accumulators stay in
-    registers through both loops. Of the last vector of a block only the first `valid` channels are
-    read from `residual` and written. Pointers are to float32; steps count floats. Each tap also
-    asks for ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache, where `ahead` goes on
-    with w: weights that come later.
+    for r < rows, c < vectors * LANES of CONV_TILES[number], l < lines, k < length, and so on for
+    `blocks` blocks of channels that lie one after the other in w, bias, residual and y. All
+    accumulators stay in registers through both loops. Of the last vector of a block only the first
+    `valid` channels are read from `residual` and written. Pointers are to float32; steps count
+    floats. Each tap also asks for ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache,
+    where `ahead` goes on with w: weights that come later.
     """
-    sizes = literal_ints(tile_rows, vectors)
-    if sizes is None:
-        return None
-    mr, nv = sizes
-    width = nv * LANES
-
     def codegen(context, b, sig, args):
-        (x, x_step, lines, x_line, length, blocks, w, ahead, ahead_step, bias, residual,
-         has_residual, y, y_step, valid, low, high) = cgutils.unpack_tuple(b, args[2])
-        low, high = broadcast(b, low), broadcast(b, high)
-
-        def products(w, ahead, acc):
-            def kernel_line(line, carried):
-                weights, *acc = carried
-                first = advance(b, x, line, x_line)
-                pixels = [advance(b, first, x_step, r) for r in range(mr)]
-                wanted = advance(b, ahead, b.mul(line, length), ahead_step)
-
-                def tap(k, acc):
-                    prefetch(b, advance(b, wanted, k, ahead_step))
-                    w_line = advance(b, weights, k, width)
-                    w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(nv)]
-                    total = []
-                    for r in range(mr):
-                        pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
-                        total += [fma(b, pixel, w_vectors[j], acc[r * nv + j]) for j in range(nv)]
-                    return total
-
-                acc = counted_loop(b, "tap", length, acc, tap)
-                return [advance(b, weights, length, width), *acc]
-
-            after, *acc = counted_loop(b, "kernel_line", lines, [w, *acc], kernel_line)
-            return after, acc
-
-        def write(acc, residual, y, mask, add_residual):
-            for r in range(mr):
-                for j in range(nv):
-                    last = mask if j == nv - 1 else None
-                    value = acc[r * nv + j]
-                    if add_residual:
-                        other = advance(b, advance(b, residual, y_step, r), j * LANES)
-                        value = b.fadd(value, load(b, other, last))
-                    target = advance(b, advance(b, y, y_step, r), j * LANES)
-                    store(b, clip(b, value, low, high), target, last)
-
-        def block(index, carried):
-            w, ahead, bias, residual, y = carried
-            start = [load(b, advance(b, bias, j * LANES)) for _ in range(mr) for j in range(nv)]
-            after, acc = products(w, ahead, start)
-            with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
-                with then:
-                    _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, True))
-                with otherwise:
-                    _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, False))
-            return [after, advance(b, ahead, b.mul(lines, length), width),
-                    advance(b, bias, width), advance(b, residual, width), advance(b, y, width)]
-
-        counted_loop(b, "block", blocks, [w, ahead, bias, residual, y], block)
+        choose(b, args[0], args[1], "conv_tile", CONV_TILES, _conv_tile)
         return context.get_dummy_value()
 
-    return types.void(tile_rows, vectors, arguments), codegen
+    return types.void(types.int64, arguments), codegen
+
+
+def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines: Value,
+               x_line: Value, length: Value, blocks: Value, w: Value, ahead: Value,
+               ahead_step: Value, bias: Value, residual: Value, has_residual: Value, y: Value,
+               y_step: Value, valid: Value, low: Value, high: Value) -> None:
+    rows, vectors = size
+    width = vectors * LANES
+    low, high = broadcast(b, low), broadcast(b, high)
+
+    def products(w, ahead, acc):
+        def kernel_line(line, carried):
+            weights, *acc = carried
+            first = advance(b, x, line, x_line)
+            pixels = [advance(b, first, x_step, r) for r in range(rows)]
+            wanted = advance(b, ahead, b.mul(line, length), ahead_step)
+
+            def tap(k, acc):
+                prefetch(b, advance(b, wanted, k, ahead_step))
+                w_line = advance(b, weights, k, width)
+                w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(vectors)]
+                total = []
+                for r in range(rows):
+                    pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
+                    total += [fma(b, pixel, w_vectors[j], acc[r * vectors + j])
+                              for j in range(vectors)]
+                return total
+
+            acc = counted_loop(b, "tap", length, acc, tap)
+            return [advance(b, weights, length, width), *acc]
+
+        after, *acc = counted_loop(b, "kernel_line", lines, [w, *acc], kernel_line)
+        return after, acc
+
+    def write(acc, residual, y, mask, add_residual):
+        for r in range(rows):
+            for j in range(vectors):
+                last = mask if j == vectors - 1 else None
+                value = acc[r * vectors + j]
+                if add_residual:
+                    other = advance(b, advance(b, residual, y_step, r), j * LANES)
+                    value = b.fadd(value, load(b, other, last))
+                target = advance(b, advance(b, y, y_step, r), j * LANES)
+                store(b, clip(b, value, low, high), target, last)
+
+    def block(index, carried):
+        w, ahead, bias, residual, y = carried
+        start = [load(b, advance(b, bias, j * LANES)) for j in range(vectors)] * rows
+        after, acc = products(w, ahead, start)
+        with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
+            with then:
+                _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, True))
+            with otherwise:
+                _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, False))
+        return [after, advance(b, ahead, b.mul(lines, length), width),
+                advance(b, bias, width), advance(b, residual, width), advance(b, y, width)]
+
+    counted_loop(b, "block", blocks, [w, ahead, bias, residual, y], block)
 
 
 def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], None]) -> None:
@@ -166,29 +178,9 @@ def depthwise_tile(typingctx, number, arguments):
     are left out. `x` points to the first column inside. Lines are x_line floats apart, columns
     `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y nothing
     beyond `count` channels is touched.
-
-    Each window is a function of its own: side by side in one, LLVM would keep the addresses of all
-    of them at hand, and spill.
     """
     def codegen(context, b, sig, args):
-        values = cgutils.unpack_tuple(b, args[1])
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-        done = b.append_basic_block("done")
-        switch = b.switch(args[0], done)
-        for i, window in enumerate(WINDOWS):
-            name = b.module.get_unique_name(f"depthwise_{'_'.join(map(str, window))}")
-            function = ir.Function(b.module, kind, name)
-            function.linkage = "internal"
-            function.attributes.add("noinline")
-            inner = ir.IRBuilder(function.append_basic_block())
-            _depthwise_window(inner, window, *function.args)
-            inner.ret_void()
-            case = b.append_basic_block(name)
-            switch.add_case(i, case)
-            with b.goto_block(case):
-                b.call(function, values)
-                b.branch(done)
-        b.position_at_end(done)
+        choose(b, args[0], args[1], "depthwise_tile", WINDOWS, _depthwise_window)
         return context.get_dummy_value()
 
     return types.void(types.int64, arguments), codegen

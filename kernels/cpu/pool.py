@@ -49,7 +49,7 @@ def pool_rows(thread, first_row, end_row, is_max, include_pad, x, y, kernel, str
                 mean_of(window, np.float32(size))
 
 
-@njit()
+@njit(inline="always")
 def inside(start, length, step, size):
     """(first, count) of the positions start, start + step, .. of a window that are in the image."""
     skipped = -(start // step) if start < 0 else 0
@@ -57,7 +57,7 @@ def inside(start, length, step, size):
     return start + skipped * step, max(end - skipped, 0)
 
 
-@njit()
+@njit(inline="always")
 def extent(start, length, size, before, after, include_pad):
     """How many elements of a window count along one axis: those in the image, or those in the
     image and its padding; what ceil_mode lets hang over beyond never counts."""
@@ -65,12 +65,12 @@ def extent(start, length, size, before, after, include_pad):
     return min(start + length, high) - max(start, low)
 
 
-@njit()
+@njit(inline="always")
 def greatest_of(window):
     pool_window(1, window, np.float32(1))
 
 
-@njit()
+@njit(inline="always")
 def mean_of(window, size):
     pool_window(0, window, size)
 

@@ -3,7 +3,7 @@ intrinsics on raw float pointers for kernels to use.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from llvmlite import ir
@@ -126,6 +126,32 @@ def counted_loop(b: Builder, name: str, trips: Value, carried: list[Value],
         after.add_incoming(before, entry)
         after.add_incoming(result, end)
     return last
+
+
+def choose(b: Builder, number: Value, arguments: Value, name: str, cases: Sequence[Any],
+           emit: Callable[..., None]) -> None:
+    """emit(builder, case, *arguments) for cases[number]; arguments: a tuple.
+
+    Each case is a function of its own: side by side in one, LLVM would keep what all of them need
+    at hand, and spill.
+    """
+    values = cgutils.unpack_tuple(b, arguments)
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    done = b.append_basic_block("done")
+    switch = b.switch(number, done)
+    for i, case in enumerate(cases):
+        function = ir.Function(b.module, kind, b.module.get_unique_name(f"{name}_{i}"))
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block())
+        emit(inner, case, *function.args)
+        inner.ret_void()
+        block = b.append_basic_block(f"{name}_{i}")
+        switch.add_case(i, block)
+        with b.goto_block(block):
+            b.call(function, values)
+            b.branch(done)
+    b.position_at_end(done)
 
 
 def literal_ints(*arguments: Any) -> list[int] | None:

@@ -1,42 +1,16 @@
-"""The sizes of the micro-kernel `conv_tile`, and the call of the one that is wanted."""
+"""The call of the micro-kernel `conv_tile` that is wanted."""
 from __future__ import annotations
 
-from .jit import LANES, njit
+from .jit import njit
+from .microkernels import BLOCK as BLOCK
+from .microkernels import BLOCK_VECTORS as BLOCK_VECTORS
+from .microkernels import HALF_ROWS as HALF_ROWS
+from .microkernels import TILE_ROWS as TILE_ROWS
 from .microkernels import conv_tile
 
-# Accumulators + one vector of weights per column + one broadcast pixel fill the register file:
-# 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
-TILE_ROWS = 14 if LANES == 16 else 6
-HALF_ROWS = TILE_ROWS // 2
-BLOCK_VECTORS = 2
-BLOCK = BLOCK_VECTORS * LANES
 
-
-def _tile(rows, vectors):
-    """A function of its own for each micro-kernel: side by side in one, LLVM would keep what all of
-    them need at hand, and spill."""
-    @njit()
-    def tile(arguments):
-        conv_tile(rows, vectors, arguments)
-    return tile
-
-
-tile_2, half_2, one_2 = _tile(TILE_ROWS, 2), _tile(HALF_ROWS, 2), _tile(1, 2)
-tile_1, half_1, one_1 = _tile(TILE_ROWS, 1), _tile(HALF_ROWS, 1), _tile(1, 1)
-
-
-@njit()
+@njit(inline="always")
 def some_blocks(rows, vectors, arguments):
-    """The micro-kernel of the wanted size."""
-    if rows == TILE_ROWS and vectors == 2:
-        tile_2(arguments)
-    elif rows == HALF_ROWS and vectors == 2:
-        half_2(arguments)
-    elif vectors == 2:
-        one_2(arguments)
-    elif rows == TILE_ROWS:
-        tile_1(arguments)
-    elif rows == HALF_ROWS:
-        half_1(arguments)
-    else:
-        one_1(arguments)
+    """The micro-kernel of the wanted size, one of CONV_TILES."""
+    number = 0 if rows == TILE_ROWS else 1 if rows == HALF_ROWS else 2
+    conv_tile(number if vectors == BLOCK_VECTORS else number + 3, arguments)
