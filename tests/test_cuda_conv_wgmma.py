@@ -133,7 +133,7 @@ def test_each_wait_and_fence_is_needed(tile, before, after, fault, monkeypatch):
 
 @pytest.mark.parametrize("tile", [
     SMALL._replace(wgmma=False), SMALL._replace(row_bytes=64), SMALL._replace(stages=1),
-    SMALL._replace(blocks=1), SMALL._replace(block_n=96, warp_n=96),
+    SMALL._replace(blocks=1), SMALL._replace(block_n=192, warp_n=192),
     Tile(192, 128, 128, 3, 32, 128, 1, True),
     Tile(64, 64, 128, 3, 32, 64, 2, True), Tile(64, 512, 128, 2, 16, 512, 1, True)], ids=str)
 def test_a_tile_that_can_not_be_cut_is_refused(tile):

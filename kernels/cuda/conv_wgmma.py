@@ -29,14 +29,14 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
     """partial: one split of the sum over k, as in conv_mma.py."""
     width = min(tile.block_n, WIDEST)
     pitch = (width + 8) * 4                     # stores of a half-warp go to distinct banks
-    if (not tile.wgmma or tile.row_bytes != ROW_BYTES or tile.block_m % 64 or tile.block_n % 64
-            or tile.block_m % tile.rows or tile.block_n > 256 or tile.warp_m != 16
-            or tile.warp_n != tile.block_n or tile.block_n % width or ahead(tile) < 1
+    if (not tile.wgmma or tile.row_bytes != ROW_BYTES or tile.block_n not in (64, 128, 256)
+            or tile.block_m % 64 or tile.block_m % tile.rows or tile.warp_m != 16
+            or tile.warp_n != tile.block_n or ahead(tile) < 1
             or tile.threads // 32 * 16 * pitch > tile.shared_bytes):
-        raise ValueError(f"{tile} can not be cut evenly: row_bytes must be {ROW_BYTES}, block_m "
-                         f"and block_n multiples of 64, block_m of a round of copies "
-                         f"({tile.rows} rows), block_n at most 256, warps 16 x block_n, and "
-                         f"stages 2, or 3 for one block, or more")
+        raise ValueError(f"{tile} can not be cut evenly: row_bytes must be {ROW_BYTES}, block_n "
+                         f"64, 128 or 256, block_m a multiple of 64 and of a round of copies "
+                         f"({tile.rows} rows), warps 16 x block_n, and stages 2, or 3 for one "
+                         f"block, or more")
     stored_as = "float32" if partial else dtype
     return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
         stored_as, tile, width, pitch, put_rows(width, pitch), activation_name, partial))
