@@ -48,6 +48,12 @@ def mobile(factor=6):
 LAYERS = [*resnet50(), *vgg16(), *mobile()]
 
 
+@pytest.fixture(autouse=True)
+def by_mma(monkeypatch):
+    """What is known of the choices is known of mma.sync's."""
+    monkeypatch.setattr(conv_choice, "WGMMA_BY_DEFAULT", False)
+
+
 def options(arch, dtype):
     return CudaOptions(dtype=dtype, arch=arch, multiprocessors=GPUS[arch])
 
