@@ -16,7 +16,7 @@ from . import fold, passes
 from .devices import Device
 from .errors import ModelError, OutOfMemory
 from .graph import Graph, Node
-from .plan import plan, views
+from .plan import Part, plan, views
 
 # A model from a file is data: what it asks for is checked before it is allocated.
 MAX_ARENA_BYTES = 16 << 30
@@ -24,7 +24,11 @@ MAX_ARENA_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with what was prepared for it; step is None where the node costs nothing."""
+    """A node with what was prepared for it.
+
+    inputs  all but those that lie in the output already, as some of a Concat's do
+    step    None where the node costs nothing
+    """
     node: Node
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
@@ -51,9 +55,12 @@ class Program:
         specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
                  if spec is not None}
         shared = views(graph)
-        self.layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
-        workspaces = [layer.step.workspace if layer.step else 0 for layer in self.layers]
-        layout = plan(graph, specs, workspaces, keep)
+        layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
+        workspaces = [layer.step.workspace if layer.step else 0 for layer in layers]
+        strided = frozenset(layer.node.output for layer in layers
+                            if layer.step and layer.step.strided)
+        layout = plan(graph, specs, workspaces, keep, strided)
+        self.layers = [without_parts(layer, layout.parts) for layer in layers]
         if layout.size > MAX_ARENA_BYTES:
             raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
                              f"input shape {[s.shape for s in graph.inputs.values()]}; the limit "
@@ -65,6 +72,9 @@ class Program:
             spec = specs[name]
             size = count(spec.shape) * np.dtype(spec.dtype).itemsize
             self._values[name] = device.view(self._arena[offset:offset + size], spec)
+        for name, (whole, first) in layout.parts.items():
+            channels = known(specs[name].shape)[-1]
+            self._values[name] = self._values[whole][..., first:first + channels]
         self._inlets = {name: device.inlet(self._values[name], specs[name])
                         for name in graph.inputs}
         self._run = device.compile([
@@ -131,6 +141,13 @@ class Program:
         if name in self._values:
             return self.device.fetch(self._values[name], self._specs[name], on_gpu)
         return self.graph.constants[name].copy
+
+
+def without_parts(layer: Layer, parts: Mapping[str, Part]) -> Layer:
+    """A Concat has those inputs to copy that are no parts of its output; maybe none."""
+    left = tuple(spec for name, spec in zip(layer.node.inputs, layer.inputs, strict=True)
+                 if name not in parts)
+    return replace(layer, inputs=left, step=layer.step if left else None)
 
 
 def stored(spec: TensorSpec, dtype: str) -> TensorSpec:

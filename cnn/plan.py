@@ -5,23 +5,32 @@ life (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Infere
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels import ops
-from kernels.ops import TensorSpec
+from kernels.ops import TensorSpec, known, normal_axis
 
 from .graph import Graph
 
 ALIGNMENT = 64      # bytes: a cache line, and the widest vector
 
 
+class Part(NamedTuple):
+    """Where a value lies: in the value `whole` of a Concat, from this index of its last axis on."""
+    whole: str
+    first: int
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Offsets in bytes: of every value that is not a constant, and of each node's workspace."""
+    """Offsets in bytes, of each node's workspace and of every value but constants and `parts`."""
     offsets: dict[str, int]
+    parts: dict[str, Part]
     workspaces: tuple[int, ...]
     size: int
 
@@ -49,30 +58,51 @@ def views(graph: Graph) -> dict[str, str]:
     return roots
 
 
+def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: frozenset[str],
+          keep: frozenset[str]) -> dict[str, Part]:
+    """Those values in `strided` that nothing but one Concat along their last axis reads."""
+    reads = Counter(name for node in graph.nodes for name in node.inputs)
+    reads.update((*graph.outputs, *keep))
+    found = {}
+    for node in graph.nodes:
+        rank = len(specs[node.output].shape)
+        if isinstance(node.op, ops.Concat) and normal_axis(node.op.axis, rank) == rank - 1:
+            first = 0
+            for name in node.inputs:
+                if name in strided and reads[name] == 1:
+                    found[name] = Part(node.output, first)
+                first += known(specs[name].shape)[-1]
+    return found
+
+
 def plan(graph: Graph, specs: Mapping[str, TensorSpec], workspaces: Sequence[int],
-         keep: frozenset[str] = frozenset()) -> Plan:
+         keep: frozenset[str] = frozenset(), strided: frozenset[str] = frozenset()) -> Plan:
     """Offsets for fully known `specs`.
 
-    workspaces: bytes of scratch that each node needs while it runs. Inputs are written before
-    the first node; outputs and the values in `keep` stay until after the last.
+    workspaces: bytes of scratch that each node needs while it runs. strided: values that can be
+    written as a part of another. Inputs are written before the first node; outputs and the values
+    in `keep` stay until after the last.
     """
-    roots, end = views(graph), len(graph.nodes)
+    shared, inside, end = views(graph), parts(graph, specs, strided, keep), len(graph.nodes)
+    roots = shared | {name: part.whole for name, part in inside.items()}
     blocks: dict[str, Block] = {}
     for step, name in [(-1, name) for name in graph.inputs] + [
             (step, node.output) for step, node in enumerate(graph.nodes)]:
         if name not in roots:
             spec = specs[name]
             blocks[name] = Block(ops.count(spec.shape) * np.dtype(spec.dtype).itemsize, step, step)
-    reads = [(step, name) for step, node in enumerate(graph.nodes) for name in node.inputs]
-    for step, name in reads + [(end, name) for name in (*graph.outputs, *keep)]:
+    uses = [(step, name) for step, node in enumerate(graph.nodes)
+            for name in (*node.inputs, node.output)]
+    for step, name in uses + [(end, name) for name in (*graph.outputs, *keep)]:
         root = roots.get(name, name)
         if root not in graph.constants:
-            blocks[root].last = max(blocks[root].last, step)
+            block = blocks[root]
+            block.born, block.last = min(block.born, step), max(block.last, step)
     scratch = [Block(size, step, step) for step, size in enumerate(workspaces)]
     size = place([*blocks.values(), *scratch])
     offsets = {name: block.offset for name, block in blocks.items()}
-    offsets.update((name, offsets[root]) for name, root in roots.items())
-    return Plan(offsets, tuple(block.offset for block in scratch), size)
+    offsets.update((name, offsets[root]) for name, root in shared.items())
+    return Plan(offsets, inside, tuple(block.offset for block in scratch), size)
 
 
 def place(blocks: Sequence[Block]) -> int:

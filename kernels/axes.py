@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .ops import Shape, count, known
 
 
@@ -36,6 +38,20 @@ def merge_axes(sizes: Sequence[int], *steps: Sequence[int]) -> tuple[list[int], 
 def collapse(shape: Shape, *operands: Shape) -> tuple[list[int], list[list[int]]]:
     """`merge_axes` for operands that are broadcast to `shape`."""
     return merge_axes(known(shape), *(broadcast_steps(shape, operand) for operand in operands))
+
+
+def flat_pixels(y: np.ndarray) -> tuple[np.ndarray, int]:
+    """(memory, step): y[..., c] of pixel p, counted along all axes but the last, is memory[p * step
+    + c]. y is C-contiguous, or some channels of a wider array that is; ValueError otherwise."""
+    if y.flags.c_contiguous:
+        return y.reshape(-1), y.shape[-1]
+    step = y.strides[-2] // y.itemsize if y.ndim > 1 else 0
+    wider = (*y.shape[:-1], step)
+    if step < y.shape[-1] or y.strides != tuple(y.itemsize * n for n in dense_steps(wider)):
+        raise ValueError(f"an array of shape {y.shape} and strides {y.strides} is no part of the "
+                         f"channels of a C-contiguous one")
+    size = (count(y.shape[:-1]) - 1) * step + y.shape[-1]
+    return np.lib.stride_tricks.as_strided(y, (size,), (y.itemsize,)), step
 
 
 def as_matrices(shape: tuple[int, ...], permutation: Sequence[int]) -> tuple[int, int, int] | None:

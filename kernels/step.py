@@ -21,10 +21,13 @@ class Step:
                constant ones; every array is C-contiguous and of its spec's shape; workspace is
                uint8, 64-byte aligned, and holds anything
     workspace  bytes of scratch memory that a run needs
+    strided    its bind also takes an output whose pixels, the rows of the last axis, are further
+               apart than its channels: some channels of a Concat's output, where that finds them
     """
     kernel: str
     bind: Callable[[Sequence[Array], Array, Array], Any]
     workspace: int = 0
+    strided: bool = False
 
 
 @dataclass

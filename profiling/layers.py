@@ -146,8 +146,8 @@ def row(layer: Any, times: np.ndarray, launches: list[dict[str, Any]], dtype: st
     cost = roofline.cost(layer.node.name, layer.node.op, [spec.shape for spec in layer.inputs],
                          roofline.ITEMSIZE[dtype])
     # Without tensor cores in play all arithmetic runs on the units whose peak is taken.
-    return Row(cost.name, cost.kind, layer.step.kernel, cost.shape, float(times.min()),
-               float(np.median(times)), cost.flops, cost.bytes,
+    return Row(cost.name, cost.kind, layer.step.kernel, ops.known(layer.output.shape),
+               float(times.min()), float(np.median(times)), cost.flops, cost.bytes,
                cost.tensor_cores or dtype == "float32", launches)
 
 

@@ -41,26 +41,35 @@ def prepare(op: Op, arrays, weights=(), threads: int = 1, **choice) -> Step:
     return backend.PREPARE[type(op)](op, specs, output, constants, Options(threads), **choice)
 
 
-def run(op: Op, *arrays: np.ndarray, weights=(), kernel: str | None = None, **choice
+def run(op: Op, *arrays: np.ndarray, weights=(), kernel: str | None = None, gap: int = 0, **choice
         ) -> np.ndarray:
     """The op's output, checked on the way: it is what 1 and 2 threads both give, every element
-    was written, nothing beside it was, inputs are as before, and `kernel` is what ran."""
+    was written, nothing beside it was, inputs are as before, and `kernel` is what ran.
+
+    gap: floats between a pixel of the output and the next one, for a step that is `strided`.
+    """
     results = []
     before = [array.copy() for array in arrays]
     for threads in THREADS:
         step = prepare(op, arrays, weights, threads, **choice)
         if kernel is not None:
             assert step.kernel.startswith(kernel), step.kernel
-        shape = ops.known(op.output_shape(*(array.shape for array in arrays)))
-        size = int(np.prod(shape))
+        assert step.strided or not gap, f"{step.kernel} is not strided"
+        *places, channels = ops.known(op.output_shape(*(array.shape for array in arrays)))
+        size = int(np.prod(places, dtype=int)) * (channels + gap)
         block = aligned(4 * (size + 2 * GUARD)).view(np.uint32)
         block[:] = POISON
-        y = block[GUARD:GUARD + size].view(np.float32).reshape(shape)
+        wide = block[GUARD:GUARD + size].view(np.float32).reshape(*places, channels + gap)
+        first, end = gap // 2, gap // 2 + channels
+        y = wide[..., first:end]
         with team(threads):
             step.bind(arrays, y, aligned(step.workspace))()
         assert (block[:GUARD] == POISON).all(), "written before the output"
         assert (block[GUARD + size:] == POISON).all(), "written after the output"
-        assert not (y.view(np.uint32) == POISON).any(), "not every element was written"
+        bits = wide.view(np.uint32)
+        assert (bits[..., :first] == POISON).all(), "written before a pixel's channels"
+        assert (bits[..., end:] == POISON).all(), "written after a pixel's channels"
+        assert not (bits[..., first:end] == POISON).any(), "not every element was written"
         results.append(y.copy())
     assert all(np.array_equal(result.view(np.uint32), results[0].view(np.uint32))
                for result in results), "the thread count changes bits"

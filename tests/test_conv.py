@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 from checks import assert_exact, assert_within, integers, normal, prepare, run, sum_bound
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import backend, conv
+from kernels.cpu import backend, conv, depthwise
 from kernels.cpu.jit import LANES
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
@@ -50,6 +50,15 @@ def test_any_convolution_is_exact_on_integers(problem, seed):
     assert_exact(op, *arrays(integers, op, *shape, seed=seed), **DIRECT)
 
 
+@given(problems(), st.sampled_from([1, 5, LANES, BLOCK + 3]), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_any_convolution_without_residual_may_be_a_part_of_its_output(problem, gap, seed):
+    op, (*shape, _) = problem
+    inputs = arrays(integers, op, *shape, seed=seed)
+    assume(not depthwise.fits(op, inputs[1].shape, inputs[0].shape[3]))
+    assert_exact(op, *inputs, **DIRECT, gap=gap)
+
+
 @given(problems(), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_any_convolution_is_within_the_bound_on_floats(problem, seed):
@@ -75,7 +84,8 @@ def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, 
     monkeypatch.setattr(conv, "cut_across",
                         lambda *arguments: cut.append("gather") or across(*arguments))
     inputs = arrays(integers, op, 1, height, width, channels, outputs, kernel)
-    assert_exact(op, *inputs, **DIRECT, kernel=f"conv2d_{kernel[0]}x{kernel[1]}_f32")
+    for gap in (0, 3):
+        assert_exact(op, *inputs, **DIRECT, kernel=f"conv2d_{kernel[0]}x{kernel[1]}_f32", gap=gap)
     assert set(cut) == ({"gather"} if tiles == "gather" else set())
 
 
@@ -110,6 +120,15 @@ def test_fused_activations_and_residual(activation, kernel):
     plain = Conv2d(padding=(1, 1, 1, 1))
     # No activation's slope exceeds 1; sigmoid and tanh round a few times more.
     assert_within(sum_bound(plain, 72, *inputs) + 4e-7, op, *inputs, **DIRECT)
+
+
+@pytest.mark.parametrize(("activation", "residual", "strided"), [
+    (None, False, True), (ops.Relu(), False, True), (ops.Clip(0.0, 6.0), False, True),
+    (None, True, False), (ops.Silu(), False, False), (ops.Sigmoid(), False, False)])
+def test_what_walks_through_the_whole_output_is_not_strided(activation, residual, strided):
+    op = Conv2d(activation=activation)
+    inputs = arrays(normal, op, 1, 4, 5, 3, 6, (2, 2), residual)
+    assert prepare(op, inputs, **DIRECT).strided == strided
 
 
 def test_a_convolution_without_bias():

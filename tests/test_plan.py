@@ -1,5 +1,6 @@
 """The memory plan: nothing that lives at the same time may overlap."""
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,9 +12,9 @@ from kernels.ops import TensorSpec
 
 @st.composite
 def graphs(draw):
-    """Random DAGs of adds, reshapes and activations over vectors of several sizes."""
-    inputs = {f"i{k}": TensorSpec((draw(st.integers(1, 300)),)) for k in range(2)}
-    sizes = {name: spec.shape[0] for name, spec in inputs.items()}
+    """Random DAGs of concats, reshapes and activations over two rows of several lengths."""
+    inputs = {f"i{k}": TensorSpec((2, draw(st.integers(1, 150)))) for k in range(2)}
+    sizes = {name: spec.shape[1] for name, spec in inputs.items()}
     nodes = []
     for step in range(draw(st.integers(1, 15))):
         first = draw(st.sampled_from(sorted(sizes)))
@@ -21,13 +22,13 @@ def graphs(draw):
         name = f"v{step}"
         if kind == "concat":
             second = draw(st.sampled_from(sorted(sizes)))
-            nodes.append(Node(ops.Concat(0), (first, second), name, name))
+            nodes.append(Node(ops.Concat(1), (first, second), name, name))
             sizes[name] = sizes[first] + sizes[second]
         else:
-            op = ops.Relu() if kind == "relu" else ops.Reshape((-1,))
+            op = ops.Relu() if kind == "relu" else ops.Reshape((2, -1))
             nodes.append(Node(op, (first,), name, name))
             sizes[name] = sizes[first]
-        if sizes[name] > 3000:
+        if sizes[name] > 1500:
             break
     outputs = (nodes[-1].output, draw(st.sampled_from(sorted(sizes))))
     return Graph(inputs, tuple(dict.fromkeys(outputs)), tuple(nodes))
@@ -36,17 +37,33 @@ def graphs(draw):
 @given(graphs(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
-    """Simulated with owners: each value marks its bytes; a reader must find its own marks."""
+    """Simulated with owners: each value marks its bytes; a reader must find its own marks.
+
+    Where a part of a Concat's value lies is worked out from the Concat's inputs.
+    """
     keep = frozenset(data.draw(st.sets(st.sampled_from([n.output for n in graph.nodes]),
                                        max_size=2)))
     workspaces = [data.draw(st.sampled_from([0, 0, 100])) for _ in graph.nodes]
     specs = graph.infer()
-    made = plan(graph, specs, workspaces, keep)
+    strided = frozenset(node.output for node in graph.nodes
+                        if isinstance(node.op, ops.Relu) and data.draw(st.booleans()))
+    made = plan(graph, specs, workspaces, keep, strided)
     roots = views(graph)
     owner = [None] * made.size
+    places = {name: (made.offsets[name], specs[name].shape[1]) for name in made.offsets}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Concat):
+            start, pitch = places[node.output]
+            for name in node.inputs:
+                if name in made.parts:
+                    assert made.parts[name].whole == node.output
+                    places[name] = start, pitch
+                start += 4 * specs[name].shape[1]
 
     def span(name):
-        return range(made.offsets[name], made.offsets[name] + 4 * specs[name].shape[0])
+        start, pitch = places[name]
+        return [start + 4 * pitch * row + byte for row in range(2)
+                for byte in range(4 * specs[name].shape[1])]
 
     def write(name):
         for byte in span(name):
@@ -60,15 +77,18 @@ def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
     for node, offset, size in zip(graph.nodes, made.workspaces, workspaces, strict=True):
         for byte in range(offset, offset + size):
             owner[byte] = "scratch"
+        for name in set(node.inputs) & set(made.parts):
+            check(name)
         if node.output not in roots:
             write(node.output)
         for name in node.inputs:        # after the write: an output must not overlap its inputs
-            check(name)
+            if name not in made.parts:  # ... but where they lie in it
+                check(name)
         assert all(owner[byte] == "scratch" for byte in range(offset, offset + size))
     for name in (*graph.outputs, *keep):
         check(name)
     assert all(offset % ALIGNMENT == 0 for offset in made.offsets.values())
-    sizes = [4 * specs[name].shape[0] for name in made.offsets if name not in roots] + workspaces
+    sizes = [8 * specs[name].shape[1] for name in made.offsets if name not in roots] + workspaces
     assert made.size <= sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
@@ -130,6 +150,40 @@ def test_views_share_memory_and_constants_never_do():
     assert views(graph) == {"f": "x", "r": "x", "s": "c"}
     graph = Graph(graph.inputs, graph.outputs, nodes, {"c": np.ones((2, 3), np.float32)})
     assert views(graph) == {"f": "x", "r": "x"}
+
+
+def concat(outputs=(), axis=-1, twice=False, reshape=False):
+    """x -> a, b of 2 and 3 channels -> their Concat y, and what else reads a."""
+    weights = {"v": np.zeros((2, 1, 1, 4), np.float32), "w": np.zeros((3, 1, 1, 4), np.float32)}
+    nodes = [Node(ops.Conv2d(), ("x", "v"), "a", "a"), Node(ops.Conv2d(), ("x", "w"), "b", "b"),
+             Node(ops.Concat(axis), ("a", "b", *"a" * twice), "y", "y")]
+    if reshape:
+        nodes.append(Node(ops.Flatten(), ("a",), "f", "f"))
+    return Graph({"x": TensorSpec((2, 5, 6, 4))}, ("y", *outputs), tuple(nodes), weights)
+
+
+def test_a_concat_of_convolutions_is_born_with_the_first():
+    graph = concat()
+    made = plan(graph, graph.infer(), [0, 100, 0], strided=frozenset("ab"))
+    assert made.parts == {"a": ("y", 0), "b": ("y", 2)}
+    assert set(made.offsets) == {"x", "y"}
+    assert made.size == 1216 + 960 + 100        # y to the next 64 bytes, x, and the scratch
+
+
+@pytest.mark.parametrize(("choice", "strided", "keep", "parts"), [
+    ({}, "ab", "", "ab"), ({}, "a", "", "a"), ({}, "", "", ""), ({}, "ab", "a", "b"),
+    ({"outputs": "a"}, "ab", "", "b"), ({"twice": True}, "ab", "", "b"),
+    ({"reshape": True, "outputs": "f"}, "ab", "", "b")])
+def test_what_anything_but_the_concat_reads_is_no_part_of_it(choice, strided, keep, parts):
+    graph = concat(**choice)
+    made = plan(graph, graph.infer(), [0] * len(graph.nodes), frozenset(keep), frozenset(strided))
+    assert set(made.parts) == set(parts)
+
+
+def test_only_the_last_axis_has_parts():
+    nodes = (Node(ops.Relu(), ("x",), "a", "a"), Node(ops.Concat(1), ("a", "x"), "y", "y"))
+    graph = Graph({"x": TensorSpec((2, 5, 6, 4))}, ("y",), nodes)
+    assert plan(graph, graph.infer(), [0, 0], strided=frozenset("a")).parts == {}
 
 
 def test_a_gap_is_used_again():

@@ -97,6 +97,24 @@ def test_random_floats_are_within_the_bound(tile, problem, seed):
 
 
 @both_tiles
+@given(problem=problems(), gap=st.sampled_from([1, 5, LANES, BLOCK + 3]), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_the_output_may_be_a_part_of_another(tile, problem, gap, seed):
+    op, shape = problem
+    inputs = arrays(integers, op, *shape, seed=seed)
+    whole, part = (run(op, *inputs, weights=WEIGHTS, tile=tile, gap=g) for g in (0, gap))
+    assert np.array_equal(whole, part)
+
+
+@both_tiles
+def test_what_sweeps_over_the_whole_output_is_not_strided(tile):
+    for activation, strided in ((ops.Relu(), True), (ops.Silu(), False)):
+        op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
+        inputs = arrays(normal, op, 1, 4, 5, 3, 6)
+        assert prepare(op, inputs, WEIGHTS, tile=tile).strided == strided
+
+
+@both_tiles
 @pytest.mark.parametrize(("height", "width", "channels", "outputs"), [
     (7, 7, 160, 3 * BLOCK), (30, 30, 40, 5 * BLOCK), (1, 150, 24, BLOCK), (150, 1, 24, BLOCK)])
 def test_layers_of_many_blocks_and_groups(tile, height, width, channels, outputs):

@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..axes import flat_pixels
 from ..ops import Conv2d, Pair, TensorSpec, Unary, known
 from ..step import Array, Options, Run, Step
 from . import depthwise, winograd
-from .epilogue import epilogue
+from .epilogue import epilogue, is_clip
 from .jit import LANES, njit
 from .parallel import parallel_for
 from .simd import at, copy_floats, zero_floats
@@ -66,21 +67,23 @@ class Geometry(NamedTuple):
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def conv2d(x, weight, bias, residual, y, scratch, tiles, passes, geometry, low, high, threads):
+def conv2d(x, weight, bias, residual, y, y_step, scratch, tiles, passes, geometry, low, high,
+           threads):
     """Every pass over every tile, shared among the threads.
 
-    x, y, residual: flat NHWC (residual may be empty); weight, bias: packed by `pack`; scratch:
-    threads * TILE_ROWS * depth floats; tiles, passes: tables made by `cut_*` below;
-    geometry: Geometry's numbers, a plain tuple, which costs 2 us less to call with.
+    x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y and
+    residual; weight, bias: packed by `pack`; scratch: threads * TILE_ROWS * depth floats; tiles,
+    passes: tables made by `cut_*` below; geometry: Geometry's numbers, a plain tuple, which costs
+    2 us less to call with.
     """
     g = Geometry(*geometry)
     parallel_for(conv_units, len(passes) * len(tiles), threads, (
-        x, weight, bias, residual, y, scratch, tiles, passes, g, low, high))
+        x, weight, bias, residual, y, y_step, scratch, tiles, passes, g, low, high))
 
 
 @njit()
-def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, scratch, tiles, passes,
-               g, low, high):
+def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_step, scratch, tiles,
+               passes, g, low, high):
     """The tiles of a pass share the fetching of the next pass's weights, or its first tile would
     wait for them; a single tile would wait anyway."""
     depth = g.kernel_height * g.kernel_width * g.per_group
@@ -101,19 +104,19 @@ def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, scrat
         following, ahead_step, fetched = w_offset, 0, unit % len(tiles) * share
         if number + 1 < len(passes) and fetched < BLOCK:
             following, ahead_step = passes[number + 1, 4] + fetched * depth, share
-        y_offset = pixel * g.out_channels + channel
+        y_offset = pixel * y_step + channel
         if full > 0:
             some_blocks(rows, BLOCK_VECTORS, (
                 source, x_step, lines, x_line, length, full, at(weight, w_offset),
                 at(weight, following), ahead_step, at(bias, bias_offset), at(residual, y_offset),
-                len(residual), at(y, y_offset), g.out_channels, LANES, low, high))
+                len(residual), at(y, y_offset), y_step, LANES, low, high))
         if vectors > 0:
             done = full * BLOCK
             some_blocks(rows, vectors, (
                 source, x_step, lines, x_line, length, 1, at(weight, w_offset + done * depth),
                 at(weight, following), 0, at(bias, bias_offset + done),
-                at(residual, y_offset + done), len(residual), at(y, y_offset + done),
-                g.out_channels, valid, low, high))
+                at(residual, y_offset + done), len(residual), at(y, y_offset + done), y_step,
+                valid, low, high))
 
 
 @njit()
@@ -251,8 +254,8 @@ def pack(weight: Array, groups: int) -> Array:
 
 
 def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups: int,
-                      activation: Unary | None, weight: Array, bias: Array | None,
-                      options: Options) -> Step:
+                  activation: Unary | None, weight: Array, bias: Array | None, options: Options,
+                  has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; inputs x, weight, [bias,
     [residual]]."""
     simple = groups == 1 and (g.dilation_height, g.dilation_width) == (1, 1)
@@ -278,7 +281,7 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
     geometry, padded = tuple(g), tuple(p)
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> Run:
-        x, y = inputs[0].reshape(-1), output.reshape(-1)
+        x, (y, y_step) = inputs[0].reshape(-1), flat_pixels(output)
         residual = inputs[3].reshape(-1) if len(inputs) > 3 else np.empty(0, np.float32)
         scratch = workspace[:floats * 4].view(np.float32)
 
@@ -287,12 +290,13 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
             if padded != geometry:
                 pad2d(x, scratch, batch, geometry, padded, options.threads)
                 source = scratch
-            conv2d(source, packed, packed_bias, residual, y, scratch, tiles, passes, padded,
-                   low, high, options.threads)
+            conv2d(source, packed, packed_bias, residual, y, y_step, scratch, tiles, passes,
+                   padded, low, high, options.threads)
             finish(y, options.threads)
         return run
 
-    return Step(name + suffix, bind, 4 * floats)
+    # The micro-kernel walks through y and residual in the same steps.
+    return Step(name + suffix, bind, 4 * floats, is_clip(activation) and not has_residual)
 
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -321,4 +325,4 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                  per_group)
     name = f"conv2d_{kh}x{kw}_f32_{TILE_ROWS}x{BLOCK}"
     return prepare_tiled(name, n, g, (bottom, right), op.groups, op.activation, weight, bias,
-                             options)
+                         options, has_residual=len(inputs) > 3)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -30,17 +31,19 @@ def copy_rows(thread, first_row, end_row, x, y, first, width, y_width):
 
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
+    """Inputs that lie in the output already, where they belong, are not copied."""
     axis = normal_axis(op.axis, len(output.shape))
     rows = count(output.shape[:axis])
-    ends = np.cumsum([count(spec.shape[axis:]) for spec in inputs])
+    *starts, width = accumulate((count(spec.shape[axis:]) for spec in inputs), initial=0)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        columns = y.reshape(rows, ends[-1])
-        parts = [array.reshape(rows, -1) for array in arrays]
-        starts = [int(end) - part.shape[1] for end, part in zip(ends, parts, strict=True)]
+        columns = y.reshape(rows, width)
+        parts = [(array.reshape(rows, -1), start)
+                 for array, start in zip(arrays, starts, strict=True)
+                 if not np.may_share_memory(array, y)]
 
         def run() -> None:
-            for part, first in zip(parts, starts, strict=True):
+            for part, first in parts:
                 copy_columns(part, columns, first, options.threads)
         return run
 

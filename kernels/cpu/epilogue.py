@@ -36,5 +36,10 @@ def epilogue(activation: Unary | None) -> Epilogue:
     return Epilogue(np.float32(low), np.float32(high), finish, suffix)
 
 
+def is_clip(activation: Unary | None) -> bool:
+    """Whether the kernel computes all of it, and no sweep follows."""
+    return epilogue(activation).finish is _nothing
+
+
 def _nothing(y: Array, threads: int) -> None:
     """A clip leaves nothing to be done."""

@@ -31,9 +31,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..axes import flat_pixels
 from ..ops import Conv2d, Pair, TensorSpec, known
 from ..step import Array, Options, Run, Step
-from .epilogue import epilogue
+from .epilogue import epilogue, is_clip
 from .jit import LANES, njit
 from .microkernels import winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
@@ -89,25 +90,27 @@ class Geometry(NamedTuple):
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def winograd2d(x, weight, bias, zeros, residual, y, scratch, transformed, ends, geometry, low,
-               high, threads):
+def winograd2d(x, weight, bias, zeros, residual, y, y_step, scratch, transformed, ends, geometry,
+               low, high, threads):
     """Every group of output channels of every block of tiles, shared among the threads.
 
-    x, y, residual: flat NHWC (residual may be empty); weight: packed by `pack`; bias: padded to
-    whole vectors; zeros: g.group of them; scratch: threads * ends[-1] floats; transformed: where
-    each thread keeps which block it has transformed; geometry: Geometry's numbers.
+    x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y;
+    weight: packed by `pack`; bias: padded to whole vectors; zeros: g.group of them; scratch:
+    threads * ends[-1] floats; transformed: where each thread keeps which block it has transformed;
+    geometry: Geometry's numbers.
     """
     g = Geometry(*geometry)
     groups = -(-g.out_channels // g.group)
     for thread in range(threads):
         transformed[thread] = -1
     parallel_for(winograd_units, -(-g.tiles // g.block_tiles) * groups, threads, (
-        x, weight, bias, zeros, residual, y, scratch, transformed, ends, groups, g, low, high))
+        x, weight, bias, zeros, residual, y, y_step, scratch, transformed, ends, groups, g, low,
+        high))
 
 
 @njit()
-def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residual, y, scratch,
-                   transformed, ends, groups, g, low, high):
+def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residual, y, y_step,
+                   scratch, transformed, ends, groups, g, low, high):
     own = scratch[thread * ends[3]:(thread + 1) * ends[3]]
     patch, lines = own[:ends[0]], own[ends[0]:ends[1]]
     inputs, products = own[ends[1]:ends[2]], own[ends[2]:]
@@ -118,7 +121,7 @@ def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residua
             transform_inputs(x, patch, lines, inputs, first_tile, tiles, g)
             transformed[thread] = first_tile
         multiply(inputs, weight, zeros, products, channel, tiles, g)
-        transform_outputs(products, lines, bias, zeros, residual, y, first_tile, tiles,
+        transform_outputs(products, lines, bias, zeros, residual, y, y_step, first_tile, tiles,
                           channel, g, low, high)
 
 
@@ -194,8 +197,8 @@ def panel_offset(position, channel, g):
 
 
 @njit()
-def transform_outputs(products, lines, bias, zeros, residual, y, first_tile, tiles, channel, g,
-                      low, high):
+def transform_outputs(products, lines, bias, zeros, residual, y, y_step, first_tile, tiles, channel,
+                      g, low, high):
     """y = clip(A^T products A + bias + residual, low, high) for one group of one block."""
     reach = g.tile + 2
     channels = min(g.group, g.out_channels - channel)
@@ -209,12 +212,12 @@ def transform_outputs(products, lines, bias, zeros, residual, y, first_tile, til
                                  reach * g.group, length))
         for i in range(min(g.tile, g.out_height - row)):    # A^T products, each row times A
             pixel = (image * g.out_height + row + i) * g.out_width + column
-            target = pixel * g.out_channels + channel
             added, added_step = at(zeros, 0), 0
             if len(residual) > 0:
-                added, added_step = at(residual, target), g.out_channels
+                added = at(residual, pixel * g.out_channels + channel)
+                added_step = g.out_channels
             write_pixels(g.tile, (at(lines, i * reach * g.group), g.group, at(bias, channel),
-                                  added, added_step, at(y, target), g.out_channels,
+                                  added, added_step, at(y, pixel * y_step + channel), y_step,
                                   min(g.tile, g.out_width - column), channels, low, high))
 
 
@@ -329,16 +332,16 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        x, flat = arrays[0].reshape(-1), y.reshape(-1)
+        x, (flat, y_step) = arrays[0].reshape(-1), flat_pixels(y)
         residual = arrays[3].reshape(-1) if len(arrays) > 3 else np.empty(0, np.float32)
         scratch = workspace[:4 * floats].view(np.float32)
         transformed = np.empty(options.threads, np.int64)
 
         def run() -> None:
-            winograd2d(x, packed, packed_bias, zeros, residual, flat, scratch, transformed, ends,
-                       geometry, low, high, options.threads)
+            winograd2d(x, packed, packed_bias, zeros, residual, flat, y_step, scratch, transformed,
+                       ends, geometry, low, high, options.threads)
             finish(flat, options.threads)
         return run
 
     name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
-    return Step(name + suffix, bind, 4 * floats)
+    return Step(name + suffix, bind, 4 * floats, is_clip(op.activation))
