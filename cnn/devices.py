@@ -82,14 +82,14 @@ class CpuDevice:
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         """DeviceError where that many threads (None asks for all there are) or the dtype can not
         be had."""
-        from kernels.cpu import bf16  # numba is imported only when asked for
-        from kernels.cpu import threads as cpu_threads
+        from kernels.cpu import threads as cpu_threads  # numba is imported only when asked for
         if dtype not in CPU_DTYPES:
             raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32', "
                               f"or 'bfloat16' where the CPU has AMX or AVX512_BF16")
         try:
             count = cpu_threads.check_threads(threads)
             if dtype == "bfloat16":
+                from kernels.cpu import bf16
                 bf16.choose()       # asks for AMX before there are workers
         except ValueError as error:
             raise DeviceError(str(error)) from None

@@ -405,7 +405,8 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
 
     device      "auto", "cpu", "cuda", "cuda:N", "emulator" (the CUDA kernels on the CPU, slowly);
                 DeviceError where it can not be had
-    dtype       the compute type: "float32"; but for the CPU also "tf32", "float16", "bfloat16"
+    dtype       the compute type: "float32"; "bfloat16" on a GPU, in the emulator, and on a CPU with
+                AMX or AVX512_BF16; but for the CPU also "tf32", "float16"
     threads     number of CPU threads; None takes all cores that this process may use
     activation  "softmax", "sigmoid" or "none" makes probabilities of the output; "auto" takes
                 softmax unless the network already ends in softmax or sigmoid

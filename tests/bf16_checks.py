@@ -34,7 +34,7 @@ every_unit = pytest.mark.parametrize("unit", [
 def prepared_in_bfloat16():
     """`checks.run` finds the kernels of bfloat16, which take the unit as a choice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "PREPARE", backend.PREPARE | backend.BFLOAT16)
+        patch.setattr(backend, "PREPARE", backend.PREPARE | backend.bfloat16())
         yield
 
 

@@ -35,7 +35,7 @@ problems += [(Linear(), test_bf16_matmul.arrays(integers, shape, outputs))
 for op, given in problems:
     before = amx_traps.PRODUCTS[0]
     output = TensorSpec(op.output_shape(*(array.shape for array in given)))
-    step = backend.BFLOAT16[type(op)](op, [TensorSpec(array.shape) for array in given], output,
+    step = backend.bfloat16()[type(op)](op, [TensorSpec(array.shape) for array in given], output,
                                       [None, *given[1:3], None], Options(1), unit)
     y = np.full(output.shape, np.nan, np.float32)
     step.bind(given, y, aligned(step.workspace))()

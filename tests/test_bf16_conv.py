@@ -218,7 +218,7 @@ for height, width, channels, outputs, kernel, op, _, _ in WAYS:
     for copy, array in zip(inputs, given):
         copy[...] = array
     output = TensorSpec(op.output_shape(*(array.shape for array in given)))
-    step = backend.BFLOAT16[type(op)](op, [TensorSpec(array.shape) for array in given], output,
+    step = backend.bfloat16()[type(op)](op, [TensorSpec(array.shape) for array in given], output,
                                       [None, *given[1:3], None], Options(2), unit)
     y = at_the_edge(given[3].nbytes).view(np.float32).reshape(output.shape)
     step.bind(inputs, y, at_the_edge(step.workspace))()

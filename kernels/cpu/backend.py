@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .. import ops
 from ..ops import Op, TensorSpec
 from ..step import Array, Options, Step
-from . import bf16_conv, bf16_matmul, conv, copy, elementwise, matmul, norm, pool, softmax
+from . import conv, copy, elementwise, matmul, norm, pool, softmax
 
 PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Conv2d: conv.prepare_conv2d,
@@ -30,12 +30,6 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Flatten: copy.prepare_reshape,
 }
 
-# What multiplies in bfloat16 where that is asked for; all other ops stay in float32.
-BFLOAT16: dict[type[Op], Callable[..., Step]] = {
-    ops.Conv2d: bf16_conv.prepare_conv2d,
-    ops.Linear: bf16_matmul.prepare_linear,
-}
-
 
 def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[Array | None],
             options: Options) -> Step:
@@ -48,5 +42,12 @@ def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[
     if type(op) not in PREPARE:
         raise ValueError(f"the CPU has no kernel for {op.kind}; it has "
                          f"{sorted(known.__name__ for known in PREPARE)}")
-    families = PREPARE | BFLOAT16 if options.dtype == "bfloat16" else PREPARE
+    families = PREPARE | bfloat16() if options.dtype == "bfloat16" else PREPARE
     return families[type(op)](op, inputs, output, weights, options)
+
+
+def bfloat16() -> dict[type[Op], Callable[..., Step]]:
+    """What multiplies in bfloat16 where that is asked for, and is imported only then; all other
+    ops stay in float32."""
+    from . import bf16_conv, bf16_matmul
+    return {ops.Conv2d: bf16_conv.prepare_conv2d, ops.Linear: bf16_matmul.prepare_linear}
