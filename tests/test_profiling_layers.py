@@ -5,6 +5,8 @@ from itertools import pairwise
 import gpu_timing
 import gpu_watch
 import layers as script
+import networks
+import onnx
 import pytest
 
 
@@ -51,6 +53,20 @@ def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, cpu, ca
     spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert [span["name"] for span in spans] == ["conv", "avgpool", "logits"]
     assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in pairwise(spans))
+
+
+def test_a_concat_has_the_bytes_that_are_left_to_copy(tmp_path, cpu):
+    net = networks.Builder(0)
+    x = net.conv("input", "conv", 8, 3, stride=2)
+    x = net.concat([net.conv(x, "branch", 4, 1), net.max_pool(x, "pool", 3, 1, padding=1)], "join")
+    x = net.concat([net.conv(x, name, 4, 1) for name in ("left", "right")], "view")
+    net.linear(net.global_pool(x), "head", 10)
+    onnx.save(net.model("joined", 16), tmp_path / "joined.onnx")
+    rows = {row["layer"]: row for row in profile(tmp_path / "joined.onnx", tmp_path)[0]["rows"]}
+    assert rows["join"]["output_shape"] == [2, 8, 8, 12]
+    assert rows["join"]["bytes"] == 2 * 4 * 2 * 8 * 8 * 8       # the pool's channels, in and out
+    assert rows.keys() >= {"branch", "left", "right"}
+    assert "view" not in rows
 
 
 def test_the_roofline_is_the_longer_of_arithmetic_and_memory(small_model, tmp_path, monkeypatch):
