@@ -44,22 +44,23 @@ class Geometry(NamedTuple):
 
 
 @njit()
-def depthwise2d(x, weight, bias, zeros, y, units, columns, geometry, low, high, threads):
+def depthwise2d(x, weight, bias, zeros, y, batch, columns, geometry, low, high, threads):
     """Every output row of every group of channels, shared among the threads.
 
     x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels];
-    units, columns: made by `order` and `cut_columns`; geometry: Geometry's numbers.
+    columns: made by `cut_columns`; geometry: Geometry's numbers.
     """
     g = Geometry(*geometry)
-    parallel_for(depthwise_units, len(units), threads, (
-        x, weight, bias, zeros, y, units, columns, g, low, high))
+    rows = batch * g.out_height
+    parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
+        x, weight, bias, zeros, y, rows, columns, g, low, high))
 
 
 @njit()
-def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, units, columns, g, low,
+def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, columns, g, low,
                     high):
     for unit in range(first_unit, end_unit):
-        row, first_channel = units[unit]
+        row, first_channel = unit % rows, unit // rows * GROUP
         for tile in range(len(columns)):
             pixels(row, columns[tile], first_channel, min(GROUP, g.channels - first_channel), x,
                    weight, bias, zeros, y, g, low, high)
@@ -114,13 +115,6 @@ def cut_columns(g: Geometry) -> Array:
     return np.array(tiles, np.int64)
 
 
-def order(rows: int, channels: int, parts: int) -> Array:
-    """units [.., 2]: output row, counted through the batch, and first channel of a GROUP. One part
-    of the rows after the other, and in it group by group."""
-    return np.array([(row, channel) for part in np.array_split(np.arange(rows), parts)
-                     for channel in range(0, channels, GROUP) for row in part], np.int64)
-
-
 def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
     """One filter per channel, and one channel per filter."""
     return op.groups == channels == weight_shape[0] and weight_shape[3] == 1
@@ -142,16 +136,13 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     packed = options.pack(weight, "depthwise", pack)
     packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
     zeros, columns, geometry = np.zeros(LANES, np.float32), cut_columns(g), tuple(g)
-    # Threads that keep to their part of the image, as conv.py's do, share nothing but a few rows.
-    rows = batch * out_height
-    units = order(rows, channels, options.threads if rows >= 4 * options.threads else 1)
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
         x, flat = arrays[0].reshape(-1), y.reshape(-1)
 
         def run() -> None:
-            depthwise2d(x, packed, packed_bias, zeros, flat, units, columns, geometry,
+            depthwise2d(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
                         low, high, options.threads)
             finish(flat, options.threads)
         return run
