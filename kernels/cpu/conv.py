@@ -67,29 +67,32 @@ class Geometry(NamedTuple):
 # ---- the kernel -------------------------------------------------------------------------------
 
 @njit()
-def conv2d(x, weight, bias, residual, y, y_step, scratch, tiles, passes, units, geometry, low, high,
+def conv2d(x, weight, bias, residual, y, y_step, scratch, tiles, passes, geometry, low, high,
            threads):
-    """Every pass over every tile, in the order of `units`, shared among the threads.
+    """Every pass over every tile, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y and
     residual; weight, bias: packed by `pack`; scratch: threads * TILE_ROWS * depth floats; tiles,
-    passes, units: tables made below; geometry: Geometry's numbers, a plain tuple, which costs 2 us
-    less to call with.
+    passes: tables made by `cut_*` below; geometry: Geometry's numbers, a plain tuple, which costs
+    2 us less to call with.
     """
     g = Geometry(*geometry)
-    parallel_for(conv_units, len(units), threads, (
-        x, weight, bias, residual, y, y_step, scratch, tiles, passes, units, g, low, high))
+    parallel_for(conv_units, len(passes) * len(tiles), threads, (
+        x, weight, bias, residual, y, y_step, scratch, tiles, passes, g, low, high))
 
 
 @njit()
 def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_step, scratch, tiles,
-               passes, units, g, low, high):
+               passes, g, low, high):
+    """The tiles of a pass share the fetching of the next pass's weights, or its first tile would
+    wait for them; a single tile would wait anyway."""
     depth = g.kernel_height * g.kernel_width * g.per_group
+    share = -(-BLOCK // len(tiles)) if len(tiles) > 1 else 0    # floats of each line of a panel
     patch = scratch[thread * TILE_ROWS * depth:(thread + 1) * TILE_ROWS * depth]
     for unit in range(first_unit, end_unit):
-        number, tile, fetched, ahead_step = units[unit]
+        number = unit // len(tiles)
         channel, full, vectors, valid, w_offset, bias_offset, group = passes[number]
-        rows, pixel, x_offset = tiles[tile]
+        rows, pixel, x_offset = tiles[unit % len(tiles)]
         if x_offset >= 0:
             source, x_step = at(x, x_offset), g.stride_width * g.channels
             lines, x_line = g.kernel_height, g.width * g.channels
@@ -98,7 +101,9 @@ def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_ste
             gather(x, patch, rows, pixel, group, g)
             source, x_step = at(patch, 0), depth
             lines, x_line, length = 1, 0, depth
-        following = passes[number + 1, 4] + fetched * depth if ahead_step > 0 else w_offset
+        following, ahead_step, fetched = w_offset, 0, unit % len(tiles) * share
+        if number + 1 < len(passes) and fetched < BLOCK:
+            following, ahead_step = passes[number + 1, 4] + fetched * depth, share
         y_offset = pixel * y_step + channel
         if full > 0:
             some_blocks(rows, BLOCK_VECTORS, (
@@ -235,23 +240,6 @@ def cut_passes(out_channels: int, groups: int, depth: int, at_once: int) -> Arra
     return np.array(passes, np.int64)
 
 
-def order(passes: int, tiles: int, parts: int) -> Array:
-    """units [.., 4]: pass, tile, and which floats of each line of a panel of the next pass's
-    weights are fetched meanwhile: the first, and how many.
-
-    One part of the tiles after the other, pass by pass. The tiles of a part share the fetching, or
-    the first tile of the next pass would wait for its weights; a single tile would wait anyway.
-    """
-    units = []
-    for part in np.array_split(np.arange(tiles), parts):
-        share = -(-BLOCK // len(part)) if len(part) > 1 else 0
-        first = np.arange(len(part)) * share
-        for number in range(passes):
-            count = np.where((first < BLOCK) & (number + 1 < passes), share, 0)
-            units.append(np.stack([np.full(len(part), number), part, first, count], axis=-1))
-    return np.concatenate(units)
-
-
 def pack(weight: Array, groups: int) -> Array:
     """(O, ...) -> panels [depth, BLOCK, or the vectors of a last, smaller block] one after the
     other, zero-padded."""
@@ -277,22 +265,18 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
     if direct is None:
         p = g
     tiles = cut_across(batch, g) if direct is None else direct
-    floats = batch * p.height * p.width * p.channels
-    pass_bytes = SMALL_PASS_BYTES if floats * 4 <= SMALL_BYTES else PASS_BYTES
+    small = batch * p.height * p.width * p.channels * 4 <= SMALL_BYTES
+    pass_bytes = SMALL_PASS_BYTES if small else PASS_BYTES
     passes = cut_passes(g.out_channels, groups, g.depth,
                         max(1, pass_bytes // (g.depth * BLOCK * 4)))
-    # Threads that keep to their part of the image find the inputs in their own L2 cache; what they
-    # read twice are the weights.
-    outputs = batch * g.out_height * g.out_width * g.out_channels
-    apart = weight.size < floats + outputs and len(tiles) >= 4 * options.threads
-    units = order(len(passes), len(tiles), options.threads if apart else 1)
     packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(w, groups))
     if bias is None:
         bias = np.zeros(g.out_channels, np.float32)
     packed_bias = pack(bias, groups)
     low, high, finish, suffix = epilogue(activation)
-    if p == g:
-        floats = options.threads * TILE_ROWS * g.depth if direct is None else 0
+    floats = batch * p.height * p.width * p.channels if p != g else 0
+    if direct is None:
+        floats = options.threads * TILE_ROWS * g.depth
 
     geometry, padded = tuple(g), tuple(p)
 
@@ -306,7 +290,7 @@ def prepare_tiled(name: str, batch: int, g: Geometry, end_padding: Pair, groups:
             if padded != geometry:
                 pad2d(x, scratch, batch, geometry, padded, options.threads)
                 source = scratch
-            conv2d(source, packed, packed_bias, residual, y, y_step, scratch, tiles, passes, units,
+            conv2d(source, packed, packed_bias, residual, y, y_step, scratch, tiles, passes,
                    padded, low, high, options.threads)
             finish(y, options.threads)
         return run
