@@ -29,9 +29,9 @@ from ..step import Array, Options, Run, Step
 from . import depthwise, winograd
 from .epilogue import epilogue, is_clip
 from .jit import LANES, njit
+from .microkernels import BLOCK, BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, some_blocks
 from .parallel import parallel_for
 from .simd import at, copy_floats, zero_floats
-from .tile import BLOCK, BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, some_blocks
 
 # One pass keeps this much of the weights in the L2 cache while it goes over all tiles. Where the
 # input is so small that it stays there, passes are small, too: their weights are fetched ahead, but
@@ -142,7 +142,7 @@ def pad_rows(thread, first_row, end_row, x, padded, g, p):
             zero_floats(at(padded, target), padded_line)
 
 
-@njit()
+@njit(inline="always")
 def gather(x, patch, rows, pixel, group, g):
     """Copy the inputs under output pixels pixel .. pixel + rows of one group, [rows, depth]."""
     whole_lines = g.dilation_width == 1 and g.per_group == g.channels

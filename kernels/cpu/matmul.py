@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..ops import Linear, TensorSpec, count, known
 from ..step import Array, Options, Step
 from .conv import Geometry, prepare_tiled
-from .tile import BLOCK, TILE_ROWS
+from .microkernels import BLOCK, TILE_ROWS
 
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,

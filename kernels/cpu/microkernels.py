@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import winograd_matrices
-from .jit import LANES
+from .jit import LANES, njit
 from .simd import (
     Builder,
     Value,
@@ -76,6 +76,13 @@ def conv_tile(typingctx, number, arguments):
         return context.get_dummy_value()
 
     return types.void(types.int64, arguments), codegen
+
+
+@njit(inline="always")
+def some_blocks(rows, vectors, arguments):
+    """conv_tile of rows x vectors, one of CONV_TILES."""
+    number = 0 if rows == TILE_ROWS else 1 if rows == HALF_ROWS else 2
+    conv_tile(number if vectors == BLOCK_VECTORS else number + 3, arguments)
 
 
 def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines: Value,

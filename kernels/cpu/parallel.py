@@ -38,7 +38,9 @@ JOB, OPEN, INSIDE = 1 << 17, 1 << 16, (1 << 16) - 1
 BITE = 4                    # this part of what is left of a share is taken at once: much at first,
                             # and single units at last, so that all threads end together
 PATIENCE = 100_000          # cycles that a thread waits before it offers its core to others,
-LINGER = 300_000            # and that a worker looks for the next call before it goes to sleep
+LINGER = 300_000            # that a worker looks for the next call before it goes to sleep,
+DROWSY = 5_000_000          # and that it looks for a job before it naps in between: a first call
+NAP = 50                    # compiles for seconds. Microseconds
 
 STATE = np.zeros(SHARES + MOST_THREADS * LINE, np.int64)
 llvm.add_symbol("cnn_threads_state", STATE.ctypes.data)
@@ -106,6 +108,15 @@ def offer_core(typingctx):
                                               "sched_yield"), [])
         return context.get_dummy_value()
     return types.void(), codegen
+
+
+@intrinsic
+def nap(typingctx, microseconds):
+    def codegen(context, b, sig, args):
+        b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(I32, [I32]), "usleep"),
+               [b.trunc(args[0], I32)])
+        return context.get_dummy_value()
+    return types.void(types.int64), codegen
 
 
 # ---- jobs -------------------------------------------------------------------------------------
@@ -191,7 +202,10 @@ def work(thread):
 @njit()
 def wait(since):
     """For what another thread is about to do: at first without leaving the core."""
-    if cycles() - since > PATIENCE:
+    waited = cycles() - since
+    if waited > DROWSY:
+        nap(NAP)
+    elif waited > PATIENCE:
         offer_core()
 
 

@@ -36,10 +36,17 @@ from ..ops import Conv2d, Pair, TensorSpec, known
 from ..step import Array, Options, Run, Step
 from .epilogue import epilogue, is_clip
 from .jit import LANES, njit
-from .microkernels import winograd_input, winograd_output, winograd_pixels
+from .microkernels import (
+    BLOCK,
+    HALF_ROWS,
+    TILE_ROWS,
+    some_blocks,
+    winograd_input,
+    winograd_output,
+    winograd_pixels,
+)
 from .parallel import parallel_for
 from .simd import at, copy_floats, zero_floats
-from .tile import BLOCK, HALF_ROWS, TILE_ROWS, some_blocks
 from .winograd_matrices import WEIGHT
 
 # With 64 channels the inputs of a block and the products of a group share the L2 cache, 250 KB each
@@ -125,7 +132,7 @@ def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residua
                           channel, g, low, high)
 
 
-@njit()
+@njit(inline="always")
 def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
     """inputs[position, tile, channel] = B^T d B for `tiles` tiles from first_tile on.
 
@@ -150,7 +157,7 @@ def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
             input_pass(g.tile, (at(lines, i * line), g.depth, target, position_step, g.depth))
 
 
-@njit()
+@njit(inline="always")
 def copy_patch(x, patch, image, h, w, g):
     """patch[reach, reach, depth] = the inputs of a tile whose first is (h, w), and zeros."""
     reach = g.tile + 2
@@ -161,7 +168,7 @@ def copy_patch(x, patch, image, h, w, g):
                         at(x, ((image * g.height + i) * g.width + j) * g.channels), g.channels)
 
 
-@njit()
+@njit(inline="always")
 def multiply(inputs, weight, zeros, products, first_channel, tiles, g):
     """products[position, tile, channel] = inputs[position] @ weight[position], for one group.
 
@@ -196,7 +203,7 @@ def panel_offset(position, channel, g):
     return (position * (-(-g.out_channels // LANES) * LANES) + channel) * g.channels
 
 
-@njit()
+@njit(inline="always")
 def transform_outputs(products, lines, bias, zeros, residual, y, y_step, first_tile, tiles, channel,
                       g, low, high):
     """y = clip(A^T products A + bias + residual, low, high) for one group of one block."""
