@@ -8,10 +8,11 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/cnn classify examples/cat.jpg
 
-# Most of a first run is compiling CUDA kernels: `build` does it on all cores, pytest on one.
+# Most of a first run is compiling kernels. `build` compiles those of the GPU on all cores; test
+# files then go to two processes.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m kernels.cuda.build --arch sm_80 --arch sm_90a --dtype float32 --dtype float16
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-full: $(VENV)/.installed-test test-portable
 	$(BIN)/python -m pytest -m "not gpu"
