@@ -48,3 +48,14 @@ class Options:
             # Holding on to the weight as well keeps its id from being given to another.
             self.packed[key] = weight, make(weight)
         return self.packed[key][1]
+
+
+def weight_and_bias(kind: str, weights: Sequence[Array | None]) -> tuple[Array, Array | None]:
+    """Inputs 1 and 2 of a convolution or Linear layer, of which there may be no second.
+
+    weights: the constants behind the op's inputs. ValueError where one of the two is no constant.
+    """
+    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
+    if weight is None or (bias is None and len(weights) > 2):
+        raise ValueError(f"{kind}: weight and bias must be constants of the network")
+    return weight, bias

@@ -14,7 +14,6 @@ import pytest
 from kernels.cpu import bf16_units
 from kernels.cpu.bf16_simd import (
     BLOCK,
-    bits_at,
     configure,
     multiply,
     release,
@@ -30,14 +29,14 @@ POISON = 0xABAD
 def products(unit, x, w, sums, steps):
     """One micro-kernel of the largest size over one line; 2 * COLUMNS output channels."""
     configure(unit)
-    multiply(unit, 2, 2, (bits_at(x, 0), x.size // unit.rows, 1, 0, steps, bits_at(w, 0),
+    multiply(unit, 2, 2, (at(x, 0), x.size // unit.rows, 1, 0, steps, at(w, 0),
                           at(sums, 0)))
     release(unit)
 
 
 @numba.njit
 def round_all(x, y, count, padded):
-    round_floats(bits_at(y, 0), at(x, 0), count, padded)
+    round_floats(at(y, 0), at(x, 0), count, padded)
 
 
 def numbers(rng, *shape):

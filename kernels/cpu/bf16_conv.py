@@ -25,26 +25,24 @@ from typing import NamedTuple
 import numpy as np
 
 from ..ops import Conv2d, Pair, TensorSpec, Unary, known
-from ..step import Array, Options, Run, Step
+from ..step import Array, Options, Run, Step, weight_and_bias
 from . import bf16, depthwise
 from .bf16_simd import (
     BLOCK,
     COLUMNS,
-    bits_at,
     configure,
     copy_bits,
     multiply,
     release,
     round_floats,
     write_block,
-    zero_bits,
 )
 from .bf16_units import Unit
 from .conv import Geometry
 from .epilogue import epilogue
 from .jit import njit
 from .parallel import parallel_for
-from .simd import at
+from .simd import at, clear
 
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
@@ -82,17 +80,17 @@ def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual
         first_block, end_block, group = passes[index // len(tiles)]
         rows, position, offset = tiles[index % len(tiles)]
         if offset >= 0:
-            source, x_step = bits_at(image, offset), g.stride_width * g.channels
+            source, x_step = at(image, offset), g.stride_width * g.channels
             lines, x_line = g.kernel_height, g.width * g.channels
             steps = g.kernel_width * g.channels // unit.depth
         else:
             gather(image, patch, rows, position, group, depth, g)
-            source, x_step = bits_at(patch, 0), depth
+            source, x_step = at(patch, 0), depth
             lines, x_line, steps = 1, 0, depth // unit.depth
         for block in range(first_block, end_block):
             channel, channels, w_offset = blocks[block]
             one_block(unit, rows, channels, (source, x_step, lines, x_line, steps,
-                                             bits_at(weight, w_offset), own_sums))
+                                             at(weight, w_offset), own_sums))
             write_tile(sums, thread * unit.rows, at(bias, block * BLOCK), residual, y, rows,
                        position, pitch, channel, channels, g, low, high)
     release(unit)
@@ -149,9 +147,9 @@ def gather(image, patch, rows, pixel, group, depth, g):
             for tap in range(taps):
                 tapped = first + line * g.dilation_height * g.width + tap * g.dilation_width
                 source = tapped * g.channels + group * g.per_group
-                copy_bits(bits_at(patch, target), bits_at(image, source), length)
+                copy_bits(at(patch, target), at(image, source), length)
                 target += length
-        zero_bits(bits_at(patch, target), end - target)
+        clear(at(patch, target), end - target)
 
 
 @njit()
@@ -168,18 +166,18 @@ def round_rows(thread, first_row, end_row, x, image, g, p):
     for row in range(first_row, end_row):
         target, h = row * line, row % p.height - g.top
         if not 0 <= h < g.height:
-            zero_bits(bits_at(image, target), line)
+            clear(at(image, target), line)
             continue
         source = (row // p.height * g.height + h) * g.width * g.channels
         pixels, count, padded = g.width, g.channels, p.channels
         if count == padded:
             pixels, count, padded = 1, g.width * count, g.width * count
-        zero_bits(bits_at(image, target), before)
+        clear(at(image, target), before)
         for pixel in range(pixels):
-            round_floats(bits_at(image, target + before + pixel * padded),
+            round_floats(at(image, target + before + pixel * padded),
                          at(x, source + pixel * count), count, padded)
         after = before + pixels * padded
-        zero_bits(bits_at(image, target + after), line - after)
+        clear(at(image, target + after), line - after)
 
 
 # ---- host choices -----------------------------------------------------------------------------
@@ -343,9 +341,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options, unit: Unit | None = None) -> Step:
     """A depthwise convolution by its float32 kernel, any other in bfloat16 by the unit: None asks
     for `bf16.choose`."""
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (bias is None and len(weights) > 2):
-        raise ValueError("Conv2d: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     unit = unit or bf16.choose()
     n, h, w, c = known(inputs[0].shape)
     _, out_h, out_w, out_c = known(output.shape)

@@ -4,7 +4,7 @@ float32; tiles would gain nothing then, and vectors take a row alone."""
 from __future__ import annotations
 
 from ..ops import Linear, TensorSpec, count, known
-from ..step import Array, Options, Step
+from ..step import Array, Options, Step, weight_and_bias
 from . import bf16
 from .bf16_conv import prepare_tiled
 from .bf16_simd import BLOCK
@@ -18,9 +18,7 @@ VECTORS: dict[type[Unit], Unit] = {Amx: AVX512, AmxEmulated: AVX512_EMULATED}
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options, unit: Unit | None = None) -> Step:
     """y = activation(x @ weight.T + bias) for x (..., in); unit None asks for `bf16.choose`."""
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (bias is None and len(weights) > 2):
-        raise ValueError("Linear: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     unit = unit or bf16.choose()
     features = known(inputs[0].shape)[-1]
     samples = count(inputs[0].shape[:-1])

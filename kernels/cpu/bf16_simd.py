@@ -14,7 +14,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from .bf16_units import (
     AMX,
@@ -50,6 +49,7 @@ from .simd import (
     broadcast,
     clip,
     counted_loop,
+    each_vector,
     first_lanes,
     i64,
     literal_ints,
@@ -213,46 +213,17 @@ def write_block(typingctx, arguments):
 
             counted_loop(b, "row", rows, [], row)
 
-        def block(add_residual):
-            whole = b.sdiv(channels, i64(LANES))
-
-            def vector(index, _):
-                columns(b.mul(index, i64(LANES)), None, add_residual)
-                return []
-
-            counted_loop(b, "vector", whole, [], vector)
-            done = b.mul(whole, i64(LANES))
-            with b.if_then(b.icmp_signed("<", done, channels)):
-                columns(done, first_lanes(b, b.sub(channels, done)), add_residual)
-
         with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
             with then:
-                block(True)
+                each_vector(b, channels, lambda c, mask: columns(c, mask, True))
             with otherwise:
-                block(False)
+                each_vector(b, channels, lambda c, mask: columns(c, mask, False))
         return context.get_dummy_value()
 
     return types.void(arguments), codegen
 
 
 # ---- moving bfloat16 --------------------------------------------------------------------------
-
-@intrinsic
-def bits_at(typingctx, array, offset):
-    """(uint16 array, element offset) -> pointer, without bounds or wrap-around code."""
-    def codegen(context, b, sig, args):
-        return b.gep(make_array(sig.args[0])(context, b, args[0]).data, [args[1]])
-    return BITS(array, types.intp), codegen
-
-
-@intrinsic
-def zero_bits(typingctx, target, count):
-    """Write `count` zeros."""
-    def codegen(context, b, sig, args):
-        cgutils.memset(b, args[0], b.mul(args[1], i64(2)), 0)
-        return context.get_dummy_value()
-    return types.void(BITS, types.intp), codegen
-
 
 @intrinsic
 def copy_bits(typingctx, target, source, count):

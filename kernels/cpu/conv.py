@@ -25,13 +25,13 @@ import numpy as np
 
 from ..axes import flat_pixels
 from ..ops import Conv2d, Pair, TensorSpec, Unary, known
-from ..step import Array, Options, Run, Step
+from ..step import Array, Options, Run, Step, weight_and_bias
 from . import depthwise, winograd
 from .epilogue import epilogue, is_clip
 from .jit import LANES, njit
 from .microkernels import BLOCK, BLOCK_VECTORS, HALF_ROWS, TILE_ROWS, some_blocks
 from .parallel import parallel_for
-from .simd import at, copy_floats, zero_floats
+from .simd import at, clear, copy_floats
 
 # One pass keeps this much of the weights in the L2 cache while it goes over all tiles. Where the
 # input is so small that it stays there, passes are small, too: their weights are fetched ahead, but
@@ -135,11 +135,11 @@ def pad_rows(thread, first_row, end_row, x, padded, g, p):
         h = row % p.height - g.top
         if 0 <= h < g.height:
             source = (row // p.height * g.height + h) * line
-            zero_floats(at(padded, target), before)
+            clear(at(padded, target), before)
             copy_floats(at(padded, target + before), at(x, source), line)
-            zero_floats(at(padded, target + before + line), padded_line - before - line)
+            clear(at(padded, target + before + line), padded_line - before - line)
         else:
-            zero_floats(at(padded, target), padded_line)
+            clear(at(padded, target), padded_line)
 
 
 @njit(inline="always")
@@ -156,15 +156,15 @@ def gather(x, patch, rows, pixel, group, g):
             h = row + line * g.dilation_height
             source = (image * g.height + h) * g.width
             if not 0 <= h < g.height:
-                zero_floats(at(patch, target), line_length)
+                clear(at(patch, target), line_length)
             elif whole_lines:
                 first = min(max(-column, 0), g.kernel_width)
                 end = max(first, min(g.kernel_width, g.width - column))
-                zero_floats(at(patch, target), first * g.channels)
+                clear(at(patch, target), first * g.channels)
                 copy_floats(at(patch, target + first * g.channels),
                             at(x, (source + column + first) * g.channels),
                             (end - first) * g.channels)
-                zero_floats(at(patch, target + end * g.channels),
+                clear(at(patch, target + end * g.channels),
                             (g.kernel_width - end) * g.channels)
             else:
                 for tap in range(g.kernel_width):
@@ -174,7 +174,7 @@ def gather(x, patch, rows, pixel, group, g):
                         first = (source + w) * g.channels + group * g.per_group
                         copy_floats(into, at(x, first), g.per_group)
                     else:
-                        zero_floats(into, g.per_group)
+                        clear(into, g.per_group)
             target += line_length
 
 
@@ -305,9 +305,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
 
     tile forces the choice of `winograd.choose`: the edge of Winograd's tiles, 0 for none.
     """
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (bias is None and len(weights) > 2):
-        raise ValueError("Conv2d: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     n, h, w, c = known(inputs[0].shape)
     _, out_h, out_w, out_c = known(output.shape)
     if tile is None:

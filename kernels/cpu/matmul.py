@@ -6,7 +6,7 @@ memory); with TILE_ROWS samples or more it is the register-blocked GEMM of conv.
 from __future__ import annotations
 
 from ..ops import Linear, TensorSpec, count, known
-from ..step import Array, Options, Step
+from ..step import Array, Options, Step, weight_and_bias
 from .conv import Geometry, prepare_tiled
 from .microkernels import BLOCK, TILE_ROWS
 
@@ -14,9 +14,7 @@ from .microkernels import BLOCK, TILE_ROWS
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
     """y = activation(x @ weight.T + bias) for x (..., in)."""
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (bias is None and len(weights) > 2):
-        raise ValueError("Linear: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     features = known(inputs[0].shape)[-1]
     samples = count(inputs[0].shape[:-1])
     g = Geometry(1, samples, features, 1, samples, len(weight), 1, 1, 1, 1, 0, 0, 1, 1, features)

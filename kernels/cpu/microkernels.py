@@ -30,6 +30,7 @@ from .simd import (
     choose,
     clip,
     counted_loop,
+    each_vector,
     first_lanes,
     fma,
     i64,
@@ -223,7 +224,7 @@ def _depthwise_window(b: Builder, window: Window, x: Value, channels: Value, lin
             store(b, clip(b, value, low, high), target, mask)
             target = b.gep(target, [channels])
 
-    _channels(b, count, tile)
+    each_vector(b, count, tile)
 
 
 @intrinsic(prefer_literal=True)
@@ -269,24 +270,10 @@ def depthwise_any(typingctx, tile_rows, arguments):
                 target = b.gep(advance(b, y, channels, r), [c])
                 store(b, clip(b, value, low, high), target, mask)
 
-        _channels(b, count, tile)
+        each_vector(b, count, tile)
         return context.get_dummy_value()
 
     return types.void(tile_rows, arguments), codegen
-
-
-def _channels(b: Builder, count: Value, tile: Callable[[Value, Value | None], None]) -> None:
-    """tile(first channel, mask) for each vector of `count` channels; the last may be a part."""
-    whole = b.sdiv(count, i64(LANES))
-
-    def vector(index, _):
-        tile(b.mul(index, i64(LANES)), None)
-        return []
-
-    counted_loop(b, "vector", whole, [], vector)
-    done = b.mul(whole, i64(LANES))
-    with b.if_then(b.icmp_signed("<", done, count)):
-        tile(done, first_lanes(b, b.sub(count, done)))
 
 
 # ---- pooling ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from .jit import njit
 MOST_THREADS = 1024
 LINE = 16       # words: two cache lines, for processors fetch them in pairs
 
-# The words of STATE, each on a line of its own.
+# The words of STATE; those that are written while others wait for them have a line of their own.
 GATE = 0                # who may come in: number of the job * JOB | OPEN | workers inside
 BUSY = LINE             # 1 while a job is prepared or runs
 CALLS = 2 * LINE        # calls of networks that are being answered

@@ -161,12 +161,26 @@ def literal_ints(*arguments: Any) -> list[int] | None:
     return None
 
 
+def each_vector(b: Builder, count: Value, emit: Callable[[Value, Value | None], None]) -> None:
+    """emit(first, mask) for each vector of `count` floats; the last may be a part."""
+    whole = b.sdiv(count, i64(LANES))
+
+    def vector(index, _):
+        emit(b.mul(index, i64(LANES)), None)
+        return []
+
+    counted_loop(b, "vector", whole, [], vector)
+    done = b.mul(whole, i64(LANES))
+    with b.if_then(b.icmp_signed("<", done, count)):
+        emit(done, first_lanes(b, b.sub(count, done)))
+
+
 @intrinsic
 def at(typingctx, array, offset):
-    """(float32 array, element offset) -> pointer, without bounds or wrap-around code."""
+    """(array, element offset) -> pointer, without bounds or wrap-around code."""
     def codegen(context, b, sig, args):
         return b.gep(make_array(sig.args[0])(context, b, args[0]).data, [args[1]])
-    return FLOATS(array, types.intp), codegen
+    return types.CPointer(array.dtype)(array, types.intp), codegen
 
 
 @intrinsic
@@ -179,12 +193,12 @@ def copy_floats(typingctx, target, source, count):
 
 
 @intrinsic
-def zero_floats(typingctx, target, count):
-    """Write `count` zeros."""
+def clear(typingctx, target, count):
+    """Write `count` zeros of what the pointer points to."""
     def codegen(context, b, sig, args):
-        cgutils.memset(b, args[0], b.mul(args[1], i64(4)), 0)
+        cgutils.memset(b, args[0], b.mul(args[1], i64(target.dtype.bitwidth // 8)), 0)
         return context.get_dummy_value()
-    return types.void(FLOATS, types.intp), codegen
+    return types.void(target, types.intp), codegen
 
 
 @intrinsic

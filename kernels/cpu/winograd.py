@@ -46,7 +46,7 @@ from .microkernels import (
     winograd_pixels,
 )
 from .parallel import parallel_for
-from .simd import at, copy_floats, zero_floats
+from .simd import at, clear, copy_floats
 from .winograd_matrices import WEIGHT
 
 # With 64 channels the inputs of a block and the products of a group share the L2 cache, 250 KB each
@@ -161,7 +161,7 @@ def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
 def copy_patch(x, patch, image, h, w, g):
     """patch[reach, reach, depth] = the inputs of a tile whose first is (h, w), and zeros."""
     reach = g.tile + 2
-    zero_floats(at(patch, 0), reach * reach * g.depth)
+    clear(at(patch, 0), reach * reach * g.depth)
     for i in range(max(h, 0), min(h + reach, g.height)):
         for j in range(max(w, 0), min(w + reach, g.width)):
             copy_floats(at(patch, ((i - h) * reach + j - w) * g.depth),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...ops import Conv2d, TensorSpec, Unary, known
-from ...step import Array, Step
+from ...step import Array, Step, weight_and_bias
 from .. import conv_gemm, conv_mma, conv_simt, conv_wgmma, vector
 from ..activation import activation_of
 from ..compiler import Kernel, number_of
@@ -89,9 +89,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     if depthwise.fits(op, inputs):
         return depthwise.prepare_depthwise(op, inputs, output, weights, options)
     check_dtype("Conv2d", options)
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (len(inputs) > 2 and bias is None):
-        raise ValueError("Conv2d: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     check_sizes(op.kind, inputs[0], output)
     plain = as_gemm(op, inputs, output)
     return prepare_gemm(plain, op.activation, weight, bias, options,

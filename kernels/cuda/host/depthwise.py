@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...ops import Conv2d, TensorSpec, known
-from ...step import Array, Step
+from ...step import Array, Step, weight_and_bias
 from .. import depthwise, vector
 from ..activation import activation_of
 from ..compiler import Kernel
@@ -46,9 +46,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                       weights: list[Array | None], options: CudaOptions) -> Step:
     """Inputs x, weight (C, KH, KW, 1), [bias], [residual]; weight and bias are constants."""
     check_sizes(op.kind, inputs[0], output)
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (len(inputs) > 2 and bias is None):
-        raise ValueError("Conv2d: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, _ = known(output.shape)
     dtype = output.dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ops import Linear, TensorSpec, count, known
-from ...step import Array, Step
+from ...step import Array, Step, weight_and_bias
 from ..compiler import Kernel
 from ..conv_gemm import Tile
 from ..launch import CudaOptions
@@ -29,9 +29,7 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     `prepare_conv2d`. tf32 is for many samples: the product for few computes in fp32 then, too.
     """
     check_dtype("Linear", options)
-    weight, bias = weights[1], weights[2] if len(weights) > 2 else None
-    if weight is None or (bias is None and len(weights) > 2):
-        raise ValueError("Linear: weight and bias must be constants of the network")
+    weight, bias = weight_and_bias(op.kind, weights)
     check_sizes(op.kind, inputs[0], output)
     plain = as_gemm(op, inputs, output)
     samples, features = plain.width, plain.channels
