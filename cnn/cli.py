@@ -159,8 +159,8 @@ def _warm(model: Any, batch: int) -> None:
     notice = ("Preparing the kernels for this GPU. The first time they are compiled, which takes "
               "up to a few minutes.")
     if model.device == "cpu":
-        from kernels.cpu import jit
-        if not jit.is_cold():
+        from kernels.cpu import store
+        if not store.is_cold():
             model.warmup([batch])
             return
         notice = ("Compiling the kernels for this CPU. This happens once and takes up to half a "

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kernels.cpu.backend import prepare
+from kernels.cpu.launch import Launch, together
+from kernels.cpu.threads import check_threads, team
 from kernels.ops import Op, TensorSpec, known
 from kernels.step import Array, Options, Step
 
@@ -82,27 +85,25 @@ class CpuDevice:
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         """DeviceError where that many threads (None asks for all there are) or the dtype can not
         be had."""
-        from kernels.cpu import threads as cpu_threads  # numba is imported only when asked for
         if dtype not in CPU_DTYPES:
             raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32', "
                               f"or 'bfloat16' where the CPU has AMX or AVX512_BF16")
         try:
-            count = cpu_threads.check_threads(threads)
+            count = check_threads(threads)
             if dtype == "bfloat16":
-                from kernels.cpu import bf16
+                from kernels.cpu.host import bf16
                 bf16.choose()       # asks for AMX before there are workers
         except ValueError as error:
             raise DeviceError(str(error)) from None
         self.dtype = dtype
         self.threads: int | None = count
-        self._count, self._team = count, cpu_threads.team
+        self.count = count
 
     def options(self) -> Options:
-        return Options(self._count, self.dtype)
+        return Options(self.count, self.dtype)
 
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
-        from kernels.cpu.backend import prepare
         return prepare(op, inputs, output, weights, options)
 
     def allocate(self, size: int) -> Array:
@@ -114,13 +115,12 @@ class CpuDevice:
     def constant(self, array: Array, options: Options) -> Array:
         return array
 
-    def compile(self, steps: Sequence[tuple[str, Callable[[], object]]]) -> Callable[[], None]:
-        calls = [call for _, call in steps]
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+        network = together([launch for _, launches in steps for launch in launches])
 
         def run() -> None:
-            with self._team(self._count):
-                for call in calls:
-                    call()
+            with team(self.count):
+                network()
         return run
 
     def adopt(self, array: Any) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from kernels.cache import cache_root
-from kernels.cpu import bf16, jit, threads
+from kernels.cpu import sizes, store, threads
+from kernels.cpu.host import bf16
 from kernels.cuda.assembler import name_and_version
 from kernels.cuda.errors import CudaError
 
@@ -27,15 +28,15 @@ def report() -> list[tuple[str, str]]:
     features = llvm.get_host_cpu_features()
     libraries = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
     root = cache_root()
-    state = "compiled kernels are there" if not jit.is_cold() else "first use will compile"
+    state = "compiled kernels are there" if not store.is_cold() else "first use will compile"
     return [
         ("cnn", f"{__version__} at {Path(__file__).parent}"),
-        ("kernels", str(Path(jit.__file__).parent.parent)),
+        ("kernels", str(Path(store.__file__).parent.parent)),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("libraries", libraries),
         ("cpu", f"{_cpu_model()} ({llvm.get_host_cpu_name()})"),
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
-        ("vector width", f"{jit.LANES} float32 lanes"),
+        ("vector width", f"{sizes.LANES} float32 lanes"),
         ("bfloat16", _bfloat16()),
         ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores"),
         ("gpu", _gpu()),

@@ -47,6 +47,9 @@ class Program:
     """A network prepared for fixed input shapes on a device.
 
     All values live in one arena at offsets planned ahead. Calls from several threads take turns.
+
+    steps   (name, launches) of each layer that runs
+    values  arrays of the device, by name, of all but constants
     """
 
     def __init__(self, graph: Graph, device: Device, options: Any,
@@ -67,20 +70,21 @@ class Program:
                              f"is {MAX_ARENA_BYTES / 1e9:.1f} GB: use a smaller batch or image")
         self._arena = self._allocate(layout.size)
         self.bytes, self._specs = layout.size, specs
-        self._values: dict[str, Array] = {}
+        self.values: dict[str, Array] = {}
         for name, offset in layout.offsets.items():
             spec = specs[name]
             size = count(spec.shape) * np.dtype(spec.dtype).itemsize
-            self._values[name] = device.view(self._arena[offset:offset + size], spec)
+            self.values[name] = device.view(self._arena[offset:offset + size], spec)
         for name, (whole, first) in layout.parts.items():
             channels = known(specs[name].shape)[-1]
-            self._values[name] = self._values[whole][..., first:first + channels]
-        self._inlets = {name: device.inlet(self._values[name], specs[name])
+            self.values[name] = self.values[whole][..., first:first + channels]
+        self._inlets = {name: device.inlet(self.values[name], specs[name])
                         for name in graph.inputs}
-        self._run = device.compile([
+        self.steps = [
             (layer.node.name, self._bind(layer, offset, size, options)) for layer, offset, size
             in zip(self.layers, layout.workspaces, workspaces, strict=True)
-            if layer.step is not None])
+            if layer.step is not None]
+        self._run = device.compile(self.steps)
         self._lock = threading.Lock()
 
     def _allocate(self, size: int) -> Array:
@@ -110,10 +114,10 @@ class Program:
         assert layer.step is not None
         node, constants = layer.node, self.graph.constants
         # A kernel reads what was packed, not the constant it was made of.
-        inputs = [self._values[name] if name not in constants else constants[name]
+        inputs = [self.values[name] if name not in constants else constants[name]
                   if i in node.op.packed else self.device.constant(constants[name], options)
                   for i, name in enumerate(node.inputs)]
-        return layer.step.bind(inputs, self._values[node.output],
+        return layer.step.bind(inputs, self.values[node.output],
                                self._arena[offset:offset + size])
 
     def run(self, inputs: Mapping[str, Any], values: tuple[str, ...] = ()) -> dict[str, Array]:
@@ -138,8 +142,8 @@ class Program:
         return lambda: {name: wait() for name, wait in copies.items()}
 
     def _fetch(self, name: str, on_gpu: bool) -> Callable[[], Array]:
-        if name in self._values:
-            return self.device.fetch(self._values[name], self._specs[name], on_gpu)
+        if name in self.values:
+            return self.device.fetch(self.values[name], self._specs[name], on_gpu)
         return self.graph.constants[name].copy
 
 

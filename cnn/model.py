@@ -20,6 +20,7 @@ from kernels.step import Array
 
 from . import image as images_module
 from . import passes, zoo
+from .by_image import ByImage, prepare
 from .devices import open_device
 from .errors import DeviceError, ModelError, OutOfMemory
 from .executor import Program, specialise
@@ -75,7 +76,7 @@ class Model:
         self.labels = _labels(labels)
         self.preprocessing = self._preprocessing(preprocess)
         self.activation = self._activation(activation)
-        self._programs: OrderedDict[tuple, Program] = OrderedDict()
+        self._programs: OrderedDict[tuple, Program | ByImage] = OrderedDict()
         self._lock = threading.Lock()
         classes = self._classes()
         if self.labels is not None and classes is not None and len(self.labels) != classes:
@@ -281,19 +282,18 @@ class Model:
             raise ModelError(f"{self.name}: there is nothing to run in inputs of shapes {shapes}")
         return lambda: found
 
-    def _program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program:
+    def _program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program | ByImage:
         """The program for these shapes: one of the few used last, or a new one."""
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._programs:
-                graph = specialise(self._graph, shapes)
                 try:
-                    program = Program(graph, self._device, self._options)
+                    program = prepare(self._graph, shapes, self._device, self._options)
                 except OutOfMemory:
                     if not self._programs:
                         raise
                     self._drop(len(self._programs))     # those of other shapes are in the way
-                    program = Program(graph, self._device, self._options)
+                    program = prepare(self._graph, shapes, self._device, self._options)
                 self._programs[key] = program
                 while len(self._programs) > 1 and (
                         len(self._programs) > MAX_PROGRAMS
@@ -360,16 +360,17 @@ class Model:
 
     def summary(self, batch_size: int = 1) -> Summary:
         """Layer, kernel, output shape, parameters, MACs and bytes, for this batch size."""
-        program = Program(self._at_batch(batch_size), self._device, self._options)
+        program = prepare(self._graph, self._at_batch(batch_size), self._device, self._options)
         return summarise(self, program, self._source)
 
-    def _at_batch(self, batch_size: int) -> Graph:
+    def _at_batch(self, batch_size: int) -> dict[str, Shape]:
+        """The shapes of all inputs."""
         shapes = {}
         for name, spec in self._graph.inputs.items():
             rest = spec.shape[1:]
             rest = self._image_size(spec.shape) if len(rest) == 3 else rest
             shapes[name] = (batch_size, *rest)
-        return specialise(self._graph, shapes)
+        return shapes
 
     def tune(self, batch_size: int = 1, budget: float = 60.0,
              progress: Callable[[int, int, str], None] | None = None) -> TuneReport:
@@ -387,7 +388,7 @@ class Model:
             raise DeviceError(f"tuning measures kernels on a GPU and {self.name} runs on "
                               f"{self.device!r}; load it with device='cuda'")
         from .tuning import search  # the CUDA kernels are imported only when asked for
-        graph = self._at_batch(batch_size)
+        graph = specialise(self._graph, self._at_batch(batch_size))
         self.release()      # makes room; all that was prepared is of the old choices, too
         try:
             report = search(graph, self._device, self._options, budget, progress)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kernels import ops
 
+from .by_image import ByImage
 from .executor import Layer, Program
 from .graph import Graph
 
@@ -27,7 +28,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers of a network for one input shape; `str()` gives the table as text."""
+    """All layers of a network for one input shape; `str()` gives the table as text.
+
+    apart  images of a batch that run one by one, and of one of which the rows are; 0 where the
+           batch runs as a whole
+    """
     model: str
     device: str
     dtype: str
@@ -36,6 +41,7 @@ class Summary:
     rows: list[Row]
     parameters: int         # trainable ones, as the file has them: before batch norms are folded
     arena_bytes: int        # memory for all values, planned for re-use
+    apart: int = 0
 
     @property
     def macs(self) -> int:
@@ -52,8 +58,10 @@ class Summary:
         """Totals, and the choices made, as sentences."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}"
                            for name, shape in self.input_shapes.items())
+        apart = (f"The {self.apart} images of a batch run one by one, each on one thread: the "
+                 f"layers are those of one image.\n" if self.apart else "")
         return (f"{self.parameters:,} parameters, {self.macs / 1e6:,.1f} M multiply-accumulates, "
-                f"{self.arena_bytes / 1e6:.1f} MB for values; input {shapes}.\n"
+                f"{self.arena_bytes / 1e6:.1f} MB for values; input {shapes}.\n{apart}"
                 f"Runs on {self.device} in {self.dtype}; activation of the output: "
                 f"{self.activation}.")
 
@@ -66,12 +74,13 @@ class Summary:
         return "\n".join([self.model, *lines, self.footer()])
 
 
-def summarise(model: Model, program: Program, source: Graph) -> Summary:
+def summarise(model: Model, program: Program | ByImage, source: Graph) -> Summary:
     """The summary of a model as `program` runs it; `source` is its graph before any pass."""
     return Summary(model.name, model.device, model.dtype, model.activation,
                    {name: ops.known(spec.shape) for name, spec in program.graph.inputs.items()},
                    [_row(layer, program.graph) for layer in program.layers],
-                   parameter_count(source), program.bytes)
+                   parameter_count(source), program.bytes,
+                   program.batch if isinstance(program, ByImage) else 0)
 
 
 def _row(layer: Layer, graph: Graph) -> Row:

@@ -157,8 +157,10 @@ def _run_on_cpu(op: Op, arrays: Sequence[Array], threads: int | None) -> Array:
     options = Options(check_threads(threads))
     constants = [array if i in op.packed else None for i, array in enumerate(arrays)]
     step = backend.prepare(op, specs, output, constants, options)
+    launches = step.bind(arrays, result, np.empty(step.workspace, np.uint8))
     with team(options.threads):
-        step.bind(arrays, result, np.empty(step.workspace, np.uint8))()
+        for launch in launches:
+            launch()
     return result
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,8 @@ class Step:
     """An op with its kernel chosen and its weights packed.
 
     kernel     name of the kernel, as `Model.summary` shows it
-    bind       (inputs, output, workspace) -> what computes output from inputs: on the CPU a plain
-               callable, on CUDA a list of Launch. Inputs stand in the op's order and include
+    bind       (inputs, output, workspace) -> the launches that compute output from inputs, as
+               cpu/launch.py or cuda/launch.py has them. Inputs stand in the op's order and include
                constant ones; every array is C-contiguous and of its spec's shape; workspace is
                uint8, 64-byte aligned, and holds anything
     workspace  bytes of scratch memory that a run needs

@@ -9,8 +9,8 @@ from numba import float32, int64, njit
 from numba.extending import intrinsic
 
 from kernels.cpu import simd
-from kernels.cpu.jit import LANES
 from kernels.cpu.parallel import parallel_for
+from kernels.cpu.sizes import LANES
 from kernels.cpu.threads import team
 
 CHAINS = 12             # independent sums: two units times a latency of 4 to 6 cycles

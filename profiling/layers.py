@@ -40,11 +40,14 @@ import cpu_peak
 import roofline
 
 from cnn import passes
+from cnn.by_image import for_one_image
 from cnn.devices import CpuDevice
 from cnn.errors import Error
 from cnn.executor import Program, specialise
 from cnn.onnx_import import load_onnx
 from kernels import ops
+from kernels.cpu.launch import Launch, together
+from kernels.cpu.threads import team
 from kernels.cuda.errors import CudaError
 
 OUTSIDE = "(outside of layers)"
@@ -95,23 +98,19 @@ class CpuWatch(CpuDevice):
         super().__init__(threads)
         self.runs: list[list[Span]] = []
         self.facts: list[list[Any]] = []        # nothing more is known of a CPU's kernels
-        self._spans: list[Span] = []            # of the run at hand
 
-    def compile(self, steps: Sequence[tuple[str, Callable[[], object]]]) -> Callable[[], None]:
-        def timed(step: Callable[[], object]) -> Callable[[], None]:
-            def call() -> None:
-                start = time.perf_counter()
-                step()
-                self._spans.append((start, time.perf_counter()))
-            return call
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
         self.facts = [[] for _ in steps]
-        run_all = super().compile([(layer, timed(step)) for layer, step in steps])
+        layers = [together(launches) for _, launches in steps]
 
         def run() -> None:
-            self._spans = []
-            start = time.perf_counter()
-            run_all()
-            self.runs.append([(1e3 * (a - start), 1e3 * (b - start)) for a, b in self._spans])
+            spans, start = [], time.perf_counter()
+            with team(self.count):
+                for layer in layers:
+                    begin = time.perf_counter()
+                    layer()
+                    spans.append((begin, time.perf_counter()))
+            self.runs.append([(1e3 * (a - start), 1e3 * (b - start)) for a, b in spans])
         return run
 
 
@@ -124,6 +123,9 @@ def profile(path: Path, batch: int, device: Any, runs: int) -> tuple[list[Row], 
     image = np.ascontiguousarray(random_batch(onnx.load(path), batch).transpose(0, 2, 3, 1))
     name, = graph.inputs
     program = Program(specialise(graph, {name: image.shape}), device, device.options())
+    if isinstance(device, CpuWatch) and for_one_image(graph, program.graph, device.count):
+        print("note: a model runs such a batch image by image, each on one thread, which is faster "
+              "than these layers; --batch 1 --threads 1 shows that", file=sys.stderr)
     whole = []
     for _ in range(runs + WARM_UP):
         start = time.perf_counter()

@@ -7,7 +7,8 @@ import pytest
 from checks import EPS, assert_within, sum_bound
 
 from kernels import reference
-from kernels.cpu import backend, bf16
+from kernels.cpu import backend
+from kernels.cpu.host import bf16
 from kernels.ops import Op
 
 BF16_EPS = 2.0 ** -8            # unit roundoff: 8 significant bits

@@ -63,7 +63,8 @@ def run(op: Op, *arrays: np.ndarray, weights=(), kernel: str | None = None, gap:
         first, end = gap // 2, gap // 2 + channels
         y = wide[..., first:end]
         with team(threads):
-            step.bind(arrays, y, aligned(step.workspace))()
+            for launch in step.bind(arrays, y, aligned(step.workspace)):
+                launch()
         assert (block[:GUARD] == POISON).all(), "written before the output"
         assert (block[GUARD + size:] == POISON).all(), "written after the output"
         bits = wide.view(np.uint32)

@@ -9,7 +9,8 @@ from PIL import Image
 
 import cnn
 from cnn import doctor
-from kernels.cpu import bf16, bf16_units
+from kernels.cpu import bf16_units
+from kernels.cpu.host import bf16
 from kernels.ops import Linear, TensorSpec
 from kernels.step import Options
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from numba.core.registry import cpu_target
 
-from kernels.cpu import bf16
+from kernels.cpu.host import bf16
 
 PROGRAM = """
 import sys
@@ -21,7 +21,7 @@ from checks import aligned, integers
 from test_bf16_conv import WAYS, arrays
 from test_bf16_simd import BLOCK, bits, numbers, products, tile_sums
 from kernels import reference
-from kernels.cpu import bf16
+from kernels.cpu.host import bf16
 from kernels.ops import Linear, TensorSpec
 from kernels.step import Options
 
@@ -38,7 +38,8 @@ for op, given in problems:
     step = backend.bfloat16()[type(op)](op, [TensorSpec(array.shape) for array in given], output,
                                       [None, *given[1:3], None], Options(1), unit)
     y = np.full(output.shape, np.nan, np.float32)
-    step.bind(given, y, aligned(step.workspace))()
+    for launch in step.bind(given, y, aligned(step.workspace)):
+        launch()
     assert "_bf16_amx_32x32" in step.kernel
     assert np.array_equal(y, reference.run(op, *given)), op
     assert amx_traps.PRODUCTS[0] > before

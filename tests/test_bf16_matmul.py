@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import bf16_matmul
-from kernels.cpu.bf16_simd import BLOCK, COLUMNS
+from kernels.cpu.bf16_units import BLOCK, COLUMNS
+from kernels.cpu.host import bf16_matmul
 from kernels.ops import Linear
 
 WEIGHTS = (1, 2)

@@ -19,8 +19,8 @@ from kernels.cpu.bf16_simd import (
     release,
     round_floats,
 )
-from kernels.cpu.jit import LANES
 from kernels.cpu.simd import at
+from kernels.cpu.sizes import LANES
 
 POISON = 0xABAD
 
@@ -119,13 +119,15 @@ def test_a_nan_of_any_payload_stays_one():
 COMPILE = """
 import json, sys
 from numba import types, typeof
-from kernels.cpu import bf16, bf16_conv
+from kernels.cpu import bf16_conv
+from kernels.cpu.geometry import ConvGeometry
+from kernels.cpu.host import bf16
 floats, bits, patches, table = (types.Array(kind, dimensions, "C") for kind, dimensions in (
     (types.float32, 1), (types.uint16, 1), (types.uint16, 2), (types.int64, 2)))
 bf16_conv.conv_units.compile((
     types.int64, types.int64, types.int64, typeof(bf16.UNITS[sys.argv[1]]), bits, bits, floats,
     floats, floats, patches, floats, table, table, table,
-    typeof(bf16_conv.Geometry(*range(15))), types.int64, types.float32, types.float32))
+    typeof(ConvGeometry(*range(15))), types.int64, types.float32, types.float32))
 code = next(iter(bf16_conv.conv_units.inspect_asm().values()))
 print(json.dumps({"code": code, "missing": bf16.missing(sys.argv[1])}))
 """

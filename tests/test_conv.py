@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import backend, conv
-from kernels.cpu.jit import LANES
+from kernels.cpu import backend
+from kernels.cpu.host import conv
+from kernels.cpu.sizes import BLOCK, HALF_ROWS, LANES
+from kernels.cpu.sizes import TILE_ROWS as TILE
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
 DIRECT = {"weights": (1, 2), "tile": 0}        # and not Winograd
-BLOCK = conv.BLOCK
-TILE = conv.TILE_ROWS
 
 
 ANY = problems(range(1, 10), [1, 2, 5, LANES, LANES + 1, BLOCK, BLOCK + LANES + 3], 20)
@@ -69,7 +69,7 @@ def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, 
 def test_cover_covers_every_pixel_with_the_sizes_there_are(length):
     covered = set()
     for start, rows in conv.cover(length):
-        assert rows in (TILE, conv.HALF_ROWS, 1)
+        assert rows in (TILE, HALF_ROWS, 1)
         assert start >= 0
         assert start + rows <= length
         covered.update(range(start, start + rows))

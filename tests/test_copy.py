@@ -6,7 +6,7 @@ import pytest
 from checks import assert_exact, run
 
 from kernels import ops
-from kernels.cpu import copy
+from kernels.axes import as_matrices
 
 
 def numbered(*shape):
@@ -26,10 +26,15 @@ def test_image_layouts_run_in_blocks(shape):
         assert_exact(ops.Transpose(permutation), numbered(*shape), kernel="transpose_f32")
 
 
-def test_other_permutations_say_that_numpy_runs():
-    assert_exact(ops.Transpose((3, 2, 1, 0)), numbered(2, 3, 4, 5), kernel="transpose_numpy")
-    assert copy.as_matrices((2, 3, 4, 5), (0, 3, 1, 2)) == (2, 12, 5)
-    assert copy.as_matrices((2, 3, 4, 5), (3, 2, 1, 0)) is None
+@pytest.mark.parametrize("permutation", [(3, 2, 1, 0), (1, 0, 3, 2), (2, 0, 3, 1)])
+def test_other_permutations_go_element_by_element(permutation):
+    assert_exact(ops.Transpose(permutation), numbered(2, 3, 4, 5), kernel="transpose_any_f32")
+    assert_exact(ops.Transpose(permutation), numbered(1, 33, 1, 70))
+
+
+def test_which_permutations_swap_two_runs_of_axes():
+    assert as_matrices((2, 3, 4, 5), (0, 3, 1, 2)) == (2, 12, 5)
+    assert as_matrices((2, 3, 4, 5), (3, 2, 1, 0)) is None
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kernels.cache import read, write
 from kernels.cuda import assembler, compiler, sass, store
 from kernels.cuda.compiler import Kernel, cubin, ptx, resources
 from kernels.cuda.errors import CompilerMissing, CudaError
@@ -56,7 +57,7 @@ def test_a_torn_file_is_compiled_anew(cold, kernel, damage):
     path = store.folder() / compiler.file_name(kernel, "sm_80.cubin")
     path.write_bytes(damage(path.read_bytes()))
     assert cubin(kernel, "sm_80") == whole
-    assert store.read(path) == whole
+    assert read(path) == whole
 
 
 def compile_one(start):
@@ -78,7 +79,7 @@ def test_processes_may_compile_the_same_kernel_at_once(cold, kernel):
 def test_a_write_that_fails_leaves_nothing(cold, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        store.write(cold / "kernel.ptx", b"text")
+        write(cold / "kernel.ptx", b"text")
     assert list(cold.iterdir()) == []
 
 
@@ -121,7 +122,7 @@ def test_kernels_that_differ_have_files_of_their_own(kernel):
 def test_shipped_cubins_need_no_compiler(cold, kernel, tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     code = cubin(kernel, "sm_90a")
-    store.write(shipped / compiler.file_name(kernel, "sm_90a.cubin"), code)
+    write(shipped / compiler.file_name(kernel, "sm_90a.cubin"), code)
     monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path / "another"))
     monkeypatch.setenv("CNN_CUBINS", str(shipped))
     no_compiler(monkeypatch)

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import depthwise
-from kernels.cpu.jit import LANES
-from kernels.cpu.microkernels import WINDOWS
+from kernels.cpu.geometry import DepthwiseGeometry
+from kernels.cpu.host import depthwise
+from kernels.cpu.sizes import DEPTHWISE_GROUP as GROUP
+from kernels.cpu.sizes import DEPTHWISE_PIXELS as PIXELS
+from kernels.cpu.sizes import LANES, WINDOWS
 from kernels.ops import Conv2d
 
 WEIGHTS = (1, 2)
@@ -27,7 +29,7 @@ def problems(draw):
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     h = draw(st.integers(max(1, reach[0] - padding[0] - padding[2]), 18))
     w = draw(st.integers(max(1, reach[1] - padding[1] - padding[3]), 30))
-    c = draw(st.sampled_from([2, 3, LANES - 1, LANES, LANES + 1, depthwise.GROUP + 5]))
+    c = draw(st.sampled_from([2, 3, LANES - 1, LANES, LANES + 1, GROUP + 5]))
     op = Conv2d((draw(st.integers(1, 3)), draw(st.integers(1, 3))), padding, dilation, c,
                 draw(st.sampled_from([None, ops.Relu(), ops.Clip(0.0, 6.0)])))
     return op, (draw(st.integers(1, 2)), h, w, c, kernel)
@@ -50,8 +52,8 @@ def test_any_window_is_within_the_bound_on_floats(problem, seed):
     assert_within(bound, op, *inputs, weights=WEIGHTS, kernel="depthwise_")
 
 
-@pytest.mark.parametrize("width", [1, 2, depthwise.PIXELS - 1, depthwise.PIXELS,
-                                   depthwise.PIXELS + 1, 2 * depthwise.PIXELS])
+@pytest.mark.parametrize("width", [1, 2, PIXELS - 1, PIXELS,
+                                   PIXELS + 1, 2 * PIXELS])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_the_common_windows_at_every_width(width, kernel, stride):
     p = kernel // 2
@@ -89,11 +91,11 @@ def test_more_filters_than_channels_or_a_residual_go_the_general_way():
 @pytest.mark.parametrize("number", range(len(WINDOWS)))
 def test_each_window_of_the_micro_kernel(number):
     taps, stride, left, right = WINDOWS[number]
-    width = (depthwise.PIXELS - 1) * stride + taps - left - right
+    width = (PIXELS - 1) * stride + taps - left - right
     op = Conv2d((stride, stride), (left, left, right, right), (1, 1), LANES + 3)
-    g = depthwise.Geometry(width, width, LANES + 3, 7, 7, taps, taps, stride, stride, left, left,
+    g = DepthwiseGeometry(width, width, LANES + 3, 7, 7, taps, taps, stride, stride, left, left,
                            1, 1)
-    assert depthwise.cut_columns(g).tolist() == [[0, depthwise.PIXELS, number, left]]
+    assert depthwise.cut_columns(g).tolist() == [[0, PIXELS, number, left]]
     assert_exact(op, *arrays(integers, 1, width, width, LANES + 3, (taps, taps)), weights=WEIGHTS,
                  kernel="depthwise_")
 
@@ -105,7 +107,7 @@ def test_common_networks_have_no_other_windows():
             for stride in (1, 2):
                 for before, after in pads if stride == 2 else pads[:1]:
                     out = (width + before + after - taps) // stride + 1
-                    g = depthwise.Geometry(width, width, 8, out, out, taps, taps, stride, stride,
+                    g = DepthwiseGeometry(width, width, 8, out, out, taps, taps, stride, stride,
                                            before, before, 1, 1)
-                    if out >= depthwise.PIXELS:
+                    if out >= PIXELS:
                         assert (depthwise.cut_columns(g)[:, 2] >= 0).all(), (taps, width, stride)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops, reference
-from kernels.cpu import elementwise
+from kernels.axes import collapse
 
 EDGES = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1, -1, 88, 88.5, 89, -87, -88, -104, 1e30, -1e30,
                   np.inf, -np.inf, np.nan], np.float32)
@@ -67,7 +67,7 @@ def test_any_broadcast_is_exact(shapes, op, seed):
     ((2, 3, 4, 5), (2, 1, 1, 5), 3),      # per image and channel
 ])
 def test_axes_are_merged_where_they_can_be(a, b, axes):
-    sizes, _ = elementwise.collapse(np.broadcast_shapes(a, b), a, b)
+    sizes, _ = collapse(np.broadcast_shapes(a, b), a, b)
     assert len(sizes) == axes
 
 

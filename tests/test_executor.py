@@ -59,7 +59,7 @@ def check(graph, in_place, keep=NOTHING):
     """The values that lie in another's memory are these, and all are right; the Concat's layer."""
     x = integers(np.random.default_rng(1), 2, 6, 7, 4)
     made = program(graph, keep)
-    values = made._values
+    values = made.values
     assert {name for name in values.keys() & set("abp")
             if np.shares_memory(values[name], values["y"])} == set(in_place)
     wanted = expected(graph, {"x": x})
@@ -129,7 +129,7 @@ def test_a_residual_is_added_and_copied():
 def test_an_activation_that_sweeps_over_its_output_is_copied():
     fire = Fire(ops.Silu())
     made, x = program(fire.graph()), integers(np.random.default_rng(1), 2, 6, 7, 4)
-    assert not np.shares_memory(made._values["a"], made._values["y"])
+    assert not np.shares_memory(made.values["a"], made.values["y"])
     y, weights = made.run({"x": x})["y"], fire.constants
     a = kernels.conv2d(x, weights["v"], weights["c"], padding=1, activation=ops.Silu(), threads=1)
     b = kernels.conv2d(x, weights["w"], weights["d"], activation=ops.Silu(), threads=1)
@@ -192,9 +192,9 @@ def test_trace_has_every_layer_that_a_concat_joins(tmp_path):
 
 def test_summary_says_what_is_left_to_copy(tmp_path):
     rows = {row.layer: row for build in (small_squeezenet, small_densenet) for row in
-            cnn.load(write(build, tmp_path), device="cpu").summary(2).rows}
+            cnn.load(write(build, tmp_path), device="cpu").summary().rows}
     view, copy = rows["features.3.concat"], rows["2.concat"]
-    assert (view.kernel, view.output_shape, view.bytes) == ("(view)", (2, 15, 15, 128), 0)
+    assert (view.kernel, view.output_shape, view.bytes) == ("(view)", (1, 15, 15, 128), 0)
     # Of 84 channels 20 are there already; the others are read and written.
-    assert (copy.kernel, copy.output_shape) == ("concat_f32", (2, 16, 16, 84))
-    assert copy.bytes == 2 * 4 * 2 * 16 * 16 * 64
+    assert (copy.kernel, copy.output_shape) == ("concat_f32", (1, 16, 16, 84))
+    assert copy.bytes == 2 * 4 * 16 * 16 * 64

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu.conv import TILE_ROWS
-from kernels.cpu.jit import LANES
+from kernels.cpu.sizes import LANES, TILE_ROWS
 from kernels.ops import Linear
 
 WEIGHTS = (1, 2)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from kernels.cpu import parallel, threads
+from kernels.cpu import parallel, state, threads
 from kernels.cpu.jit import njit
 from kernels.cpu.parallel import parallel_for
 
@@ -61,12 +61,12 @@ def test_without_workers_the_caller_does_all():
 
 
 def test_while_others_have_the_pool_the_caller_does_all():
-    parallel.STATE[parallel.BUSY] = 1
+    state.STATE[state.BUSY] = 1
     try:
         with threads.team(MOST):
             assert set(counted(1000, MOST)) == {0}
     finally:
-        parallel.STATE[parallel.BUSY] = 0
+        state.STATE[state.BUSY] = 0
 
 
 def assert_two_meet():
@@ -114,6 +114,6 @@ def test_workers_sleep_between_calls_and_wake_for_the_next():
 def test_the_gate_is_closed_and_empty_after_a_call():
     with threads.team(MOST):
         counted(1000, MOST)
-    state = parallel.STATE
-    assert state[parallel.GATE] & (parallel.OPEN | parallel.INSIDE) == 0
-    assert state[parallel.BUSY] == state[parallel.CALLS] == 0
+    words = state.STATE
+    assert words[state.GATE] & (state.OPEN | state.INSIDE) == 0
+    assert words[state.BUSY] == words[state.CALLS] == 0

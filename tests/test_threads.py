@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cpu import parallel, threads
+from kernels.cpu import threads
+from kernels.cpu.state import CALLS, STATE
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,12 +24,12 @@ def test_the_count_is_checked():
 def test_calls_are_counted_also_where_one_fails():
     def fail():
         with threads.team(1):
-            assert parallel.STATE[parallel.CALLS] == 1
+            assert STATE[CALLS] == 1
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert parallel.STATE[parallel.CALLS] == 0
+    assert STATE[CALLS] == 0
 
 
 FORK = """

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import backend, conv, winograd
-from kernels.cpu.jit import LANES
+from kernels.cpu import backend
+from kernels.cpu.host import conv, winograd
+from kernels.cpu.sizes import BLOCK, LANES
 from kernels.cpu.winograd_matrices import INPUT, OUTPUT, WEIGHT
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
 WEIGHTS = (1, 2)
-BLOCK = winograd.BLOCK
 PADDED = Conv2d(padding=(1, 1, 1, 1))
 both_tiles = pytest.mark.parametrize("tile", [2, 4])
 
@@ -244,13 +244,11 @@ def test_an_environment_variable_keeps_to_the_direct_kernel(monkeypatch):
 
 
 def test_a_second_process_compiles_nothing():
-    run(PADDED, *arrays(normal, PADDED, 1, 4, 4, 3, 3), weights=WEIGHTS, tile=2)
-    code = ("import numpy as np, kernels\n"
-            "from kernels.cpu import winograd\n"
+    code = ("import sys, numpy as np, kernels\n"
             "x, weight = np.ones((1, 12, 12, 16), 'f'), np.ones((16, 3, 3, 16), 'f')\n"
             "kernels.conv2d(x, weight, padding=1)\n"
-            "stats = winograd.winograd2d.stats\n"
-            "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
-                          capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "0"]
+            "print('numba' in sys.modules)")
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
+                              capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .. import ops
 from ..ops import Op, TensorSpec
 from ..step import Array, Options, Step
-from . import conv, copy, elementwise, matmul, norm, pool, softmax
+from .host import conv, copy, elementwise, matmul, norm, pool, softmax
 
 PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Conv2d: conv.prepare_conv2d,
@@ -49,5 +49,5 @@ def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[
 def bfloat16() -> dict[type[Op], Callable[..., Step]]:
     """What multiplies in bfloat16 where that is asked for, and is imported only then; all other
     ops stay in float32."""
-    from . import bf16_conv, bf16_matmul
+    from .host import bf16_conv, bf16_matmul
     return {ops.Conv2d: bf16_conv.prepare_conv2d, ops.Linear: bf16_matmul.prepare_linear}

@@ -1,4 +1,4 @@
-"""bfloat16 micro-kernels as LLVM IR, over the instructions of bf16_units.py.
+"""bfloat16 micro-kernels as LLVM IR, over the instructions of bf16_instructions.py.
 
     multiply      the products behind a block of outputs of a convolution or Linear layer
     write_block   adds bias and residual to them, clips and writes
@@ -15,21 +15,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .bf16_units import (
-    AMX,
-    AMX_EMULATED,
-    AVX512,
-    AVX512_EMULATED,
+from .bf16_instructions import (
     BYTES,
-    COLUMNS,
     PAIRS,
     SUMS,
-    TILE_PAIRS,
-    TILE_ROWS,
-    Amx,
-    AmxEmulated,
-    Avx512,
-    Avx512Emulated,
     EmulatedTiles,
     Tiles,
     broadcast_pair,
@@ -37,7 +26,20 @@ from .bf16_units import (
     emulated_dot,
     load_pairs,
 )
-from .jit import LANES
+from .bf16_units import (
+    AMX,
+    AMX_EMULATED,
+    AVX512,
+    AVX512_EMULATED,
+    BLOCK,
+    COLUMNS,
+    TILE_PAIRS,
+    TILE_ROWS,
+    Amx,
+    AmxEmulated,
+    Avx512,
+    Avx512Emulated,
+)
 from .simd import (
     FLOATS,
     I32,
@@ -56,8 +58,7 @@ from .simd import (
     load,
     store,
 )
-
-BLOCK = 2 * COLUMNS             # output channels of a micro-kernel
+from .sizes import LANES
 
 I16 = ir.IntType(16)
 BITS = types.CPointer(types.uint16)

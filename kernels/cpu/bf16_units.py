@@ -1,38 +1,20 @@
-"""What multiplies bfloat16: units, and their instructions as LLVM IR.
-
-A Unit is an argument of kernels, and its class tells their micro-kernels (bf16_simd.py), when they
-are compiled, which instructions to emit:
+"""What multiplies bfloat16. A Unit is an argument of kernels, and its class tells their
+micro-kernels (bf16_simd.py), when they are compiled, which instructions to emit:
 
     Amx             tdpbf16ps: tiles of 16 x 16 sums, 32 products added to each
     Avx512          vdpbf16ps: vectors of 16 sums, two products added to each
     AmxEmulated,    the same tiles and vectors in plain LLVM, for CPUs without these instructions:
     Avx512Emulated  slow, and there for tests
-
-An emulated instruction computes what Intel's manual says, where each multiplication with addition
-is fused and rounded to nearest even in float32:
-
-    tdpbf16ps   products at even places of the pairs are summed from 0 on, those at odd places by
-                themselves, and even + odd is added to what the tile held
-    vdpbf16ps   to what the vector held the product at the odd place is added, then that at the even
-
-But the instructions take numbers below 2 ** -126 for 0, read or written, and the emulation does
-not; and which of several NaNs comes out may differ.
 """
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from llvmlite import ir
-from numba.core import cgutils
-
-from .simd import F32, I32, Builder, Value, counted_loop, i64
+from .launch import Constant
 
 COLUMNS = 16                        # sums of a vector, or of a row of a tile
+BLOCK = 2 * COLUMNS                 # output channels of a micro-kernel
 TILE_ROWS, TILE_PAIRS = 16, 16      # 16 rows of 16 pairs are a tile of inputs
-
-I8 = ir.IntType(8)
-BYTES = I8.as_pointer()
-SUMS, PAIRS = ir.VectorType(F32, COLUMNS), ir.VectorType(I32, COLUMNS)
 
 
 class Unit(NamedTuple):
@@ -52,6 +34,11 @@ class Unit(NamedTuple):
     def name(self) -> str:
         """In names of kernels, and for the environment variable CNN_BF16."""
         return NAMES[type(self)]
+
+    @property
+    def constant(self) -> Constant:
+        """What stands for it where a kernel is bound."""
+        return Constant("bf16_units", self.name.upper())
 
 
 class Amx(Unit):
@@ -77,161 +64,3 @@ NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
 AMX, AMX_EMULATED = Amx(32, 16, 16, 32), AmxEmulated(32, 16, 16, 32)
 # 14 x 2 vectors of sums, two of weights and a pixel: 31 of 32 registers.
 AVX512, AVX512_EMULATED = Avx512(14, 7, 1, 2), Avx512Emulated(14, 7, 1, 2)
-
-
-# ---- tiles ------------------------------------------------------------------------------------
-
-class Tiles:
-    """The eight tile registers of a thread, 16 rows of 64 bytes each."""
-
-    def __init__(self, b: Builder) -> None:
-        self.b = b
-
-    def _call(self, name: str, *args: Value) -> None:
-        function = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
-        callee = cgutils.get_or_insert_function(self.b.module, function, f"llvm.x86.{name}")
-        self.b.call(callee, args)
-
-    def zero(self, tile: int) -> None:
-        self._call("tilezero", I8(tile))
-
-    def load(self, tile: int, pointer: Value, step: Value) -> None:
-        """Rows that are `step` bytes apart."""
-        self._call("tileloadd64", I8(tile), self.b.bitcast(pointer, BYTES), step)
-
-    def multiply(self, sums: int, pixels: int, weights: int) -> None:
-        """sums[16, 16] += pixels[16, 32] @ weights[32, 16]"""
-        self._call("tdpbf16ps", I8(sums), I8(pixels), I8(weights))
-
-    def store(self, tile: int, pointer: Value, step: Value) -> None:
-        self._call("tilestored64", I8(tile), self.b.bitcast(pointer, BYTES), step)
-
-
-class EmulatedTiles:
-    """The same registers in the stack's memory."""
-
-    def __init__(self, b: Builder) -> None:
-        self.b = b
-        self.tiles = [cgutils.alloca_once(b, PAIRS, TILE_ROWS) for _ in range(8)]
-
-    def _row(self, tile: int, row: Value) -> Value:
-        return self.b.gep(self.tiles[tile], [row])
-
-    def zero(self, tile: int) -> None:
-        def row(r, _):
-            self.b.store(ir.Constant(PAIRS, None), self._row(tile, r))
-            return []
-        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
-
-    def load(self, tile: int, pointer: Value, step: Value) -> None:
-        def row(r, _):
-            self.b.store(load_pairs(self.b, self._memory(pointer, step, r)), self._row(tile, r))
-            return []
-        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
-
-    def multiply(self, sums: int, pixels: int, weights: int) -> None:
-        self.b.call(_tile_product(self.b.module),
-                    [self.tiles[tile] for tile in (sums, pixels, weights)])
-
-    def store(self, tile: int, pointer: Value, step: Value) -> None:
-        def row(r, _):
-            target = self.b.bitcast(self._memory(pointer, step, r), PAIRS.as_pointer())
-            self.b.store(self.b.load(self._row(tile, r)), target).align = 4
-            return []
-        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
-
-    def _memory(self, pointer: Value, step: Value, row: Value) -> Value:
-        return self.b.gep(self.b.bitcast(pointer, BYTES), [self.b.mul(step, row)])
-
-
-def _tile_product(module: ir.Module) -> ir.Function:
-    """sums[16, 16] += pixels[16, 32] @ weights[32, 16] as a function of the module's own: compiled
-    once, and not in every place."""
-    name = "emulated_tdpbf16ps"
-    if name in module.globals:
-        return module.globals[name]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [PAIRS.as_pointer()] * 3), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    b, zero = ir.IRBuilder(function.append_basic_block()), ir.Constant(SUMS, None)
-    sums, pixels, weights = function.args
-
-    def row(r, _):
-        inputs = b.bitcast(b.gep(pixels, [r]), I32.as_pointer())
-
-        def pair(k, carried):
-            x, w = broadcast_pair(b, b.load(b.gep(inputs, [k]))), b.load(b.gep(weights, [k]))
-            return [fused(b, place(b, x), place(b, w), total)
-                    for place, total in zip((even_place, odd_place), carried, strict=True)]
-
-        even, odd = counted_loop(b, "pair", i64(TILE_PAIRS), [zero, zero], pair)
-        target = b.bitcast(b.gep(sums, [r]), SUMS.as_pointer())
-        b.store(b.fadd(b.load(target), b.fadd(even, odd)), target)
-        return []
-
-    counted_loop(b, "row", i64(TILE_ROWS), [], row)
-    b.ret_void()
-    return function
-
-
-# ---- vectors ----------------------------------------------------------------------------------
-
-class Bfloat(ir.types.Type):
-    """LLVM's bfloat16, which llvmlite has no name for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bfloat)
-
-    def __hash__(self) -> int:
-        return hash(Bfloat)
-
-
-BFLOATS = ir.VectorType(Bfloat(), 2 * COLUMNS)
-
-
-def dot(b: Builder, sums: Value, x: Value, w: Value) -> Value:
-    """sums + products of both places of the pairs, by the instruction."""
-    function = ir.FunctionType(SUMS, [SUMS, BFLOATS, BFLOATS])
-    callee = cgutils.get_or_insert_function(b.module, function,
-                                            "llvm.x86.avx512bf16.dpbf16ps.512")
-    return b.call(callee, [sums, b.bitcast(w, BFLOATS), b.bitcast(x, BFLOATS)])
-
-
-def emulated_dot(b: Builder, sums: Value, x: Value, w: Value) -> Value:
-    odd = fused(b, odd_place(b, x), odd_place(b, w), sums)
-    return fused(b, even_place(b, x), even_place(b, w), odd)
-
-
-def even_place(b: Builder, pairs: Value) -> Value:
-    """The lower halves as float32."""
-    return b.bitcast(b.shl(pairs, splat_pairs(16)), SUMS)
-
-
-def odd_place(b: Builder, pairs: Value) -> Value:
-    return b.bitcast(b.and_(pairs, splat_pairs(0xFFFF0000)), SUMS)
-
-
-def splat_pairs(value: int) -> ir.Constant:
-    return ir.Constant(PAIRS, [value] * COLUMNS)
-
-
-def broadcast_pair(b: Builder, pair: Value) -> Value:
-    undefined = ir.Constant(PAIRS, ir.Undefined)
-    first = b.insert_element(undefined, pair, I32(0))
-    return b.shuffle_vector(first, undefined, ir.Constant(PAIRS, None))
-
-
-def load_pairs(b: Builder, pointer: Value) -> Value:
-    value = b.load(b.bitcast(pointer, PAIRS.as_pointer()))
-    value.align = 2
-    return value
-
-
-def fused(b: Builder, x: Value, y: Value, z: Value) -> Value:
-    """x * y + z, rounded once, on any CPU."""
-    function = ir.FunctionType(SUMS, [SUMS] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, function, f"llvm.fma.v{COLUMNS}f32"),
-                  [x, y, z])

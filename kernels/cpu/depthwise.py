@@ -8,49 +8,23 @@ which `depthwise_any` computes, are read from a row of zeros.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
-
-from ..ops import Conv2d, TensorSpec, known
-from ..step import Array, Options, Run, Step
-from .epilogue import epilogue
-from .jit import LANES, njit
-from .microkernels import DEPTHWISE_PIXELS as PIXELS
-from .microkernels import WINDOWS, Window, depthwise_any, depthwise_tile
+from .geometry import DepthwiseGeometry
+from .jit import kernel, njit
+from .microkernels import depthwise_any, depthwise_tile
 from .parallel import parallel_for
 from .simd import at
-
-# A thread takes this many channels down all its rows, so that their weights stay in L1.
-GROUP = 16 * LANES
-
-
-class Geometry(NamedTuple):
-    """The numbers of a depthwise convolution that its kernel needs."""
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    kernel_height: int
-    kernel_width: int
-    stride_height: int
-    stride_width: int
-    top: int
-    left: int
-    dilation_height: int
-    dilation_width: int
+from .sizes import DEPTHWISE_GROUP as GROUP
+from .sizes import DEPTHWISE_PIXELS as PIXELS
 
 
-@njit()
+@kernel
 def depthwise2d(x, weight, bias, zeros, y, batch, columns, geometry, low, high, threads):
     """Every output row of every group of channels, shared among the threads.
 
     x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels];
-    columns: made by `cut_columns`; geometry: Geometry's numbers.
+    columns: made by `cut_columns` of host/depthwise.py; geometry: DepthwiseGeometry's numbers.
     """
-    g = Geometry(*geometry)
+    g = DepthwiseGeometry(*geometry)
     rows = batch * g.out_height
     parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
         x, weight, bias, zeros, y, rows, columns, g, low, high))
@@ -97,54 +71,3 @@ def any_tile(size, arguments):
         depthwise_any(PIXELS, arguments)
     else:
         depthwise_any(1, arguments)
-
-
-def cut_columns(g: Geometry) -> Array:
-    """Tiles [.., 4] of an output row: first column, pixels (PIXELS or 1), number of its window in
-    WINDOWS (-1: none), columns of the window that are outside on the left. The last tile moves back
-    over its neighbour."""
-    size = PIXELS if g.out_width >= PIXELS else 1
-    tiles = []
-    for start in range(0, g.out_width, size):
-        column = min(start, g.out_width - size)
-        first = column * g.stride_width - g.left
-        end = first + (size - 1) * g.stride_width + g.kernel_width
-        window = Window(g.kernel_width, g.stride_width, max(-first, 0), max(end - g.width, 0))
-        fixed = size == PIXELS and g.dilation_width == 1 and window in WINDOWS
-        tiles.append((column, size, WINDOWS.index(window) if fixed else -1, window.left))
-    return np.array(tiles, np.int64)
-
-
-def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
-    """One filter per channel, and one channel per filter."""
-    return op.groups == channels == weight_shape[0] and weight_shape[3] == 1
-
-
-def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
-                      bias: Array | None, options: Options) -> Step:
-    """Inputs x, weight (C, KH, KW, 1), [bias]."""
-    batch, height, width, channels = known(inputs[0].shape)
-    _, out_height, out_width, _ = known(output.shape)
-    kh, kw = weight.shape[1:3]
-    g = Geometry(height, width, channels, out_height, out_width, kh, kw, *op.stride,
-                 *op.padding[:2], *op.dilation)
-    padding = -channels % LANES
-
-    def pack(w: Array) -> Array:
-        return np.pad(w.reshape(channels, -1).T, ((0, 0), (0, padding))).ravel()
-
-    packed = options.pack(weight, "depthwise", pack)
-    packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
-    zeros, columns, geometry = np.zeros(LANES, np.float32), cut_columns(g), tuple(g)
-    low, high, finish, suffix = epilogue(op.activation)
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        x, flat = arrays[0].reshape(-1), y.reshape(-1)
-
-        def run() -> None:
-            depthwise2d(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
-                        low, high, options.threads)
-            finish(flat, options.threads)
-        return run
-
-    return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)

@@ -1,30 +1,20 @@
 """Elementwise ops: one expression each, swept over flat arrays by all threads."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-
-from .. import ops
-from ..axes import collapse
-from ..ops import Op, TensorSpec, Unary, count
-from ..step import Array, Options, Run, Step
 from . import scalar
-from .jit import njit
+from .jit import kernel, njit
 from .parallel import parallel_for
 from .simd import at, copy_floats
+from .sizes import ADD, CLIP, SIGMOID, SILU, TANH
 
 SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that memcpy is fast for
-CLIP, SIGMOID, TANH, SILU, HARD_SWISH = range(5)
-ADD, MUL = range(2)
 
 
 # ---- one input --------------------------------------------------------------------------------
 
-@njit()
-def unary(code, low, high, x, y, threads):
-    """y = f(x); x may be y."""
-    in_place = x.ctypes.data == y.ctypes.data
+@kernel
+def unary(code, low, high, x, y, in_place, threads):
+    """y = f(x); in_place: x is y."""
     parallel_for(unary_range, -(-len(y) // SWEEP), threads, (code, low, high, x, y, in_place))
 
 
@@ -58,37 +48,9 @@ def apply(code, low, high, y):
             y[i] = scalar.hard_swish(y[i])
 
 
-def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
-    """(code, low, high) as `unary` takes them; Relu is a clip."""
-    if isinstance(op, ops.Relu):
-        return CLIP, np.float32(0), np.float32(np.inf)
-    if isinstance(op, ops.Clip):
-        return CLIP, np.float32(op.low), np.float32(op.high)
-    codes: dict[type[Op], int] = {ops.Sigmoid: SIGMOID, ops.Tanh: TANH, ops.Silu: SILU,
-                                  ops.HardSwish: HARD_SWISH}
-    return codes[type(op)], np.float32(0), np.float32(0)
-
-
-def in_place(op: Unary) -> Callable[[Array, int], None]:
-    """A function (flat array, threads) that applies the op to the array itself."""
-    code, low, high = unary_code(op)
-    return lambda y, threads: unary(code, low, high, y, y, threads)
-
-
-def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
-                  weights: list[Array | None], options: Options) -> Step:
-    code, low, high = unary_code(op)
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        flat_x, flat_y = arrays[0].reshape(-1), y.reshape(-1)
-        return lambda: unary(code, low, high, flat_x, flat_y, options.threads)
-
-    return Step(f"{op.kind.lower()}_f32", bind)
-
-
 # ---- two inputs -------------------------------------------------------------------------------
 
-@njit()
+@kernel
 def binary(code, a, b, y, sizes, a_steps, b_steps, threads):
     """y = a op b over the collapsed axes `sizes`; steps count elements, 0 along a broadcast.
 
@@ -123,22 +85,3 @@ def binary_range(thread, i, end, code, a, b, y, sizes, a_steps, b_steps):
             for k in range(run):
                 out[k] = left[k] * right[k]
         i += run
-
-
-def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,
-                   weights: list[Array | None], options: Options) -> Step:
-    shape = output.shape or (1,)
-    merged, steps = collapse(shape, inputs[0].shape, inputs[1].shape)
-    sizes, a_steps, b_steps = (np.array(numbers, np.int64) for numbers in (merged, *steps))
-    swap = a_steps[-1] == 0 and b_steps[-1] != 0      # both ops commute: let a be the dense one
-    if swap:
-        a_steps, b_steps = b_steps, a_steps
-    code = ADD if isinstance(op, ops.Add) else MUL
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        a, b = (array.reshape(-1) for array in (arrays[::-1] if swap else arrays))
-        flat = y.reshape(-1)
-        return lambda: binary(code, a, b, flat, sizes, a_steps, b_steps, options.threads)
-
-    broadcast = "" if count(inputs[0].shape) == count(inputs[1].shape) else "_broadcast"
-    return Step(f"{op.kind.lower()}_f32{broadcast}", bind)

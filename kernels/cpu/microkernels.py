@@ -14,14 +14,14 @@ Intrinsics are module-level globals, which numba's disk cache needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import winograd_matrices
-from .jit import LANES, njit
+from .jit import njit
 from .simd import (
     Builder,
     Value,
@@ -40,6 +40,15 @@ from .simd import (
     splat,
     store,
 )
+from .sizes import (
+    BLOCK_VECTORS,
+    DEPTHWISE_PIXELS,
+    HALF_ROWS,
+    LANES,
+    TILE_ROWS,
+    WINDOWS,
+    Window,
+)
 from .winograd_matrices import Matrix
 
 POOL_VECTORS = 4        # sums at work at once: what an addition takes, in additions
@@ -47,12 +56,6 @@ POOL_VECTORS = 4        # sums at work at once: what an addition takes, in addit
 
 # ---- convolution and matrix product -----------------------------------------------------------
 
-# Accumulators + one vector of weights per column + one broadcast pixel fill the register file:
-# 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
-TILE_ROWS = 14 if LANES == 16 else 6
-HALF_ROWS = TILE_ROWS // 2
-BLOCK_VECTORS = 2
-BLOCK = BLOCK_VECTORS * LANES
 CONV_TILES = tuple((rows, vectors) for vectors in (BLOCK_VECTORS, 1)
                    for rows in (TILE_ROWS, HALF_ROWS, 1))
 
@@ -154,27 +157,6 @@ def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], Non
 
 
 # ---- depthwise convolution --------------------------------------------------------------------
-
-DEPTHWISE_PIXELS = 7    # divides the map sizes 112 .. 7; 7 sums hide the latency of an FMA
-
-
-class Window(NamedTuple):
-    """Of a tile of DEPTHWISE_PIXELS neighbours: taps of one line, stride, and how many of the
-    columns under all of them are outside the image on each side."""
-    taps: int
-    stride: int
-    left: int = 0
-    right: int = 0
-
-
-# Those of common networks: padding 1 or 2, or of TensorFlow, more on the right.
-WINDOWS = (
-    Window(3, 1), Window(3, 1, 1), Window(3, 1, 0, 1), Window(3, 1, 1, 1),
-    Window(3, 2), Window(3, 2, 1), Window(3, 2, 0, 1), Window(3, 2, 1, 1),
-    Window(5, 1), Window(5, 1, 2), Window(5, 1, 0, 2), Window(5, 1, 2, 2),
-    Window(5, 2), Window(5, 2, 2), Window(5, 2, 0, 1), Window(5, 2, 2, 1),
-    Window(5, 2, 1), Window(5, 2, 0, 2), Window(5, 2, 1, 2))
-
 
 @intrinsic
 def depthwise_tile(typingctx, number, arguments):

@@ -10,30 +10,33 @@ Each thread begins with an equal share of units that lie together, and takes it 
 own are gone it goes on with those of the others. Which thread computes a unit never changes
 a bit of it.
 
-All that threads share is STATE, an array of words: see the constants below. A caller that finds
+All that threads share is STATE, an array of words: see state.py. A caller that finds
 the pool busy, for another thread of Python is in a kernel, does its units alone.
 """
 from __future__ import annotations
 
-import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import njit
-
-MOST_THREADS = 1024
-LINE = 16       # words: two cache lines, for processors fetch them in pairs
-
-# The words of STATE; those that are written while others wait for them have a line of their own.
-GATE = 0                # who may come in: number of the job * JOB | OPEN | workers inside
-BUSY = LINE             # 1 while a job is prepared or runs
-CALLS = 2 * LINE        # calls of networks that are being answered
-FUNCTION, ARGUMENTS, THREADS = (3 * LINE + i for i in range(3))
-SHARES = 4 * LINE       # + thread * LINE: next unit of its share; the word after it: end
-JOB, OPEN, INSIDE = 1 << 17, 1 << 16, (1 << 16) - 1
+from .jit import kernel, njit
+from .state import (
+    ARGUMENTS,
+    BUSY,
+    CALLS,
+    FUNCTION,
+    GATE,
+    INSIDE,
+    JOB,
+    LINE,
+    MOST_THREADS,
+    OPEN,
+    SHARES,
+    STATE,
+    SYMBOL,
+    THREADS,
+)
 
 BITE = 4                    # this part of what is left of a share is taken at once: much at first,
                             # and single units at last, so that all threads end together
@@ -42,9 +45,6 @@ LINGER = 300_000            # that a worker looks for the next call before it go
 DROWSY = 5_000_000          # and that it looks for a job before it naps in between: a first call
 NAP = 50                    # compiles for seconds. Microseconds
 
-STATE = np.zeros(SHARES + MOST_THREADS * LINE, np.int64)
-llvm.add_symbol("cnn_threads_state", STATE.ctypes.data)
-
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 FUNCTION_TYPE = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I64, I64, I64])
 
@@ -52,9 +52,9 @@ FUNCTION_TYPE = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I64, I64, I64])
 # ---- words of STATE, atomically ---------------------------------------------------------------
 
 def _address(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
-    state = b.module.globals.get("cnn_threads_state")
+    state = b.module.globals.get(SYMBOL)
     if state is None:
-        state = ir.GlobalVariable(b.module, ir.ArrayType(I64, len(STATE)), "cnn_threads_state")
+        state = ir.GlobalVariable(b.module, ir.ArrayType(I64, len(STATE)), SYMBOL)
     return b.gep(state, [ir.Constant(I64, 0), word])
 
 
@@ -209,7 +209,7 @@ def wait(since):
         offer_core()
 
 
-@njit()
+@kernel
 def serve(thread):
     """A worker's time awake: join every job that opens, until no call has been open for a while."""
     joined, since = -1, cycles()

@@ -5,13 +5,9 @@ rectangle, over which `pool_window` of microkernels.py goes with some vectors of
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ..ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, count, known
-from ..step import Array, Options, Run, Step
-from .jit import njit
+from .jit import kernel, njit
 from .microkernels import pool_window
 from .parallel import parallel_for
 from .simd import at
@@ -19,34 +15,34 @@ from .simd import at
 CHANNELS_AT_ONCE = 64       # of global average pooling: the vectors that pool_window has at work
 
 
-@njit()
-def pool2d(is_max, include_pad, x, y, kernel, stride, padding, dilation, threads):
-    """x (N, H, W, C) -> y (N, OH, OW, C), by rows of y; padding is (top, left, bottom, right)."""
-    parallel_for(pool_rows, y.shape[0] * y.shape[1], threads, (
-        is_max, include_pad, x, y, kernel, stride, padding, dilation))
+@kernel
+def pool2d(is_max, include_pad, x, x_shape, y, y_shape, window, stride, padding, dilation, threads):
+    """Flat x (N, H, W, C) -> y (N, OH, OW, C), by rows of y; padding is (top, left, bottom,
+    right)."""
+    parallel_for(pool_rows, y_shape[0] * y_shape[1], threads, (
+        is_max, include_pad, x, x_shape, y, y_shape, window, stride, padding, dilation))
 
 
 @njit()
-def pool_rows(thread, first_row, end_row, is_max, include_pad, x, y, kernel, stride, padding,
-              dilation):
-    _, height, width, channels = x.shape
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+def pool_rows(thread, first_row, end_row, is_max, include_pad, x, x_shape, y, y_shape, window,
+              stride, padding, dilation):
+    _, height, width, channels = x_shape
+    _, out_height, out_width, _ = y_shape
     for row in range(first_row, end_row):
-        image, top = row // y.shape[1], row % y.shape[1] * stride[0] - padding[0]
-        line, lines = inside(top, kernel[0], dilation[0], height)
-        for column in range(y.shape[2]):
+        image, top = row // out_height, row % out_height * stride[0] - padding[0]
+        line, lines = inside(top, window[0], dilation[0], height)
+        for column in range(out_width):
             left = column * stride[1] - padding[1]
-            tap, taps = inside(left, kernel[1], dilation[1], width)
+            tap, taps = inside(left, window[1], dilation[1], width)
             source = ((image * height + line) * width + tap) * channels
-            window = (at(flat_x, source), lines, dilation[0] * width * channels, taps,
-                      dilation[1] * channels, at(flat_y, (row * y.shape[2] + column) * channels),
-                      channels)
+            seen = (at(x, source), lines, dilation[0] * width * channels, taps,
+                    dilation[1] * channels, at(y, (row * out_width + column) * channels), channels)
             if is_max:
-                greatest_of(window)
+                greatest_of(seen)
             else:
-                size = (extent(top, kernel[0], height, padding[0], padding[2], include_pad)
-                        * extent(left, kernel[1], width, padding[1], padding[3], include_pad))
-                mean_of(window, np.float32(size))
+                size = (extent(top, window[0], height, padding[0], padding[2], include_pad)
+                        * extent(left, window[1], width, padding[1], padding[3], include_pad))
+                mean_of(seen, np.float32(size))
 
 
 @njit(inline="always")
@@ -75,45 +71,18 @@ def mean_of(window, size):
     pool_window(0, window, size)
 
 
-def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
-                   weights: list[Array | None], options: Options) -> Step:
-    is_max = isinstance(op, MaxPool2d)
-    include_pad = isinstance(op, AvgPool2d) and op.count_include_pad
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        (x,) = arrays
-        return lambda: pool2d(is_max, include_pad, x, y, op.kernel_size, op.stride, op.padding,
-                              op.dilation, options.threads)
-
-    name = "max" if is_max else "avg"
-    return Step(f"{name}_pool2d_{op.kernel_size[0]}x{op.kernel_size[1]}_f32", bind)
+@kernel
+def global_avg_pool2d(x, shape, y, threads):
+    """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
+    groups = -(-shape[2] // CHANNELS_AT_ONCE)
+    parallel_for(global_avg_units, shape[0] * groups, threads, (x, shape, y, groups))
 
 
 @njit()
-def global_avg_pool2d(x, y, threads):
-    """x (N, pixels, C) -> y (N, C), by groups of channels."""
-    groups = -(-x.shape[2] // CHANNELS_AT_ONCE)
-    parallel_for(global_avg_units, x.shape[0] * groups, threads, (x, y, groups))
-
-
-@njit()
-def global_avg_units(thread, first_unit, end_unit, x, y, groups):
-    _, pixels, channels = x.shape
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+def global_avg_units(thread, first_unit, end_unit, x, shape, y, groups):
+    _, pixels, channels = shape
     for unit in range(first_unit, end_unit):
         image, first = unit // groups, unit % groups * CHANNELS_AT_ONCE
-        mean_of((at(flat_x, image * pixels * channels + first), 1, 0, pixels, channels,
-                 at(flat_y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first)),
+        mean_of((at(x, image * pixels * channels + first), 1, 0, pixels, channels,
+                 at(y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first)),
                 np.float32(pixels))
-
-
-def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
-                              weights: list[Array | None], options: Options) -> Step:
-    batch, height, width, channels = known(inputs[0].shape)
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        pixels = arrays[0].reshape(batch, height * width, channels)
-        flat = y.reshape(batch, count((channels,)))
-        return lambda: global_avg_pool2d(pixels, flat, options.threads)
-
-    return Step("global_avg_pool2d_f32", bind)

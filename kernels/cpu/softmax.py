@@ -1,18 +1,14 @@
 """Softmax along any axis, float32, with the maximum subtracted first."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ..ops import Softmax, TensorSpec, count, known, normal_axis
-from ..step import Array, Options, Run, Step
 from . import scalar
-from .jit import njit
+from .jit import kernel, njit
 from .parallel import parallel_for
 
 
-@njit()
+@kernel
 def softmax(x, y, length, inner, threads):
     """x, y: flat (outer, length, inner); along `length`."""
     parallel_for(softmax_columns, len(x) // length, threads, (x, y, length, inner))
@@ -44,16 +40,3 @@ def softmax_columns(thread, first_column, end_column, x, y, length, inner):
 def exponentials(y):
     for i in range(len(y)):
         y[i] = scalar.exp(y[i])
-
-
-def prepare_softmax(op: Softmax, inputs: list[TensorSpec], output: TensorSpec,
-                    weights: list[Array | None], options: Options) -> Step:
-    shape = known(output.shape)
-    axis = normal_axis(op.axis, len(shape))
-    length, inner = shape[axis], count(shape[axis + 1:])
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        flat_x, flat_y = arrays[0].reshape(-1), y.reshape(-1)
-        return lambda: softmax(flat_x, flat_y, length, inner, options.threads)
-
-    return Step("softmax_f32", bind)

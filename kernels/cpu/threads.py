@@ -7,7 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import parallel
+from .launch import Kernel
+from .state import CALLS, MOST_THREADS, STATE
+
+SERVE = Kernel("parallel", "serve")
 
 
 class Worker(threading.Thread):
@@ -15,15 +18,15 @@ class Worker(threading.Thread):
 
     def __init__(self, number: int) -> None:
         super().__init__(name=f"kernels-{number}", daemon=True)
-        self._number, self._asleep = number, False
+        self._serve, self._asleep = SERVE.bind(number), False
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self) -> None:
         while True:
-            parallel.serve(self._number)
+            self._serve()
             self._asleep = True
             # A call that began before this was written has found nobody to wake.
-            if parallel.STATE[parallel.CALLS] == 0:
+            if STATE[CALLS] == 0:
                 self._bell.get()
             self._asleep = False
 
@@ -32,7 +35,7 @@ class Worker(threading.Thread):
             self._bell.put(None)
 
 
-_lock = threading.Lock()            # guards what follows, and parallel.CALLS
+_lock = threading.Lock()            # guards what follows, and STATE[CALLS]
 _workers: list[Worker] = []
 
 
@@ -41,7 +44,7 @@ def _in_child() -> None:
     global _lock
     _lock = threading.Lock()
     _workers.clear()
-    parallel.STATE[:] = 0
+    STATE[:] = 0
 
 
 os.register_at_fork(after_in_child=_in_child)
@@ -49,7 +52,7 @@ os.register_at_fork(after_in_child=_in_child)
 
 def available_threads() -> int:
     """Cores that this process may use."""
-    return min(len(os.sched_getaffinity(0)), parallel.MOST_THREADS)
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
 
 def check_threads(threads: int | None) -> int:
@@ -66,7 +69,7 @@ def check_threads(threads: int | None) -> int:
 def team(threads: int) -> Iterator[None]:
     """Have workers at hand inside the block, for kernels on this many threads."""
     with _lock:
-        parallel.STATE[parallel.CALLS] += 1
+        STATE[CALLS] += 1
         while len(_workers) < threads - 1:
             _workers.append(Worker(len(_workers) + 1))
             _workers[-1].start()
@@ -76,4 +79,4 @@ def team(threads: int) -> Iterator[None]:
         yield
     finally:
         with _lock:
-            parallel.STATE[parallel.CALLS] -= 1
+            STATE[CALLS] -= 1

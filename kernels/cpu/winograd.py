@@ -24,89 +24,27 @@ outputs of the tiles that read it. CNN_WINOGRAD=0 in the environment keeps to th
 """
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
-from ..axes import flat_pixels
-from ..ops import Conv2d, Pair, TensorSpec, known
-from ..step import Array, Options, Run, Step
-from .epilogue import epilogue, is_clip
-from .jit import LANES, njit
-from .microkernels import (
-    BLOCK,
-    HALF_ROWS,
-    TILE_ROWS,
-    some_blocks,
-    winograd_input,
-    winograd_output,
-    winograd_pixels,
-)
+from .geometry import WinogradGeometry
+from .jit import kernel, njit
+from .microkernels import some_blocks, winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
 from .simd import at, clear, copy_floats
-from .winograd_matrices import WEIGHT
-
-# With 64 channels the inputs of a block and the products of a group share the L2 cache, 250 KB each
-# for tiles of 4. With more channels the inputs overflow into the L3, and each is read once a group.
-BLOCK_TILES = 9 * HALF_ROWS
-GROUP = 64
-# From where a tile of this edge gains 1.2 times the speed: input and output channels, so that the
-# products outweigh the transforms; tiles of one image, among which the larger weights are shared;
-# and multiplications of the direct kernel for each one here (tiles may stick out of the map).
-CHANNELS = {4: 16, 2: 64}
-TILES = 9
-SAVING = 1.5
+from .sizes import BLOCK, HALF_ROWS, LANES, TILE_ROWS
 
 
-class Geometry(NamedTuple):
-    """The numbers of a Winograd convolution that its kernel needs; sizes in elements."""
-    tile: int               # m
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    out_channels: int
-    top: int
-    left: int
-    tiles_high: int         # tiles of one image
-    tiles_wide: int
-    tiles: int              # of the whole batch
-    depth: int              # channels, padded to whole vectors
-    block_tiles: int        # a multiple of HALF_ROWS
-    group: int              # output channels, a multiple of BLOCK
-
-    @property
-    def reach(self) -> int:
-        """Edge of the inputs of one tile."""
-        return self.tile + 2
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Where the patch, lines, inputs and products of a thread end in its scratch, in floats."""
-        positions = self.reach ** 2
-        sizes = (positions * self.depth, positions * max(self.depth, self.group),
-                 positions * self.block_tiles * self.depth,
-                 positions * self.block_tiles * self.group)
-        return tuple(itertools.accumulate(sizes))
-
-
-# ---- the kernel -------------------------------------------------------------------------------
-
-@njit()
+@kernel
 def winograd2d(x, weight, bias, zeros, residual, y, y_step, scratch, transformed, ends, geometry,
                low, high, threads):
     """Every group of output channels of every block of tiles, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y;
-    weight: packed by `pack`; bias: padded to whole vectors; zeros: g.group of them; scratch:
-    threads * ends[-1] floats; transformed: where each thread keeps which block it has transformed;
-    geometry: Geometry's numbers.
+    weight: packed by `pack` of host/winograd.py; bias: padded to whole vectors; zeros: g.group of
+    them; scratch: threads * ends[-1] floats; transformed: where each thread keeps which block it
+    has transformed; geometry: WinogradGeometry's numbers.
     """
-    g = Geometry(*geometry)
+    g = WinogradGeometry(*geometry)
     groups = -(-g.out_channels // g.group)
     for thread in range(threads):
         transformed[thread] = -1
@@ -259,96 +197,3 @@ def write_pixels(tile, arguments):
         winograd_pixels(4, arguments)
     else:
         winograd_pixels(2, arguments)
-
-
-# ---- host choices -----------------------------------------------------------------------------
-
-def pack(weight: Array, tile: int) -> Array:
-    """(O, 3, 3, C) -> G g G^T as panels [position][block][C, vectors * LANES], zero-padded.
-
-    Computed in float64 and rounded once.
-    """
-    out_channels, _, _, channels = weight.shape
-    out_depth = -(-out_channels // LANES) * LANES
-    both_axes = np.kron(WEIGHT[tile], WEIGHT[tile])        # [positions, 9 taps]
-    packed = np.empty((len(both_axes), channels * out_depth), np.float32)
-    for start in range(0, out_depth, BLOCK):
-        block = np.zeros((9, channels, min(BLOCK, out_depth - start)))
-        given = weight[start:start + BLOCK].reshape(-1, 9, channels)
-        block[:, :, :len(given)] = given.transpose(1, 2, 0)
-        panel = both_axes @ block.reshape(9, -1)
-        packed[:, start * channels:start * channels + panel.shape[1]] = panel
-    return packed.ravel()
-
-
-def choose(op: Conv2d, weight_shape: tuple[int, ...], map_size: Pair) -> int:
-    """Edge of the output tiles that serve a convolution best, 0 where the direct kernel does.
-
-    It looks at one image alone, and not at the threads: neither changes a result. ValueError for
-    an environment variable CNN_WINOGRAD that is neither 0, which keeps to the direct kernel, nor 1.
-    """
-    asked = os.environ.get("CNN_WINOGRAD", "1")
-    if asked not in ("0", "1"):
-        raise ValueError(f"CNN_WINOGRAD is {asked!r}; it must be 0 or 1")
-    if asked == "0" or not fits(op, weight_shape):
-        return 0
-    height, width = map_size
-    channels = min(weight_shape[0], weight_shape[3])
-    for tile, least in CHANNELS.items():
-        tiles = -(-height // tile) * -(-width // tile)
-        saving = 9 * height * width / (tiles * (tile + 2) ** 2)
-        if channels >= least and tiles >= TILES and saving >= SAVING:
-            return tile
-    return 0
-
-
-def fits(op: Conv2d, weight_shape: tuple[int, ...]) -> bool:
-    """3x3 windows of stride 1, neither dilated nor grouped."""
-    return weight_shape[1:3] == (3, 3) and op.stride == op.dilation == (1, 1) and op.groups == 1
-
-
-def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
-                     bias: Array | None, options: Options, tile: int) -> Step:
-    """Step of F(tile x tile, 3x3); inputs x, weight (O, 3, 3, C), [bias, [residual]].
-
-    ValueError for a convolution that is no 3x3 of stride 1, and a tile that is not 2 or 4.
-    """
-    if not fits(op, weight.shape) or tile not in WEIGHT:
-        raise ValueError(f"Winograd takes 3x3 weights, stride 1, dilation 1, groups 1 and tiles of "
-                         f"{tuple(WEIGHT)}, not weight {weight.shape}, {op} and tile {tile}; use "
-                         f"the direct kernel")
-    batch, height, width, channels = known(inputs[0].shape)
-    _, out_height, out_width, out_channels = known(output.shape)
-    tiles_high, tiles_wide = -(-out_height // tile), -(-out_width // tile)
-    tiles = batch * tiles_high * tiles_wide
-    depth, out_depth = (-(-c // LANES) * LANES for c in (channels, out_channels))
-    blocks = -(-tiles // BLOCK_TILES)
-    block_tiles = -(-tiles // blocks // HALF_ROWS) * HALF_ROWS      # even blocks
-    # Blocks * groups are at least 2 a thread, where there are channels enough.
-    wanted = 2 * options.threads
-    group = min(GROUP, -(-out_depth * min(blocks, wanted) // wanted // BLOCK) * BLOCK)
-    g = Geometry(tile, height, width, channels, out_height, out_width, out_channels,
-                 *op.padding[:2], tiles_high, tiles_wide, tiles, depth, block_tiles, group)
-    ends = g.ends
-    floats = options.threads * ends[-1]
-    packed = options.pack(weight, f"winograd {tile}", lambda w: pack(w, tile))
-    packed_bias = np.zeros(out_depth, np.float32)
-    if bias is not None:
-        packed_bias[:out_channels] = bias
-    zeros, geometry = np.zeros(group, np.float32), tuple(g)
-    low, high, finish, suffix = epilogue(op.activation)
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> Run:
-        x, (flat, y_step) = arrays[0].reshape(-1), flat_pixels(y)
-        residual = arrays[3].reshape(-1) if len(arrays) > 3 else np.empty(0, np.float32)
-        scratch = workspace[:4 * floats].view(np.float32)
-        transformed = np.empty(options.threads, np.int64)
-
-        def run() -> None:
-            winograd2d(x, packed, packed_bias, zeros, residual, flat, y_step, scratch, transformed,
-                       ends, geometry, low, high, options.threads)
-            finish(flat, options.threads)
-        return run
-
-    name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
-    return Step(name + suffix, bind, 4 * floats, is_clip(op.activation))

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from ..cache import write
 from . import backend, compiler, sass, store
 from .compiler import Kernel, Resources
 from .errors import CudaError
@@ -79,7 +80,7 @@ def density(kernel: Kernel, code: bytes) -> str:
 def ship(built: Iterable[Built], folder: Path) -> None:
     """Put cubins where $CNN_CUBINS may point."""
     for one in built:
-        store.write(folder / compiler.file_name(one.kernel, f"{one.arch}.cubin"), one.cubin)
+        write(folder / compiler.file_name(one.kernel, f"{one.arch}.cubin"), one.cubin)
 
 
 def report(built: Sequence[Built]) -> str:

@@ -16,8 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..cache import cache_root
-from . import store
+from ..cache import cache_root, replace
 from .conv_gemm import Tile
 from .gpu import Gpu
 from .host import conv, gemv, splitk
@@ -89,5 +88,5 @@ def save(gpu: Gpu, choices: Mapping[str, Choice]) -> Path:
                        "choices": {problem: {"tile": choice.tile, "splits": choice.splits}
                                    for problem, choice in sorted({**load(gpu), **choices}.items())}
                        }, indent=1)
-    store.replace(path, text.encode())
+    replace(path, text.encode())
     return path

@@ -5,12 +5,12 @@ import os
 from ctypes import CDLL, get_errno
 from functools import cache
 
+import llvmlite.binding as llvm
 import ml_dtypes
 import numpy as np
-from numba.core.registry import cpu_target
 
-from ..step import Array
-from .bf16_units import AMX, AMX_EMULATED, AVX512, AVX512_EMULATED, Amx, Unit
+from ...step import Array
+from ..bf16_units import AMX, AMX_EMULATED, AVX512, AVX512_EMULATED, Amx, Unit
 
 UNITS = {unit.name: unit for unit in (AMX, AVX512, AMX_EMULATED, AVX512_EMULATED)}
 # What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
@@ -47,9 +47,11 @@ def choose() -> Unit:
 def missing(name: str) -> list[str]:
     """The features that the unit of this name needs and that are not there.
 
-    There is what numba compiles for: this CPU's features, unless NUMBA_CPU_FEATURES says others.
+    There is what Numba compiles for: this CPU's features, unless NUMBA_CPU_FEATURES says others.
     """
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = llvm.get_host_cpu_features().flatten()
     return [need for need in NEEDS.get(name, ()) if f"+{need}" not in features.split(",")]
 
 

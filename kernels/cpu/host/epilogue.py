@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ops import Clip, Relu, Unary
-from ..step import Array
+from ...ops import Clip, Relu, Unary
+from ...step import Array
+from ..launch import Launch
 
-Finish = Callable[[Array, int], None]
+Finish = Callable[[Array, int], list[Launch]]
 
 
 class Epilogue(NamedTuple):
-    """low, high: bounds of the clip; finish: the sweep to run after it, (flat output, threads), in
-    place; suffix: of the kernel's name."""
+    """low, high: bounds of the clip; finish: (flat output, threads) -> the sweep in place that
+    follows; suffix: of the kernel's name."""
     low: np.float32
     high: np.float32
     finish: Finish
@@ -41,5 +42,6 @@ def is_clip(activation: Unary | None) -> bool:
     return epilogue(activation).finish is _nothing
 
 
-def _nothing(y: Array, threads: int) -> None:
+def _nothing(y: Array, threads: int) -> list[Launch]:
     """A clip leaves nothing to be done."""
+    return []

@@ -3,13 +3,12 @@ as in matmul.py. With few samples the time goes into reading weights, which are 
 float32; tiles would gain nothing then, and vectors take a row alone."""
 from __future__ import annotations
 
-from ..ops import Linear, TensorSpec, count, known
-from ..step import Array, Options, Step, weight_and_bias
+from ...ops import Linear, TensorSpec, count, known
+from ...step import Array, Options, Step, weight_and_bias
+from ..bf16_units import AVX512, AVX512_EMULATED, BLOCK, Amx, AmxEmulated, Unit
+from ..geometry import ConvGeometry
 from . import bf16
 from .bf16_conv import prepare_tiled
-from .bf16_simd import BLOCK
-from .bf16_units import AVX512, AVX512_EMULATED, Amx, AmxEmulated, Unit
-from .conv import Geometry
 
 FEW = 8                 # samples that fill less than half of a tile's rows
 VECTORS: dict[type[Unit], Unit] = {Amx: AVX512, AmxEmulated: AVX512_EMULATED}
@@ -24,7 +23,8 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     samples = count(inputs[0].shape[:-1])
     if samples < FEW:
         unit = VECTORS.get(type(unit), unit)
-    g = Geometry(samples, 1, features, samples, 1, len(weight), 1, 1, 1, 1, 0, 0, 1, 1, features)
+    g = ConvGeometry(samples, 1, features, samples, 1, len(weight), 1, 1, 1, 1, 0, 0, 1, 1,
+                     features)
     kind = "gemv" if samples == 1 else f"{unit.rows}x{BLOCK}"
     return prepare_tiled(f"linear_bf16_{unit.name}_{kind}", 1, g, (0, 0), 1, op.activation, weight,
                          bias, options, unit)

@@ -1,0 +1,63 @@
+"""How output rows are cut into tiles for depthwise.py, and what it is called with."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...ops import Conv2d, TensorSpec, known
+from ...step import Array, Options, Step
+from ..geometry import DepthwiseGeometry
+from ..launch import Kernel, Launch
+from ..sizes import DEPTHWISE_PIXELS as PIXELS
+from ..sizes import LANES, WINDOWS, Window
+from .epilogue import epilogue
+
+DEPTHWISE2D = Kernel("depthwise", "depthwise2d")
+
+
+def cut_columns(g: DepthwiseGeometry) -> Array:
+    """Tiles [.., 4] of an output row: first column, pixels (PIXELS or 1), number of its window in
+    WINDOWS (-1: none), columns of the window that are outside on the left. The last tile moves back
+    over its neighbour."""
+    size = PIXELS if g.out_width >= PIXELS else 1
+    tiles = []
+    for start in range(0, g.out_width, size):
+        column = min(start, g.out_width - size)
+        first = column * g.stride_width - g.left
+        end = first + (size - 1) * g.stride_width + g.kernel_width
+        window = Window(g.kernel_width, g.stride_width, max(-first, 0), max(end - g.width, 0))
+        fixed = size == PIXELS and g.dilation_width == 1 and window in WINDOWS
+        tiles.append((column, size, WINDOWS.index(window) if fixed else -1, window.left))
+    return np.array(tiles, np.int64)
+
+
+def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
+    """One filter per channel, and one channel per filter."""
+    return op.groups == channels == weight_shape[0] and weight_shape[3] == 1
+
+
+def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
+                      bias: Array | None, options: Options) -> Step:
+    """Inputs x, weight (C, KH, KW, 1), [bias]."""
+    batch, height, width, channels = known(inputs[0].shape)
+    _, out_height, out_width, _ = known(output.shape)
+    kh, kw = weight.shape[1:3]
+    g = DepthwiseGeometry(height, width, channels, out_height, out_width, kh, kw, *op.stride,
+                 *op.padding[:2], *op.dilation)
+    padding = -channels % LANES
+
+    def pack(w: Array) -> Array:
+        return np.pad(w.reshape(channels, -1).T, ((0, 0), (0, padding))).ravel()
+
+    packed = options.pack(weight, "depthwise", pack)
+    packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
+    zeros, columns, geometry = np.zeros(LANES, np.float32), cut_columns(g), tuple(g)
+    low, high, finish, suffix = epilogue(op.activation)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        x, flat = arrays[0].reshape(-1), y.reshape(-1)
+        return [DEPTHWISE2D.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
+                                 low, high, options.threads), *finish(flat, options.threads)]
+
+    return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)

@@ -1,0 +1,35 @@
+"""What pool.py is called with."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, known
+from ...step import Array, Options, Step
+from ..launch import Kernel, Launch
+
+POOL2D, GLOBAL_AVG_POOL2D = Kernel("pool", "pool2d"), Kernel("pool", "global_avg_pool2d")
+
+
+def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: Options) -> Step:
+    is_max = isinstance(op, MaxPool2d)
+    include_pad = isinstance(op, AvgPool2d) and op.count_include_pad
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [POOL2D.bind(is_max, include_pad, arrays[0].reshape(-1), known(inputs[0].shape),
+                            y.reshape(-1), known(output.shape), op.kernel_size, op.stride,
+                            op.padding, op.dilation, options.threads)]
+
+    name = "max" if is_max else "avg"
+    return Step(f"{name}_pool2d_{op.kernel_size[0]}x{op.kernel_size[1]}_f32", bind)
+
+
+def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
+                              weights: list[Array | None], options: Options) -> Step:
+    batch, height, width, channels = known(inputs[0].shape)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [GLOBAL_AVG_POOL2D.bind(arrays[0].reshape(-1), (batch, height * width, channels),
+                                       y.reshape(-1), options.threads)]
+
+    return Step("global_avg_pool2d_f32", bind)

@@ -1,0 +1,142 @@
+"""Kernels with their arguments, and their machine code: from the cache, or compiled where it is
+not there yet. Only then is Numba imported, which takes longer than all else of a start.
+
+A kernel's arguments are written down once, as words of 64 bits; its entry, which compiler.py adds
+to it, reads them. So that a launch is the call of an address with an address.
+"""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from ..cache import read, write
+from . import store
+from .state import STATE, SYMBOL
+
+ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)     # releases Python's lock
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An argument that a kernel is compiled for: a name in a module of this package."""
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function that a module of this package marks as `@kernel`."""
+    module: str
+    name: str
+
+    def bind(self, *arguments: Any) -> Launch:
+        """This kernel with these arguments. TypeError for what no kernel can take.
+
+        Each is a C-contiguous array, a whole number, a float32, a tuple of whole numbers, or a
+        Constant.
+        """
+        described = [describe(argument) for argument in arguments]
+        signature = " ".join(code for code, _ in described)
+        words = np.array([word for _, words in described for word in words], np.int64)
+        return Launch(self, words, _function(self, signature), arguments)
+
+
+RUN_ALL = Kernel("program", "run_all")
+
+
+class Launch:
+    """What `Kernel.bind` gives; calling it runs the kernel. It keeps its arrays alive."""
+
+    def __init__(self, kernel: Kernel, words: np.ndarray, function: Any, arguments: Any) -> None:
+        self.kernel, self.arguments = kernel, arguments
+        self._words, self._function, self._address = words, function, words.ctypes.data
+
+    def __call__(self) -> None:
+        self._function(self._address)
+
+    @property
+    def call(self) -> tuple[int, int]:
+        """Addresses of the function and of its argument."""
+        return ctypes.cast(self._function, ctypes.c_void_p).value or 0, self._address
+
+
+def together(launches: Sequence[Launch]) -> Callable[[], None]:
+    """One call that runs these one after the other."""
+    calls = np.array([launch.call for launch in launches], np.int64).reshape(-1, 2)
+    run_all = RUN_ALL.bind(calls)
+
+    def run(kept: Sequence[Launch] = tuple(launches)) -> None:
+        run_all()
+    return run
+
+
+def describe(argument: Any) -> tuple[str, Sequence[int]]:
+    """(type, words) of an argument: an array is its address and shape."""
+    if isinstance(argument, np.ndarray):
+        if not argument.flags.c_contiguous:
+            raise TypeError(f"kernels take C-contiguous arrays, not one of shape {argument.shape} "
+                            f"and strides {argument.strides}")
+        interface = argument.__array_interface__
+        return f"{argument.dtype}[{argument.ndim}]", (interface["data"][0], *argument.shape)
+    if isinstance(argument, np.float32):
+        return "float32", (int(argument.view(np.int32)),)
+    if isinstance(argument, tuple):
+        return f"int64*{len(argument)}", argument
+    if isinstance(argument, Constant):
+        return f"{argument.module}.{argument.name}", ()
+    if isinstance(argument, (int, np.integer)):
+        return "int64", (int(argument),)
+    raise TypeError(f"kernels take no {type(argument).__name__}: {argument!r}")
+
+
+# ---- machine code -----------------------------------------------------------------------------
+
+_lock = threading.Lock()        # guards what follows, and the engine
+_loaded: dict[str, Any] = {}
+
+
+def _function(kernel: Kernel, signature: str) -> Any:
+    """The entry of a kernel for arguments of these types."""
+    symbol = symbol_of(kernel, signature)
+    with _lock:
+        if symbol not in _loaded:
+            engine = _engine()
+            engine.add_object_file(llvm.ObjectFileRef.from_data(_code(kernel, signature, symbol)))
+            engine.finalize_object()
+            _loaded[symbol] = ENTRY(engine.get_function_address(symbol))
+        return _loaded[symbol]
+
+
+def _code(kernel: Kernel, signature: str, symbol: str) -> bytes:
+    """The object file, kept where the cache can be written."""
+    path = store.CACHE_DIR / f"{symbol}.o"
+    code = read(path)
+    if code is None:
+        from . import compiler
+        code = compiler.compile_kernel(kernel, signature, symbol)
+        if store.writable():
+            write(path, code)
+    return code
+
+
+def symbol_of(kernel: Kernel, signature: str) -> str:
+    """Name of an entry, and of its file."""
+    return f"{kernel.module}_{kernel.name}_{hashlib.sha256(signature.encode()).hexdigest()[:8]}"
+
+
+@cache
+def _engine() -> Any:
+    """LLVM's loader of machine code."""
+    llvm.add_symbol(SYMBOL, STATE.ctypes.data)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)

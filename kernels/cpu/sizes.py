@@ -1,0 +1,59 @@
+"""Sizes on which kernels and the host's choices agree; those of tiles fill the registers."""
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+
+
+def _host_lanes() -> int:
+    """float32 lanes of the widest vector registers: 16 (AVX-512), 8 (AVX) or 4."""
+    asked = os.environ.get("CNN_SIMD_LANES")
+    if asked is not None:
+        if asked not in ("4", "8", "16"):
+            raise ValueError(f"CNN_SIMD_LANES is {asked!r}; it must be 4, 8 or 16")
+        return int(asked)
+    features = llvm.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+
+
+LANES = _host_lanes()
+
+# ---- convolution and matrix product -----------------------------------------------------------
+
+# Accumulators + one vector of weights per column + one broadcast pixel fill the register file:
+# 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
+TILE_ROWS = 14 if LANES == 16 else 6
+HALF_ROWS = TILE_ROWS // 2
+BLOCK_VECTORS = 2
+BLOCK = BLOCK_VECTORS * LANES
+
+# ---- depthwise convolution --------------------------------------------------------------------
+
+DEPTHWISE_PIXELS = 7    # divides the map sizes 112 .. 7; 7 sums hide the latency of an FMA
+
+
+class Window(NamedTuple):
+    """Of a tile of DEPTHWISE_PIXELS neighbours: taps of one line, stride, and how many of the
+    columns under all of them are outside the image on each side."""
+    taps: int
+    stride: int
+    left: int = 0
+    right: int = 0
+
+
+# Those of common networks: padding 1 or 2, or of TensorFlow, more on the right.
+WINDOWS = (
+    Window(3, 1), Window(3, 1, 1), Window(3, 1, 0, 1), Window(3, 1, 1, 1),
+    Window(3, 2), Window(3, 2, 1), Window(3, 2, 0, 1), Window(3, 2, 1, 1),
+    Window(5, 1), Window(5, 1, 2), Window(5, 1, 0, 2), Window(5, 1, 2, 2),
+    Window(5, 2), Window(5, 2, 2), Window(5, 2, 0, 1), Window(5, 2, 2, 1),
+    Window(5, 2, 1), Window(5, 2, 0, 2), Window(5, 2, 1, 2))
+
+DEPTHWISE_GROUP = 16 * LANES    # channels down whose rows a thread goes: their weights stay in L1
+
+# ---- elementwise ops: their codes -------------------------------------------------------------
+
+CLIP, SIGMOID, TANH, SILU, HARD_SWISH = range(5)
+ADD, MUL = range(2)
