@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels.cpu.backend import prepare
 from kernels.cpu.launch import Launch, together
 from kernels.cpu.threads import check_threads, team
 from kernels.ops import Op, TensorSpec, known
@@ -104,6 +103,7 @@ class CpuDevice:
 
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
+        from kernels.cpu.backend import prepare  # with LLVM, which `import cnn` does without
         return prepare(op, inputs, output, weights, options)
 
     def allocate(self, size: int) -> Array:

@@ -25,7 +25,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Op:
-    """Base of all ops.
+    """Base of all ops. One without attributes of its own is a dataclass as its base is.
 
     arity   the least and the greatest number of inputs it takes
     packed  positions of inputs that are constants of a network, which a backend lays out its way
@@ -70,12 +70,10 @@ def known(shape: Shape) -> tuple[int, ...]:
 
 # ---- elementwise ------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
 class Unary(Op):
     """y = f(x), element by element. Also serves as the fused activation of other ops."""
 
 
-@dataclass(frozen=True)
 class Relu(Unary):
     """max(x, 0)"""
 
@@ -87,27 +85,22 @@ class Clip(Unary):
     high: float = math.inf
 
 
-@dataclass(frozen=True)
 class Sigmoid(Unary):
     """1 / (1 + exp(-x))"""
 
 
-@dataclass(frozen=True)
 class Tanh(Unary):
     """tanh(x)"""
 
 
-@dataclass(frozen=True)
 class Silu(Unary):
     """x / (1 + exp(-x)), also called Swish (Elfwing et al. 2018, arXiv:1702.03118)."""
 
 
-@dataclass(frozen=True)
 class HardSwish(Unary):
     """x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019, arXiv:1905.02244)."""
 
 
-@dataclass(frozen=True)
 class Binary(Op):
     """y = f(a, b) with NumPy's broadcasting."""
     arity: ClassVar[Pair] = (2, 2)
@@ -116,12 +109,10 @@ class Binary(Op):
         return broadcast_shapes(*shapes)
 
 
-@dataclass(frozen=True)
 class Add(Binary):
     """a + b"""
 
 
-@dataclass(frozen=True)
 class Mul(Binary):
     """a * b"""
 
@@ -254,7 +245,6 @@ class Pool2d(Op):
         return count(self.output_shape(*shapes)) * math.prod(self.kernel_size)
 
 
-@dataclass(frozen=True)
 class MaxPool2d(Pool2d):
     """Greatest value of each window."""
 
@@ -266,7 +256,6 @@ class AvgPool2d(Pool2d):
     count_include_pad: bool = False
 
 
-@dataclass(frozen=True)
 class GlobalAvgPool2d(Op):
     """Mean over height and width: (N, H, W, C) -> (N, 1, 1, C)."""
 

@@ -24,7 +24,7 @@ from kernels.cpu import store
 cold = store.is_cold()
 x = np.arange(2 * 9 * 9 * 3, dtype=np.float32).reshape(2, 9, 9, 3)
 y = kernels.conv2d(x, np.ones((3, 3, 3, 1), np.float32), groups=3, padding=1)
-print(json.dumps({"sum": float(y.sum()), "cold": cold, "folder": str(store.CACHE_DIR),
+print(json.dumps({"sum": float(y.sum()), "cold": cold, "folder": str(store.folder()),
                   "compiled": "numba" in sys.modules}))
 """
 
@@ -121,8 +121,8 @@ def test_the_users_own_numba_cache_folder_is_left_alone():
     import numba
 
     from kernels.cpu import depthwise, store
-    assert str(store.CACHE_DIR) != numba.config.CACHE_DIR
-    assert str(store.CACHE_DIR) in depthwise.depthwise_units._cache.cache_path
+    assert str(store.folder()) != numba.config.CACHE_DIR
+    assert str(store.folder()) in depthwise.depthwise_units._cache.cache_path
 
 
 def test_vector_width_can_be_chosen_and_is_checked(tmp_path):
@@ -153,3 +153,22 @@ def test_narrower_vectors_give_the_same_integers(lanes, tmp_path):
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = sum(padded[:, i:i + 9, j:j + 9].sum() for i in range(3) for j in range(3))
     assert run(ROOT, tmp_path, CNN_SIMD_LANES=lanes)["sum"] == expected
+
+
+IMPORTED = """
+import sys
+import cnn
+assert not {"numba", "llvmlite", "onnx", "rich", "cupy"} & set(sys.modules)
+model = cnn.load(device="cpu")
+model.classify("examples/cat.jpg")
+print("numba" in sys.modules)
+"""
+
+
+def test_no_compiler_is_imported_once_kernels_are_compiled():
+    """Nor what only loading a model needs, by `import cnn`."""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"

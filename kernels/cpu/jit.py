@@ -19,12 +19,12 @@ def kernel(function: Callable) -> Any:
 
 
 def njit(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit(**options)`, kept in Numba's own cache under store.CACHE_DIR."""
+    """`numba.njit(**options)`, kept in Numba's own cache under store.folder()."""
     def decorate(function: Callable) -> Any:
         dispatcher = _compiled(function, **options)
         if store.writable():
             users = numba.config.CACHE_DIR      # other users of numba keep their own folder
-            numba.config.CACHE_DIR = str(store.CACHE_DIR)
+            numba.config.CACHE_DIR = str(store.folder())
             try:
                 dispatcher.enable_caching()
             finally:

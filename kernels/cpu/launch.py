@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 
 from ..cache import read, write
@@ -108,6 +107,7 @@ def _function(kernel: Kernel, signature: str) -> Any:
     symbol = symbol_of(kernel, signature)
     with _lock:
         if symbol not in _loaded:
+            import llvmlite.binding as llvm  # not before it is needed, nor Numba
             engine = _engine()
             engine.add_object_file(llvm.ObjectFileRef.from_data(_code(kernel, signature, symbol)))
             engine.finalize_object()
@@ -117,7 +117,7 @@ def _function(kernel: Kernel, signature: str) -> Any:
 
 def _code(kernel: Kernel, signature: str, symbol: str) -> bytes:
     """The object file, kept where the cache can be written."""
-    path = store.CACHE_DIR / f"{symbol}.o"
+    path = store.folder() / f"{symbol}.o"
     code = read(path)
     if code is None:
         from . import compiler
@@ -135,6 +135,7 @@ def symbol_of(kernel: Kernel, signature: str) -> str:
 @cache
 def _engine() -> Any:
     """LLVM's loader of machine code."""
+    import llvmlite.binding as llvm
     llvm.add_symbol(SYMBOL, STATE.ctypes.data)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

@@ -13,51 +13,50 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import llvmlite
-import llvmlite.binding as llvm
-
 from ..cache import cache_root
-from .sizes import LANES
+
+
+@cache
+def folder() -> Path:
+    """Of what was compiled of these sources for this CPU."""
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    from .sizes import LANES
+    sources = Path(__file__).resolve().parent
+    settings = sorted(f"{name}={value}" for name, value in os.environ.items()
+                      if name.startswith("NUMBA_"))
+    text = (f"{LANES} lanes, llvmlite {llvmlite.__version__}, {sources}, {settings}, "
+            f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}")
+    digest = hashlib.sha256(text.encode() + _numba_version())
+    for path in sorted(sources.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return cache_root() / f"cpu-{digest.hexdigest()[:16]}"
 
 
 def _numba_version() -> bytes:
     """Numba is not imported to ask: that takes longer than all of a start without it."""
     found = find_spec("numba")
     folders = found.submodule_search_locations if found else None
-    return b"".join((Path(folder) / "_version.py").read_bytes() for folder in folders or ())
-
-
-def _fingerprint() -> str:
-    folder = Path(__file__).resolve().parent
-    settings = sorted(f"{name}={value}" for name, value in os.environ.items()
-                      if name.startswith("NUMBA_"))
-    text = (f"{LANES} lanes, llvmlite {llvmlite.__version__}, {folder}, {settings}, "
-            f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}")
-    digest = hashlib.sha256(text.encode() + _numba_version())
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-CACHE_DIR = cache_root() / f"cpu-{_fingerprint()}"
+    return b"".join((Path(place) / "_version.py").read_bytes() for place in folders or ())
 
 
 def is_cold() -> bool:
     """Whether no kernel has been compiled for these sources on this machine yet."""
-    return not any(CACHE_DIR.glob("*.o"))
+    return not any(folder().glob("*.o"))
 
 
 @cache
 def writable() -> bool:
     """Whether the cache can be used; said once where it can not, for each start then compiles."""
     try:
-        CACHE_DIR.mkdir(parents=True, exist_ok=True)
-        if os.access(CACHE_DIR, os.W_OK | os.X_OK):
+        folder().mkdir(parents=True, exist_ok=True)
+        if os.access(folder(), os.W_OK | os.X_OK):
             return True
         reason = "no permission"
     except OSError as error:
         reason = error.strerror or str(error)
-    warnings.warn(f"the kernel cache {CACHE_DIR} can not be written ({reason}): kernels are "
+    warnings.warn(f"the kernel cache {folder()} can not be written ({reason}): kernels are "
                   f"compiled anew in each process. Set CNN_CACHE_DIR to a folder that can.",
                   RuntimeWarning, stacklevel=2)
     return False

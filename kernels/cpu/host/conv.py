@@ -84,16 +84,15 @@ def cut_passes(out_channels: int, groups: int, depth: int, at_once: int) -> Arra
 
 
 def pack(weight: Array, groups: int) -> Array:
-    """(O, ...) -> panels [depth, BLOCK, or the vectors of a last, smaller block] one after the
-    other, zero-padded."""
-    panels = []
-    for rows in np.split(weight.reshape(len(weight), -1), groups):
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start:start + BLOCK]
-            panel = np.zeros((rows.shape[1], -(-len(block) // LANES) * LANES), np.float32)
-            panel[:, :len(block)] = block.T
-            panels.append(panel.ravel())
-    return np.concatenate(panels)
+    """(O, ...) -> of each group panels [depth, BLOCK, or the vectors of a last, smaller block] one
+    after the other, zero-padded."""
+    rows = weight.reshape(groups, len(weight) // groups, -1)
+    _, per_group, depth = rows.shape
+    whole = per_group // BLOCK * BLOCK
+    blocks = rows[:, :whole].reshape(groups, -1, BLOCK, depth).swapaxes(2, 3)
+    last = np.zeros((groups, depth, -(-(per_group - whole) // LANES) * LANES), np.float32)
+    last[:, :, :per_group - whole] = rows[:, whole:].swapaxes(1, 2)
+    return np.hstack([blocks.reshape(groups, -1), last.reshape(groups, -1)]).ravel()
 
 
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
