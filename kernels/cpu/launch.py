@@ -18,7 +18,7 @@ import numpy as np
 
 from ..cache import read, write
 from . import store
-from .state import STATE, SYMBOL
+from .state import make_known
 
 ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)     # releases Python's lock
 
@@ -136,7 +136,7 @@ def symbol_of(kernel: Kernel, signature: str) -> str:
 def _engine() -> Any:
     """LLVM's loader of machine code."""
     import llvmlite.binding as llvm
-    llvm.add_symbol(SYMBOL, STATE.ctypes.data)
+    make_known()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)

@@ -36,6 +36,7 @@ from .state import (
     STATE,
     SYMBOL,
     THREADS,
+    make_known,
 )
 
 BITE = 4                    # this part of what is left of a share is taken at once: much at first,
@@ -44,6 +45,8 @@ PATIENCE = 100_000          # cycles that a thread waits before it offers its co
 LINGER = 300_000            # that a worker looks for the next call before it goes to sleep,
 DROWSY = 5_000_000          # and that it looks for a job before it naps in between: a first call
 NAP = 50                    # compiles for seconds. Microseconds
+
+make_known()        # to Numba, where it calls kernels itself, as tests do
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 FUNCTION_TYPE = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I64, I64, I64])

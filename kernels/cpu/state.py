@@ -18,3 +18,9 @@ JOB, OPEN, INSIDE = 1 << 17, 1 << 16, (1 << 16) - 1
 
 STATE = np.zeros(SHARES + MOST_THREADS * LINE, np.int64)
 SYMBOL = "cnn_threads_state"     # its name in machine code
+
+
+def make_known() -> None:
+    """Tell LLVM, whoever loads machine code by it, where STATE is."""
+    import llvmlite.binding as llvm  # not needed before, and slow to import
+    llvm.add_symbol(SYMBOL, STATE.ctypes.data)
