@@ -126,7 +126,7 @@ class ByImage:
 
     def __init__(self, graph: Graph, batch: int, device: CpuDevice, options: Options) -> None:
         alone = replace(options, threads=1)
-        self._threads, self.batch = options.threads, batch
+        self._device, self._threads, self.batch = device, options.threads, batch
         self._lanes = [Program(graph, device, alone) for _ in range(options.threads)]
         self.graph, self.layers = graph, self._lanes[0].layers
         self.bytes = sum(lane.bytes for lane in self._lanes)
@@ -144,14 +144,20 @@ class ByImage:
     def start(self, inputs: Mapping[str, Any],
               on_gpu: bool = False) -> Callable[[], dict[str, Array]]:
         """As of a Program; on the CPU all is done when it returns."""
-        given = [np.ascontiguousarray(array.normalised() if isinstance(array, Photos) else array)
-                 for array in (inputs[name] for name in self.graph.inputs)]
+        given = [self._contiguous(inputs[name]) for name in self.graph.inputs]
         found = {name: np.empty((self.batch, *self._lanes[0].values[name].shape[1:]), np.float32)
                  for name in self._outputs}
         with self._lock, team(self._threads):
             self._outside[:] = [array.ctypes.data for array in (*given, *found.values())]
             self._launch()
         return lambda: found
+
+    def _contiguous(self, array: Any) -> Array:
+        if not isinstance(array, Photos):
+            return np.ascontiguousarray(array)
+        value = np.empty(array.shape, np.float32)
+        self._device.normalise(array, value)
+        return value
 
 
 def _calls(program: Program) -> Array:

@@ -128,8 +128,18 @@ class CpuDevice:
 
     def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
         def fill(array: Any) -> None:
-            value[...] = array.normalised() if isinstance(array, Photos) else array
+            if isinstance(array, Photos):
+                self.normalise(array, value)
+            else:
+                value[...] = array
         return fill
+
+    def normalise(self, photos: Photos, value: Array) -> None:
+        """Write what `photos.normalised()` gives."""
+        from kernels.cpu.host.norm import normalise
+        settings = photos.settings
+        with team(self.count):
+            normalise(photos.pixels, settings.mean, settings.std, value, self.count)()
 
     def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
         copy = value.copy()

@@ -149,6 +149,15 @@ def test_an_image_has_the_bits_of_the_whole_batch_whatever_is_in_the_others():
         np.testing.assert_array_equal(found[i], alone[i][0])
 
 
+def test_photos_are_normalised_on_the_way():
+    model = cnn.load(device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 300, 400, 3), np.uint8)
+    together = np.concatenate([model.predict(model.preprocess(one)) for one in pixels])
+    found = model.classify(pixels, top=1000, batch_size=4)
+    for best, row in zip(found, together, strict=True):
+        assert [one.probability for one in best] == [row[one.index] for one in best]
+
+
 def test_the_summary_says_that_images_run_one_by_one():
     model = cnn.load(device="cpu", threads=1)
     apart, whole = model.summary(4), model.summary()

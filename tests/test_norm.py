@@ -1,9 +1,12 @@
 """Batch norm that stands alone."""
 import numpy as np
 import pytest
-from checks import EPS, assert_within, normal, run
+from checks import EPS, GUARD, THREADS, assert_within, normal, run
 
+from cnn.image import Photos, Preprocess
 from kernels import reference
+from kernels.cpu.host.norm import normalise
+from kernels.cpu.threads import team
 from kernels.ops import BatchNorm, Clip, Relu, Silu
 
 WEIGHTS = (1, 2, 3, 4)
@@ -38,3 +41,19 @@ def test_parameters_must_be_constants():
     one = np.ones(3, np.float32)
     with pytest.raises(ValueError, match="must be constants"):
         run(BatchNorm(), np.ones((2, 3), np.float32), one, one, one, one)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5, 3), (3, 7, 33, 3), (2, 16, 16, 1), (1, 1, 1, 3)])
+def test_pixels_get_the_bits_that_numpy_gives_them(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    settings = Preprocess(shape[1:3], mean=(123.675, 0.1, 3.0)[:shape[3]],
+                          std=(58.395, 3.0, -0.7)[:shape[3]])
+    wanted = Photos(pixels, settings).normalised()
+    for threads in THREADS:
+        block = np.full(pixels.size + 2 * GUARD, np.nan, np.float32)
+        y = block[GUARD:-GUARD].reshape(shape)
+        with team(threads):
+            normalise(pixels, settings.mean, settings.std, y, threads)()
+        np.testing.assert_array_equal(y, wanted)
+        assert np.isnan(block[:GUARD]).all()
+        assert np.isnan(block[-GUARD:]).all()

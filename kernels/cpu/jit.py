@@ -14,7 +14,7 @@ from . import store
 
 def kernel(function: Callable) -> Any:
     """A function of arrays, numbers and tuples of whole numbers that returns nothing. Its machine
-    code is kept by launch.py, through which alone it is called."""
+    code is kept by launch.py, by which the host calls it."""
     return _compiled(function)
 
 

@@ -83,8 +83,8 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
         if not argument.flags.c_contiguous:
             raise TypeError(f"kernels take C-contiguous arrays, not one of shape {argument.shape} "
                             f"and strides {argument.strides}")
-        interface = argument.__array_interface__
-        return f"{argument.dtype}[{argument.ndim}]", (interface["data"][0], *argument.shape)
+        return (_array(argument.dtype, argument.ndim),
+                (argument.__array_interface__["data"][0], *argument.shape))
     if isinstance(argument, np.float32):
         return "float32", (int(argument.view(np.int32)),)
     if isinstance(argument, tuple):
@@ -96,23 +96,33 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
     raise TypeError(f"kernels take no {type(argument).__name__}: {argument!r}")
 
 
+@cache
+def _array(dtype: np.dtype, rank: int) -> str:
+    """The type of an array: "float32[1]"."""
+    return f"{dtype}[{rank}]"
+
+
 # ---- machine code -----------------------------------------------------------------------------
 
 _lock = threading.Lock()        # guards what follows, and the engine
-_loaded: dict[str, Any] = {}
+_loaded: dict[tuple[Kernel, str], Any] = {}
 
 
 def _function(kernel: Kernel, signature: str) -> Any:
     """The entry of a kernel for arguments of these types."""
-    symbol = symbol_of(kernel, signature)
     with _lock:
-        if symbol not in _loaded:
-            import llvmlite.binding as llvm  # not before it is needed, nor Numba
-            engine = _engine()
-            engine.add_object_file(llvm.ObjectFileRef.from_data(_code(kernel, signature, symbol)))
-            engine.finalize_object()
-            _loaded[symbol] = ENTRY(engine.get_function_address(symbol))
-        return _loaded[symbol]
+        if (kernel, signature) not in _loaded:
+            _loaded[kernel, signature] = _load(kernel, signature)
+        return _loaded[kernel, signature]
+
+
+def _load(kernel: Kernel, signature: str) -> Any:
+    import llvmlite.binding as llvm  # not before it is needed, nor Numba
+    symbol = symbol_of(kernel, signature)
+    engine = _engine()
+    engine.add_object_file(llvm.ObjectFileRef.from_data(_code(kernel, signature, symbol)))
+    engine.finalize_object()
+    return ENTRY(engine.get_function_address(symbol))
 
 
 def _code(kernel: Kernel, signature: str, symbol: str) -> bytes:

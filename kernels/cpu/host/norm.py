@@ -3,13 +3,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...norm import scale_and_shift
 from ...ops import BatchNorm, TensorSpec
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
 from .epilogue import epilogue
 
-SCALE_SHIFT = Kernel("norm", "scale_shift")
+SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
 
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,
@@ -23,3 +25,13 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
                 *finish(flat, options.threads)]
 
     return Step("batch_norm_f32" + suffix, bind)
+
+
+def normalise(pixels: Array, mean: Sequence[float], std: Sequence[float], y: Array,
+              threads: int) -> Launch:
+    """y = (pixels - mean) / std: of uint8 (N, height, width, channels) float32 of the same shape;
+    a mean and a deviation for each channel."""
+    rows, width = pixels.shape[0] * pixels.shape[1], pixels.shape[2]
+    of_row = (np.tile(np.array(values, np.float32), width) for values in (mean, std))
+    return NORMALISE.bind(np.ascontiguousarray(pixels).reshape(rows, -1), *of_row,
+                          y.reshape(rows, -1), threads)
