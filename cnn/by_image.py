@@ -81,7 +81,8 @@ def apart(one: Graph, many: Graph, batch: int) -> bool:
         return False
     for name, shape in shapes.items():
         if name in one.constants:
-            if not np.array_equal(one.constants[name], many.constants.get(name, np.nan)):
+            constant, other = one.constants[name], many.constants.get(name)
+            if other is None or (other is not constant and not np.array_equal(constant, other)):
                 return False
         elif shape[:1] != (1,) or of_all[name] != (batch, *shape[1:]):
             return False

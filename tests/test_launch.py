@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.cpu import store
 from kernels.cpu.launch import Constant, Kernel, describe, together
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +66,16 @@ def test_a_torn_file_counts_as_none(tmp_path):
     assert second["compiled"]
     assert second["sum"] == first["sum"]
     assert not run(ROOT, tmp_path)["compiled"]
+
+
+def test_a_full_disk_is_said_and_kernels_still_run(monkeypatch):
+    def full(path, contents):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write", full)
+    with pytest.warns(RuntimeWarning, match="can not be written .No space left on device.: kernels "
+                                            "are compiled anew in each process"):
+        store.put("kernel.o", b"code")
 
 
 @pytest.mark.parametrize(("argument", "code", "words"), [

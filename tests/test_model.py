@@ -235,13 +235,14 @@ def test_runs_give_the_same_bits(model):
     assert all(np.array_equal(model.predict(batch), first) for _ in range(5))
 
 
-def test_ten_thousand_predictions_do_not_grow_memory(small_model):
+@pytest.mark.parametrize("size", [1, 2])
+def test_ten_thousand_predictions_do_not_grow_memory(small_model, size):
     def resident():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     model = cnn.load(small_model, device="cpu", threads=1)
-    batch = np.zeros((1, 16, 16, 3), np.float32)
+    batch = np.zeros((size, 16, 16, 3), np.float32)
     for _ in range(500):
         model.predict(batch)
     before = resident()

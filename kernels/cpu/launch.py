@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import read, write
 from . import store
 from .state import make_known
 
@@ -70,10 +69,11 @@ class Launch:
 def together(launches: Sequence[Launch]) -> Callable[[], None]:
     """One call that runs these one after the other."""
     calls = np.array([launch.call for launch in launches], np.int64).reshape(-1, 2)
-    run_all = RUN_ALL.bind(calls)
+    run_all, kept = RUN_ALL.bind(calls), tuple(launches)
 
-    def run(kept: Sequence[Launch] = tuple(launches)) -> None:
-        run_all()
+    def run() -> None:
+        if kept:                # which thereby live as long as this does
+            run_all()
     return run
 
 
@@ -127,13 +127,11 @@ def _load(kernel: Kernel, signature: str) -> Any:
 
 def _code(kernel: Kernel, signature: str, symbol: str) -> bytes:
     """The object file, kept where the cache can be written."""
-    path = store.folder() / f"{symbol}.o"
-    code = read(path)
+    code = store.get(f"{symbol}.o")
     if code is None:
         from . import compiler
         code = compiler.compile_kernel(kernel, signature, symbol)
-        if store.writable():
-            write(path, code)
+        store.put(f"{symbol}.o", code)
     return code
 
 

@@ -13,7 +13,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..cache import cache_root
+from ..cache import cache_root, read, write
+
+UNRELATED = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER")    # to machine code
 
 
 @cache
@@ -25,7 +27,7 @@ def folder() -> Path:
     from .sizes import LANES
     sources = Path(__file__).resolve().parent
     settings = sorted(f"{name}={value}" for name, value in os.environ.items()
-                      if name.startswith("NUMBA_"))
+                      if name.startswith("NUMBA_") and name not in UNRELATED)
     text = (f"{LANES} lanes, llvmlite {llvmlite.__version__}, {sources}, {settings}, "
             f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}")
     digest = hashlib.sha256(text.encode() + _numba_version())
@@ -46,17 +48,34 @@ def is_cold() -> bool:
     return not any(folder().glob("*.o"))
 
 
+def get(name: str) -> bytes | None:
+    """A file's contents; None where it is missing or torn."""
+    return read(folder() / name)
+
+
+def put(name: str, contents: bytes) -> None:
+    """Keep a file; said once where that can not be."""
+    if writable():
+        try:
+            write(folder() / name, contents)
+        except OSError as error:
+            _warn(error)
+
+
 @cache
 def writable() -> bool:
-    """Whether the cache can be used; said once where it can not, for each start then compiles."""
+    """Whether files can be kept; said once where they can not, for each start then compiles."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         if os.access(folder(), os.W_OK | os.X_OK):
             return True
-        reason = "no permission"
+        _warn(OSError(0, "no permission"))
     except OSError as error:
-        reason = error.strerror or str(error)
-    warnings.warn(f"the kernel cache {folder()} can not be written ({reason}): kernels are "
-                  f"compiled anew in each process. Set CNN_CACHE_DIR to a folder that can.",
-                  RuntimeWarning, stacklevel=2)
+        _warn(error)
     return False
+
+
+def _warn(error: OSError) -> None:
+    warnings.warn(f"the kernel cache {folder()} can not be written ({error.strerror or error}): "
+                  f"kernels are compiled anew in each process. Set CNN_CACHE_DIR to a folder that "
+                  f"can.", RuntimeWarning, stacklevel=3)

@@ -11,13 +11,14 @@ from typing import NamedTuple
 from .assembler import find_tool
 from .errors import CompilerMissing
 
+SUFFIXES = re.compile(r"\.(CONSTANT|SYS)\b")        # of loads; sm_75 has the second on all
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?\w+\s+)?[A-Z][^;]*);")
 LABEL = re.compile(r"\s*(\.L_x_\d+):")
 
 
 class Instruction(NamedTuple):
     address: int
-    opcode: str         # with its modifiers: "LDG.E.128"
+    opcode: str         # with its modifiers but SUFFIXES: "LDG.E.128"
     target: str         # label that a branch goes to, or ""
 
 
@@ -48,7 +49,7 @@ def instructions(sass: str) -> list[Instruction]:
             continue
         text = re.sub(r"^@\S+\s+", "", text)
         target = re.search(r"`\((\.L_x_\d+)\)", text)
-        found.append(Instruction(int(address, 16), text.split()[0].replace(".CONSTANT", ""),
+        found.append(Instruction(int(address, 16), SUFFIXES.sub("", text.split()[0]),
                                  target.group(1) if target else ""))
     return found
 
