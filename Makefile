@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-full test-portable lint clean
+.PHONY: demo test test-full test-slow test-portable lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cnn classify examples/cat.jpg
@@ -14,8 +14,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m kernels.cuda.build --arch sm_80 --arch sm_90a --dtype float32 --dtype float16
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
-test-full: $(VENV)/.installed-test test-portable
-	$(BIN)/python -m pytest -m "not gpu"
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "slow and not gpu and not unproven" -n 2 --dist loadfile
+
+test-full: test test-portable test-slow
+	$(BIN)/python -m pytest -m "unproven and not gpu"
 
 # The CPU's kernels as narrower CPUs run them: AVX2, and SSE without fused multiply-adds.
 PORTABLE := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py depthwise.py matmul.py \
