@@ -73,14 +73,14 @@ Examples:
 @click.option("--threads", type=int, default=None, help="CPU threads.  [default: all cores]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
               help="Classes to list for each image.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
-              help="Images to run at once.")
+@click.option("--batch", type=click.IntRange(1), default=None,
+              help="Images to run at once.  [default: 8, on a GPU 64, if there are so many]")
 @click.option("--json", "form", flag_value="json", help="Print JSON instead of a table.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV instead of a table.")
 @_debug
 def classify(images: Sequence[str], source: str | None, preprocess: str | None,
              labels: str | None, device: str, dtype: str, threads: int | None, top: int,
-             batch: int, form: str | None) -> None:
+             batch: int | None, form: str | None) -> None:
     """Say what the images show.
 
     A folder stands for all pictures in it and below. Among several, a file that can not be read is
@@ -91,6 +91,7 @@ def classify(images: Sequence[str], source: str | None, preprocess: str | None,
     begin = time.perf_counter()
     model = load(source, device=device, dtype=dtype, threads=threads,
                  labels=_read_labels(labels), preprocess=_read_preprocess(preprocess))
+    batch = batch or _batch_for(model, len(files))
     _warm(model, batch)
     ready = time.perf_counter()
     results: list[dict[str, Any]] = []
@@ -150,6 +151,16 @@ def _expand(images: Sequence[str]) -> Iterator[Path]:
             raise ImageError(f"{path}: the folder holds no picture "
                              f"({', '.join(sorted(IMAGE_SUFFIXES))})")
         yield from inside
+
+
+def _batch_for(model: Any, images: int) -> int:
+    """How many to run at once, where nobody says: enough for all threads, or to fill a GPU."""
+    fixed = model.input_shape[0]
+    if fixed is not None:
+        return int(fixed)
+    if model.device == "emulator":
+        return 1
+    return min(images, max(8, model.threads) if model.threads else 64)
 
 
 def _warm(model: Any, batch: int) -> None:

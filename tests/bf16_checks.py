@@ -29,7 +29,8 @@ def lacking(name: str) -> str:
 # Those of the CPU itself belong to `make test-full` alone: no CPU that has them has run them yet.
 every_unit = pytest.mark.parametrize("unit", [
     pytest.param(unit, id=name, marks=[] if name.endswith("emulated") else [
-        pytest.mark.slow, pytest.mark.unproven, pytest.mark.skipif(bool(lacking(name)), reason=lacking(name))])
+        pytest.mark.slow, pytest.mark.unproven,
+        pytest.mark.skipif(bool(lacking(name)), reason=lacking(name))])
     for name, unit in bf16.UNITS.items()])
 
 

@@ -5,10 +5,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from cnn import cli
 
 ROOT = Path(__file__).parent.parent
 CAT = ROOT / "examples" / "cat.jpg"
@@ -118,11 +121,21 @@ def test_doctor_names_versions_cpu_threads_and_cache(cnn):
         assert word in out
 
 
+@pytest.mark.parametrize(("device", "threads", "fixed", "images", "batch"), [
+    ("cpu", 2, None, 1, 1), ("cpu", 2, None, 5, 5), ("cpu", 2, None, 100, 8),
+    ("cpu", 32, None, 100, 32), ("cuda:0", None, None, 100, 64), ("cuda:0", None, None, 3, 3),
+    ("emulator", None, None, 100, 1), ("cpu", 2, 4, 100, 4), ("cpu", 2, 1, 100, 1)])
+def test_how_many_run_at_once_where_nobody_says(device, threads, fixed, images, batch):
+    model = SimpleNamespace(device=device, threads=threads, input_shape=(fixed, 224, 224, 3))
+    assert cli._batch_for(model, images) == batch
+
+
 def test_batches_of_any_size_agree(cnn, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(5):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
     answers = [cnn("classify", tmp_path, "--json", "--batch", size)[1] for size in (1, 2, 5, 8)]
+    answers.append(cnn("classify", tmp_path, "--json")[1])
     assert len(set(answers)) == 1
 
 
