@@ -38,7 +38,8 @@ def report() -> list[tuple[str, str]]:
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
         ("vector width", f"{sizes.LANES} float32 lanes"),
         ("bfloat16", _bfloat16()),
-        ("threads", f"{threads.available_threads()} of {os.cpu_count()} cores"),
+        ("threads", f"{threads.default_threads()} by default; this process may use "
+                    f"{threads.available_threads()} of {os.cpu_count()} cores"),
         ("gpu", _gpu()),
         ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
         ("cuda assembler", name_and_version()),

@@ -408,7 +408,8 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
                 DeviceError where it can not be had
     dtype       the compute type: "float32"; "bfloat16" on a GPU, in the emulator, and on a CPU with
                 AMX or AVX512_BF16; but for the CPU also "tf32", "float16"
-    threads     number of CPU threads; None takes all cores that this process may use
+    threads     number of CPU threads; None takes one for each core that this process may use, and
+                no more than a container's quota of time has cores for
     activation  "softmax", "sigmoid" or "none" makes probabilities of the output; "auto" takes
                 softmax unless the network already ends in softmax or sigmoid
     labels      names of the classes, instead of those in the file; "imagenet" for its 1000

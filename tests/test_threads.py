@@ -1,4 +1,5 @@
 """Thread counts, and what happens in a forked child."""
+import math
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels.cpu import threads
+from kernels.cpu.quota import cpu_quota
 from kernels.cpu.state import CALLS, STATE
 
 ROOT = Path(__file__).parent.parent
@@ -14,11 +16,49 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_count_is_checked():
     most = threads.available_threads()
-    assert threads.check_threads(None) == most
+    assert threads.check_threads(None) == threads.default_threads() <= most
     assert threads.check_threads(1) == 1
     for wrong in (0, -1, most + 1, 1.0, True, "2"):
         with pytest.raises(ValueError, match=rf"threads={wrong!r}: .* 1 to {most} threads"):
             threads.check_threads(wrong)
+
+
+GROUPS_2, GROUPS_1 = "0::/pods/one\n", "5:memory:/x\n3:cpu,cpuacct:/pods/one\n0::/\n"
+
+
+@pytest.mark.parametrize(("groups", "files", "cores"), [
+    (GROUPS_2, {}, math.inf),
+    (GROUPS_2, {"pods/one/cpu.max": "max 100000"}, math.inf),
+    (GROUPS_2, {"pods/one/cpu.max": "150000 100000"}, 1.5),
+    (GROUPS_2, {"pods/one/cpu.max": "400000 100000", "pods/cpu.max": "50000 100000"}, 0.5),
+    (GROUPS_2, {"pods/cpu.max": "max 100000", "pods/one/cpu.max": "torn"}, math.inf),
+    ("0::/\n", {"cpu.max": "200000 100000"}, 2),       # as a container sees its own
+    ("0::/../x\n", {"cpu.max": "200000 100000"}, 2),
+    (GROUPS_1, {"cpu/pods/one/cpu.cfs_quota_us": "-1",
+                "cpu/pods/one/cpu.cfs_period_us": "100000"}, math.inf),
+    (GROUPS_1, {"cpu/pods/one/cpu.cfs_quota_us": "300000",
+                "cpu/pods/one/cpu.cfs_period_us": "100000"}, 3),
+    (GROUPS_1, {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2),
+    (None, {"cpu.max": "200000 100000"}, math.inf),
+])
+def test_the_quota_of_a_container_is_found(tmp_path, groups, files, cores):
+    for name, text in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups)
+    assert cpu_quota(tmp_path / "groups", tmp_path / "fs") == cores
+
+
+@pytest.mark.parametrize(("cores", "quota", "count"), [
+    (64, math.inf, 64), (64, 2.0, 2), (64, 2.5, 3), (64, 0.5, 1), (2, 8.0, 2)])
+def test_by_default_there_are_no_more_threads_than_a_quota_has_time_for(monkeypatch, cores, quota,
+                                                                        count):
+    monkeypatch.setattr(threads, "available_threads", lambda: cores)
+    monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
+    assert threads.check_threads(None) == count
+    assert threads.check_threads(cores) == cores        # who asks for more gets it
 
 
 def test_calls_are_counted_also_where_one_fails():
@@ -53,4 +93,4 @@ assert os.waitpid(child, 0)[1] == 0
 def test_kernels_run_in_a_forked_child_which_gets_workers_of_its_own(parent):
     done = subprocess.run([sys.executable, "-c", FORK, parent], cwd=ROOT, env=dict(os.environ),
                           capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["65536.0", "workers", str(threads.available_threads() - 1)]
+    assert done.stdout.split() == ["65536.0", "workers", str(threads.default_threads() - 1)]

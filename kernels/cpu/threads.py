@@ -1,6 +1,7 @@
 """How many threads run a kernel, and the workers that help with it (see parallel.py)."""
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .launch import Kernel
+from .quota import cpu_quota
 from .state import CALLS, MOST_THREADS, STATE
 
 SERVE = Kernel("parallel", "serve")
@@ -55,11 +57,18 @@ def available_threads() -> int:
     return min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
 
+def default_threads() -> int:
+    """A thread for each core that this process may use, and whose time it may take."""
+    most = available_threads()
+    return most if cpu_quota() >= most else math.ceil(cpu_quota())
+
+
 def check_threads(threads: int | None) -> int:
-    """The thread count to use; None asks for all. ValueError where that many can not be had."""
+    """The thread count to use; None asks for the default. ValueError where that many can not be
+    had."""
     most = available_threads()
     if threads is None:
-        return most
+        return default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
         raise ValueError(f"threads={threads!r}: this process may use 1 to {most} threads")
     return threads
