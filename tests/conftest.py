@@ -7,8 +7,15 @@ import networks
 import onnx
 import pytest
 from fake_cupy import FakeCupy
+from hypothesis import settings
 
 from cnn import cli
+
+# Everybody draws the same examples, lest a change be refused for a case that others did not see.
+# HYPOTHESIS_PROFILE=search draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @cache

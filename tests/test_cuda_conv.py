@@ -97,7 +97,7 @@ def problems(draw):
     padding = tuple(draw(st.integers(0, 4)) for _ in range(4))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     h = draw(st.integers(max(1, reach[0] - padding[0] - padding[2]), 9))
-    w = draw(st.integers(max(1, reach[1] - padding[1] - padding[3]), 12))
+    w = draw(st.integers(max(1, reach[1] - padding[1] - padding[3]), 13))
     groups = draw(st.sampled_from([1, 1, 3]))
     c, o = draw(st.integers(1, 20)) * groups, draw(st.sampled_from([1, 4, 9, 20])) * groups
     stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
