@@ -324,6 +324,9 @@ class Model:
         size = self._image_size(shape)
         for batch_size in batch_sizes:
             self.predict(np.zeros((batch_size, *size), np.float32))
+            settings = self.preprocessing
+            if settings is not None and size == (*settings.size, settings.channels):
+                self.predict(Photos(np.zeros((batch_size, *size), np.uint8), settings))
 
     def _image_size(self, shape: Shape) -> tuple[int, ...]:
         if None not in shape[1:]:

@@ -3,6 +3,8 @@ import itertools
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -203,6 +205,23 @@ def test_summary_counts_and_names_kernels(model):
 def test_warmup_prepares_the_shapes(model):
     model.warmup([1, 3])
     assert {key[0][0] for key in model._programs} >= {1, 3}
+
+
+AFTER_WARMUP = """
+import cnn
+from kernels.cpu import launch
+model = cnn.load(device="cpu")
+model.warmup([1, 4])
+del launch._load
+model.classify("examples/cat.jpg")
+model.classify(["examples/cat.jpg"] * 4, batch_size=4)
+"""
+
+
+def test_after_warmup_a_photo_waits_for_no_kernel():
+    done = subprocess.run([sys.executable, "-c", AFTER_WARMUP], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_calling_predict_get_what_they_asked_for(model):

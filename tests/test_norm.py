@@ -43,6 +43,12 @@ def test_parameters_must_be_constants():
         run(BatchNorm(), np.ones((2, 3), np.float32), one, one, one, one)
 
 
+def test_pixels_need_a_mean_for_each_channel():
+    pixels, y = np.zeros((1, 4, 5, 1), np.uint8), np.zeros((1, 4, 5, 1), np.float32)
+    with pytest.raises(ValueError, match="have 1 channels, and there are 3 means and 3 deviations"):
+        normalise(pixels, (1, 2, 3), (1, 2, 3), y, 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 5, 3), (3, 7, 33, 3), (2, 16, 16, 1), (1, 1, 1, 3)])
 def test_pixels_get_the_bits_that_numpy_gives_them(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

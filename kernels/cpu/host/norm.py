@@ -30,7 +30,10 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
 def normalise(pixels: Array, mean: Sequence[float], std: Sequence[float], y: Array,
               threads: int) -> Launch:
     """y = (pixels - mean) / std: of uint8 (N, height, width, channels) float32 of the same shape;
-    a mean and a deviation for each channel."""
+    a mean and a deviation for each channel. ValueError where there are not so many."""
+    if not pixels.shape[3] == len(mean) == len(std):
+        raise ValueError(f"pixels of shape {pixels.shape} have {pixels.shape[3]} channels, and "
+                         f"there are {len(mean)} means and {len(std)} deviations")
     rows, width = pixels.shape[0] * pixels.shape[1], pixels.shape[2]
     of_row = (np.tile(np.array(values, np.float32), width) for values in (mean, std))
     return NORMALISE.bind(np.ascontiguousarray(pixels).reshape(rows, -1), *of_row,
