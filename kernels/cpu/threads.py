@@ -78,10 +78,10 @@ def check_threads(threads: int | None) -> int:
 def team(threads: int) -> Iterator[None]:
     """Have workers at hand inside the block, for kernels on this many threads."""
     with _lock:
-        STATE[CALLS] += 1
         while len(_workers) < threads - 1:
             _workers.append(Worker(len(_workers) + 1))
             _workers[-1].start()
+        STATE[CALLS] += 1
         for worker in _workers[:threads - 1]:
             worker.wake()
     try:
