@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
         return (_array(argument.dtype, argument.ndim),
                 (argument.__array_interface__["data"][0], *argument.shape))
     if isinstance(argument, np.float32):
-        return "float32", (int(argument.view(np.int32)),)
+        return "float32", (int.from_bytes(argument.tobytes(), sys.byteorder, signed=True),)
     if isinstance(argument, tuple):
         return f"int64*{len(argument)}", argument
     if isinstance(argument, Constant):

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def cpu_quota(groups: Path = Path("/proc/self/cgroup"),
               root: Path = Path("/sys/fs/cgroup")) -> float:
     """Cores whose time this process may take, by its control group and those around that;
-    infinity where no limit is set, or none can be read.
+    infinity where no limit is set, or none can be read. It is asked once a process.
 
     groups, root  files of the system, see "Control Group v2" of Linux's Admin Guide: cpu.max; of
                   version 1 cpu.cfs_quota_us and cpu.cfs_period_us

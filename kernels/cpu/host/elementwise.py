@@ -32,8 +32,7 @@ def in_place(op: Unary) -> Callable[[Array, int], list[Launch]]:
 
 
 def _unary(op: Op, x: Array, y: Array, threads: int) -> Launch:
-    in_place = x.ctypes.data == y.ctypes.data
-    return UNARY.bind(*unary_code(op), x, y, in_place, threads)
+    return UNARY.bind(*unary_code(op), x, y, x is y, threads)
 
 
 def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
