@@ -1,4 +1,4 @@
 """`python -m cnn` is the command `cnn`."""
-from .cli import main
+from .cli import entry
 
-main()
+entry()

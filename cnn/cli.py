@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -311,8 +312,21 @@ def doctor() -> None:
         click.echo(f"{name.ljust(width)}  {value}")
 
 
+def entry() -> NoReturn:
+    """Entry point: `main` in a process of its own, which ends at once. Python would first take all
+    down that it has set up, for a tenth of the time of classifying one photo."""
+    status = 0
+    try:
+        main()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def main() -> None:
-    """Entry point: errors are one sentence on stderr and a non-zero exit status."""
+    """The command: errors are one sentence on stderr and a non-zero exit status."""
     context: click.Context | None = None
     try:
         with cli.make_context("cnn", sys.argv[1:]) as context:

@@ -86,6 +86,19 @@ def test_debug_shows_the_traceback():
     assert "missing.jpg" in done.stderr
 
 
+@pytest.mark.parametrize(("arguments", "status", "out", "err"), [
+    (["classify", CAT, "--top", "1", "--csv"], 0, "tiger cat", ""),
+    (["classify", CAT, "missing.jpg", "--json"], 1, "Egyptian cat", "missing.jpg"),
+    (["classify", "missing.jpg"], 1, "", "missing.jpg: there is no such file"),
+    (["bogus"], 2, "", "No such command 'bogus'"), (["--version"], 0, "cnn, version", "")])
+def test_the_process_ends_with_its_status_once_all_is_said(arguments, status, out, err):
+    done = subprocess.run([sys.executable, "-m", "cnn", *arguments], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == status
+    assert out in done.stdout
+    assert err in done.stderr
+
+
 def test_usage_errors_and_help(cnn):
     status, _, err = cnn("classify")
     assert status == 2
