@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kernels import ops
-from kernels.cpu.launch import Kernel
+from kernels.cpu.launch import Kernel, calls
 from kernels.cpu.threads import team
 from kernels.ops import Shape, count, known, normal_axis
 from kernels.step import Array, Options
@@ -136,7 +136,8 @@ class ByImage:
         values = [[lane.values[name] for name in names] for lane in self._lanes]
         self._outside = np.zeros(len(names), np.int64)
         self._launch = RUN_IMAGES.bind(
-            np.array([_calls(lane) for lane in self._lanes]),
+            np.array([calls([launch for _, launches in lane.steps for launch in launches])
+                      for lane in self._lanes]),
             np.array([[value.ctypes.data for value in lane] for lane in values], np.int64),
             self._outside, np.array([value.nbytes for value in values[0]], np.int64),
             len(graph.inputs), batch, options.threads)
@@ -159,9 +160,3 @@ class ByImage:
         value = np.empty(array.shape, np.float32)
         self._device.normalise(array, value)
         return value
-
-
-def _calls(program: Program) -> Array:
-    """[.., 2]: of each launch its function and its argument, as addresses."""
-    calls = [launch.call for _, launches in program.steps for launch in launches]
-    return np.array(calls, np.int64).reshape(-1, 2)

@@ -321,12 +321,14 @@ class Model:
     def warmup(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Compile and prepare for these batch sizes now, so that no later call waits for it."""
         _, shape = self._image_input()
-        size = self._image_size(shape)
+        size, settings = self._image_size(shape), self.preprocessing
+        fits = settings is not None and size == (*settings.size, settings.channels)
         for batch_size in batch_sizes:
-            self.predict(np.zeros((batch_size, *size), np.float32))
-            settings = self.preprocessing
-            if settings is not None and size == (*settings.size, settings.channels):
-                self.predict(Photos(np.zeros((batch_size, *size), np.uint8), settings))
+            pixels = np.zeros((batch_size, *size), np.uint8)
+            if settings is not None and fits:
+                self.predict(Photos(pixels, settings))
+            if not fits or self.threads is None:    # on the CPU an array needs no kernel of its own
+                self.predict(pixels.astype(np.float32))
 
     def _image_size(self, shape: Shape) -> tuple[int, ...]:
         if None not in shape[1:]:

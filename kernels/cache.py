@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 TRAILER = b"\n// sha256 "       # a comment to PTX, and beyond the end to a reader of machine code
@@ -45,3 +46,10 @@ def replace(path: Path, contents: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def warn_unwritable(folder: Path, reason: object) -> None:
+    """Say that what is compiled can not be kept in this folder."""
+    warnings.warn(f"the kernel cache {folder} can not be written ({reason}): kernels are compiled "
+                  f"anew in each process. Set CNN_CACHE_DIR to a folder that can.",
+                  RuntimeWarning, stacklevel=3)

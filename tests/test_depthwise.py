@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu.geometry import DepthwiseGeometry
+from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import depthwise
 from kernels.cpu.sizes import DEPTHWISE_GROUP as GROUP
 from kernels.cpu.sizes import DEPTHWISE_PIXELS as PIXELS
@@ -52,8 +52,7 @@ def test_any_window_is_within_the_bound_on_floats(problem, seed):
     assert_within(bound, op, *inputs, weights=WEIGHTS, kernel="depthwise_")
 
 
-@pytest.mark.parametrize("width", [1, 2, PIXELS - 1, PIXELS,
-                                   PIXELS + 1, 2 * PIXELS])
+@pytest.mark.parametrize("width", [1, 2, PIXELS - 1, PIXELS, PIXELS + 1, 2 * PIXELS])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_the_common_windows_at_every_width(width, kernel, stride):
     p = kernel // 2
@@ -93,8 +92,9 @@ def test_each_window_of_the_micro_kernel(number):
     taps, stride, left, right = WINDOWS[number]
     width = (PIXELS - 1) * stride + taps - left - right
     op = Conv2d((stride, stride), (left, left, right, right), (1, 1), LANES + 3)
-    g = DepthwiseGeometry(width, width, LANES + 3, 7, 7, taps, taps, stride, stride, left, left,
-                           1, 1)
+    channels = LANES + 3
+    g = ConvGeometry(width, width, channels, 7, 7, channels, taps, taps, stride, stride, left, left,
+                     1, 1, 1)
     assert depthwise.cut_columns(g).tolist() == [[0, PIXELS, number, left]]
     assert_exact(op, *arrays(integers, 1, width, width, LANES + 3, (taps, taps)), weights=WEIGHTS,
                  kernel="depthwise_")
@@ -107,7 +107,7 @@ def test_common_networks_have_no_other_windows():
             for stride in (1, 2):
                 for before, after in pads if stride == 2 else pads[:1]:
                     out = (width + before + after - taps) // stride + 1
-                    g = DepthwiseGeometry(width, width, 8, out, out, taps, taps, stride, stride,
-                                           before, before, 1, 1)
+                    g = ConvGeometry(width, width, 8, out, out, 8, taps, taps, stride, stride,
+                                     before, before, 1, 1, 1)
                     if out >= PIXELS:
                         assert (depthwise.cut_columns(g)[:, 2] >= 0).all(), (taps, width, stride)

@@ -8,7 +8,7 @@ which `depthwise_any` computes, are read from a row of zeros.
 """
 from __future__ import annotations
 
-from .geometry import DepthwiseGeometry
+from .geometry import ConvGeometry
 from .jit import kernel, njit
 from .microkernels import depthwise_any, depthwise_tile
 from .parallel import parallel_for
@@ -22,9 +22,9 @@ def depthwise2d(x, weight, bias, zeros, y, batch, columns, geometry, low, high, 
     """Every output row of every group of channels, shared among the threads.
 
     x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels];
-    columns: made by `cut_columns` of host/depthwise.py; geometry: DepthwiseGeometry's numbers.
+    columns: made by `cut_columns` of host/depthwise.py; geometry: ConvGeometry's numbers.
     """
-    g = DepthwiseGeometry(*geometry)
+    g = ConvGeometry(*geometry)
     rows = batch * g.out_height
     parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
         x, weight, bias, zeros, y, rows, columns, g, low, high))

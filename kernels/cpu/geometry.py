@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class ConvGeometry(NamedTuple):
-    """Of any convolution, or of a Linear layer: an image of one row."""
+    """Of any convolution, depthwise ones too, or of a Linear layer: an image of one row."""
     height: int
     width: int
     channels: int
@@ -28,23 +28,6 @@ class ConvGeometry(NamedTuple):
     def depth(self) -> int:
         """Length of the sum behind each output."""
         return self.kernel_height * self.kernel_width * self.per_group
-
-
-class DepthwiseGeometry(NamedTuple):
-    """Of a depthwise convolution."""
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    kernel_height: int
-    kernel_width: int
-    stride_height: int
-    stride_width: int
-    top: int
-    left: int
-    dilation_height: int
-    dilation_width: int
 
 
 class WinogradGeometry(NamedTuple):

@@ -45,7 +45,7 @@ class Kernel:
         described = [describe(argument) for argument in arguments]
         signature = " ".join(code for code, _ in described)
         words = np.array([word for _, words in described for word in words], np.int64)
-        return Launch(self, words, _function(self, signature), arguments)
+        return Launch(words, _function(self, signature), arguments)
 
 
 RUN_ALL = Kernel("program", "run_all")
@@ -54,8 +54,8 @@ RUN_ALL = Kernel("program", "run_all")
 class Launch:
     """What `Kernel.bind` gives; calling it runs the kernel. It keeps its arrays alive."""
 
-    def __init__(self, kernel: Kernel, words: np.ndarray, function: Any, arguments: Any) -> None:
-        self.kernel, self.arguments = kernel, arguments
+    def __init__(self, words: np.ndarray, function: Any, arguments: tuple[Any, ...]) -> None:
+        self.arguments = arguments
         self._words, self._function, self._address = words, function, words.ctypes.data
 
     def __call__(self) -> None:
@@ -67,10 +67,14 @@ class Launch:
         return ctypes.cast(self._function, ctypes.c_void_p).value or 0, self._address
 
 
+def calls(launches: Sequence[Launch]) -> np.ndarray:
+    """[.., 2]: the `call` of each, for a kernel of program.py."""
+    return np.array([launch.call for launch in launches], np.int64).reshape(-1, 2)
+
+
 def together(launches: Sequence[Launch]) -> Callable[[], None]:
     """One call that runs these one after the other."""
-    calls = np.array([launch.call for launch in launches], np.int64).reshape(-1, 2)
-    run_all, kept = RUN_ALL.bind(calls), tuple(launches)
+    run_all, kept = RUN_ALL.bind(calls(launches)), tuple(launches)
 
     def run() -> None:
         if kept:                # which thereby live as long as this does

@@ -8,8 +8,7 @@ from numba.extending import intrinsic
 
 from .jit import kernel, njit
 from .parallel import parallel_for
-
-I64 = ir.IntType(64)
+from .simd import I64
 
 
 @kernel

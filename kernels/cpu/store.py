@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..cache import cache_root, read, write
+from ..cache import cache_root, read, warn_unwritable, write
 
 UNRELATED = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER")    # to machine code
 
@@ -59,7 +58,7 @@ def put(name: str, contents: bytes) -> None:
         try:
             write(folder() / name, contents)
         except OSError as error:
-            _warn(error)
+            warn_unwritable(folder(), error.strerror or error)
 
 
 @cache
@@ -69,13 +68,8 @@ def writable() -> bool:
         folder().mkdir(parents=True, exist_ok=True)
         if os.access(folder(), os.W_OK | os.X_OK):
             return True
-        _warn(OSError(0, "no permission"))
+        reason = "no permission"
     except OSError as error:
-        _warn(error)
+        reason = error.strerror or str(error)
+    warn_unwritable(folder(), reason)
     return False
-
-
-def _warn(error: OSError) -> None:
-    warnings.warn(f"the kernel cache {folder()} can not be written ({error.strerror or error}): "
-                  f"kernels are compiled anew in each process. Set CNN_CACHE_DIR to a folder that "
-                  f"can.", RuntimeWarning, stacklevel=3)

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..cache import cache_root, read, write
+from ..cache import cache_root, read, warn_unwritable, write
 from .assembler import find_tool
 
 
@@ -45,6 +44,4 @@ def put(name: str, contents: bytes) -> None:
     try:
         write(folder() / name, contents)
     except OSError as error:
-        warnings.warn(f"the kernel cache {folder()} can not be written ({error.strerror}): "
-                      f"kernels are compiled anew in each process. Set CNN_CACHE_DIR to a folder "
-                      f"that can.", RuntimeWarning, stacklevel=2)
+        warn_unwritable(folder(), error.strerror)

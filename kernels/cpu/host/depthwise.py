@@ -7,7 +7,7 @@ import numpy as np
 
 from ...ops import Conv2d, TensorSpec, known
 from ...step import Array, Options, Step
-from ..geometry import DepthwiseGeometry
+from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
 from ..sizes import LANES, WINDOWS, Window
@@ -16,7 +16,7 @@ from .epilogue import epilogue
 DEPTHWISE2D = Kernel("depthwise", "depthwise2d")
 
 
-def cut_columns(g: DepthwiseGeometry) -> Array:
+def cut_columns(g: ConvGeometry) -> Array:
     """Tiles [.., 4] of an output row: first column, pixels (PIXELS or 1), number of its window in
     WINDOWS (-1: none), columns of the window that are outside on the left. The last tile moves back
     over its neighbour."""
@@ -43,8 +43,8 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, _ = known(output.shape)
     kh, kw = weight.shape[1:3]
-    g = DepthwiseGeometry(height, width, channels, out_height, out_width, kh, kw, *op.stride,
-                 *op.padding[:2], *op.dilation)
+    g = ConvGeometry(height, width, channels, out_height, out_width, channels, kh, kw, *op.stride,
+                     *op.padding[:2], *op.dilation, per_group=1)
     padding = -channels % LANES
 
     def pack(w: Array) -> Array:
