@@ -8,9 +8,11 @@ from kernels.emulator import (
     Empty,
     Emulator,
     EmulatorError,
+    Late,
     Misaligned,
     OutOfBounds,
     ParseError,
+    TooEarly,
     UninitialisedRead,
     UnknownInstruction,
 )
@@ -162,6 +164,33 @@ def test_every_way_to_read_an_empty_array(operation):
            x=Empty(np.zeros(4, np.uint32)))
     refused(UninitialisedRead, operation + "    // <-", threads=1, shared_bytes=64,
             x=Empty(np.zeros(4, np.uint32)))
+
+
+# --------------------------------------------------------------------------------- dependent launches
+
+@pytest.mark.parametrize("operation", [
+    "ld.global.u32 %r3, [x];", "st.global.u32 [x], 1;", "red.global.add.u32 [x], 1;",
+    "ld.u32 %r3, [x];", "cp.async.ca.shared.global [shared], [x], 4;"])
+def test_what_the_kernel_before_may_use_must_be_waited_for(operation):
+    late = {"x": Late(np.zeros(4, np.uint32))}
+    launch("griddepcontrol.wait;\n" + operation, threads=1, blocks=3, shared_bytes=4, **late)
+    launch(operation, threads=1, shared_bytes=4, x=np.zeros(4, np.uint32))
+    refused(TooEarly, operation + "    // <-\ngriddepcontrol.wait;", threads=1, shared_bytes=4,
+            block=(0, 0, 0), thread=(0, 0, 0), **late)
+    refused(TooEarly, "griddepcontrol.launch_dependents;\n" + operation + "    // <-", threads=1,
+            shared_bytes=4, **late)
+
+
+def test_each_thread_waits_for_itself():
+    body = "setp.ne.u32 p, tid, 9;\n@p griddepcontrol.wait;\nbar.sync 0;\nst.global.u32 [x], 1;"
+    refused(TooEarly, body + "    // <-", x=Late(np.zeros(1, np.uint32)), thread=(9, 0, 0))
+
+
+def test_other_arrays_need_no_waiting():
+    y = np.zeros(1, np.uint32)
+    launch("ld.global.u32 %r1, [x];\ngriddepcontrol.wait;\nst.global.u32 [y], %r1;",
+           x=np.full(1, 7, np.uint32), y=Late(y))
+    assert y == 7
 
 
 # -------------------------------------------------------------------------------------- divergence

@@ -12,6 +12,7 @@ arguments.py, registers.py, memory.py, shared.py, race.py) and decodes each inst
 the table of operation.py; scheduler.py runs it. The other modules are the instructions, by family.
 """
 
+from .dependent import Late
 from .empty import Empty
 from .emulator import Emulator, Stats
 from .errors import (
@@ -23,6 +24,7 @@ from .errors import (
     OutOfBounds,
     ParseError,
     Race,
+    TooEarly,
     UninitialisedRead,
     UnknownInstruction,
 )
@@ -35,12 +37,14 @@ __all__ = [
     "Empty",
     "Emulator",
     "EmulatorError",
+    "Late",
     "Misaligned",
     "OutOfBounds",
     "ParseError",
     "Race",
     "Stats",
     "TensorMap",
+    "TooEarly",
     "UninitialisedRead",
     "UnknownInstruction",
 ]

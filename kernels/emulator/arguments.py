@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .dependent import Late
 from .empty import Empty, unwrap
 from .errors import ParseError
 from .memory import GLOBAL_BASE
@@ -32,7 +33,11 @@ class _Piece:
     writable: bool
     initial: Array | None = None
     host: Array | None = None
-    empty: Empty | None = None
+    wrapper: Empty | Late | None = None
+
+    @property
+    def empty(self) -> Empty | None:
+        return self.wrapper if isinstance(self.wrapper, Empty) else None
 
 
 class GlobalMemory:
@@ -56,11 +61,11 @@ class GlobalMemory:
 
     def arrays(self, arguments: Iterable[Any]) -> None:
         """Place all array arguments; overlapping ones become one buffer."""
-        found: list[tuple[int, Array, str, Empty | None]] = []
+        found: list[_Found] = []
         for number, argument in enumerate(arguments):
             if isinstance(argument, TensorMap):
                 argument = argument.source
-            empty = argument if isinstance(argument, Empty) else None
+            wrapper = argument if isinstance(argument, Empty | Late) else None
             array = unwrap(argument)
             if not isinstance(array, np.ndarray):
                 continue
@@ -69,10 +74,10 @@ class GlobalMemory:
                     f"Argument {number} is an array with strides {array.strides}; arrays must be "
                     "C-contiguous (numpy.ascontiguousarray makes one)."
                 )
-            found.append((array.ctypes.data, array, f"argument {number}", empty))
+            found.append((array.ctypes.data, array, f"argument {number}", wrapper))
         found.sort(key=lambda item: item[0])
         start = end = offset = 0
-        for host, array, name, empty in found:
+        for host, array, name, wrapper in found:
             if array.nbytes == 0:
                 self.addresses[host, 0] = self.variable(name, 0, None, writable=False)
                 continue
@@ -83,7 +88,7 @@ class GlobalMemory:
             self.addresses[host, array.nbytes] = GLOBAL_BASE + place
             raw = array.reshape(-1).view(U8)
             writable = array.flags.writeable
-            self.pieces.append(_Piece(place, array.nbytes, name, writable, raw, raw, empty))
+            self.pieces.append(_Piece(place, array.nbytes, name, writable, raw, raw, wrapper))
 
     def address_of(self, array: Array) -> int:
         return self.addresses[array.ctypes.data, array.nbytes]
@@ -109,6 +114,11 @@ class GlobalMemory:
             for piece in self.pieces:  # what another argument gives content has content
                 if piece.host is not None and not piece.empty:
                     space.written[piece.offset : piece.offset + piece.size] = True
+        late = [piece for piece in self.pieces if isinstance(piece.wrapper, Late)]
+        if late:
+            space.late = np.zeros(space.size, bool)
+            for piece in late:
+                space.late[piece.offset : piece.offset + piece.size] = True
         return space
 
     def copy_back(self, space: Space) -> None:
@@ -121,7 +131,10 @@ class GlobalMemory:
                 piece.empty.written[:] = space.written[part]
 
 
-def _reach(found: list[tuple[int, Array, str, Empty | None]], start: int) -> int:
+_Found = tuple[int, Array, str, Empty | Late | None]  # host address, array, name, wrapper
+
+
+def _reach(found: list[_Found], start: int) -> int:
     """Where the chain of overlapping arrays that begins at `start` ends."""
     end = start + 1
     for host, array, *_ in found:

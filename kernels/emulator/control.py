@@ -49,7 +49,7 @@ def trap(machine: Machine, instruction: Instruction) -> Operation:
     return Operation(run)
 
 
-@opcode("setmaxnreg", "griddepcontrol", "nanosleep", "pmevent")
+@opcode("setmaxnreg", "nanosleep", "pmevent")
 def no_effect(machine: Machine, instruction: Instruction) -> Operation:
-    """Register limits, dependent launches and delays change nothing here."""
+    """Register limits and delays change nothing here."""
     return Operation(nothing)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .dependent import Late
 from .errors import ParseError
 from .ptxtypes import Array
 
@@ -47,4 +48,4 @@ def _record(root: Array) -> Array:
 
 
 def unwrap(argument: Any) -> Any:
-    return argument.array if isinstance(argument, Empty) else argument
+    return argument.array if isinstance(argument, Empty | Late) else argument

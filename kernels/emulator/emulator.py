@@ -70,7 +70,8 @@ class Emulator:
         """Run one kernel; an error leaves the arrays as they were.
 
         args: C-contiguous NumPy arrays for pointers, numbers for scalars, TensorMap for tensor
-        maps, Empty(array) for an array that counts as never written. If the kernel has more
+        maps, Empty(array) for an array that counts as never written, Late(array) for one that the
+        kernel before may still use. If the kernel has more
         parameters than there are arguments, arrays are passed as Numba passes them. Arrays that
         share memory do so in the emulator too; a read-only array must not be stored to.
         shared_bytes: size of the dynamic shared memory.

@@ -46,6 +46,10 @@ class UninitialisedRead(EmulatorError):
     """A read of bytes that nothing has written."""
 
 
+class TooEarly(EmulatorError):
+    """An access to a `Late` array by a thread that has not waited for the kernel before."""
+
+
 class Race(EmulatorError):
     """Two accesses to shared memory, one of them a write, that no barrier or fence orders."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from .asynccopy import AsyncCopies
 from .barrier import Barriers
+from .dependent import Dependence
 from .errors import EmulatorError, UnknownInstruction
 from .geometry import Geometry
 from .instruction import Address, Instruction, Kernel, Operand, Register, Variable, Vector
@@ -53,6 +54,7 @@ class Machine:
         self.local_space = local_space
         self.memory = Memory(self, self.layout.spaces, self.layout.symbols, self.shared)
         self.registers = Registers(kernel.registers, geometry, self.layout.symbols, shared_bytes)
+        self.dependence = Dependence(self)
         self.barriers = Barriers(self)
         self.mbarriers = MBarriers(self)
         self.copies = AsyncCopies(self)
@@ -73,6 +75,7 @@ class Machine:
             for part in (
                 self.registers,
                 self.shared,
+                self.dependence,
                 self.barriers,
                 self.mbarriers,
                 self.copies,

@@ -124,7 +124,7 @@ class Memory:
         store: bool = False,
         align: int | None = None,
     ) -> Array:
-        """Check bounds and alignment (of the size if not given); addresses -> offsets."""
+        """Check bounds, alignment (of the size if not given), order; addresses -> offsets."""
         offset = address - space.base
         allowed = space.writable if store else space.valid
         bad = offset.view(U64) > space.size - size
@@ -142,6 +142,8 @@ class Memory:
                 self.machine.geometry.select(at)[i],
                 int(address[i]),
             )
+        if space.late is not None:
+            self.machine.dependence.check(space, offset, at)
         if space.origin is None:
             return offset
         return offset + (space.origin if at is None else space.origin[at])

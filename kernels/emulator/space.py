@@ -23,6 +23,7 @@ class Space:
         self.valid = np.zeros(size, bool)
         self.writable = np.zeros(size, bool)
         self.written: Array | None = None  # of global memory, when some of it counts as empty
+        self.late: Array | None = None  # of global memory, when some of it must be waited for
         self.objects: list[tuple[int, int, str]] = []
 
     def add(self, offset: int, size: int, name: str, writable: bool = True) -> None:
