@@ -2,10 +2,11 @@
 
     python profiling/compare_cpu.py --json cpu.json --plot cpu.svg
     python profiling/compare_cpu.py --networks resnet50 --cases 1x2 8x2 --peers onnxruntime
+    python profiling/compare_cpu.py --dtype bfloat16      # on a CPU that has it: Xeons from 2023 on
 
 A case is a batch size and a number of threads: 8x2 is a batch of 8 on 2 threads. Each engine runs
-in a process of its own, in float32, in its own native layout (cpu_engines.py says how each is set
-up), and all take turns, with idle time between. A turn is one call that warms up and some that are
+in a process of its own, in float32 or whatever it does fastest where bfloat16 is allowed, in its
+own native layout (cpu_engines.py says how each is set up), and all take turns, with idle time between. A turn is one call that warms up and some that are
 timed, as many for each engine. An engine's ratio is its time over ours, so that above 1 we are
 faster: the median over the rounds of the ratio within a round, where both saw the same machine. The
 fastest peer is the one of the least ratio.
@@ -34,7 +35,7 @@ from typing import Any
 from charts import Bars, new_figure, save_bars
 from common import cores, positive, provenance
 from cpu_engines import OURS, PEERS, Rounds, Worker, interleave, is_installed, ours, started
-from measured_network import Network
+from measured_network import FLOAT32, Network
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -48,6 +49,7 @@ from cnn.errors import Error
 NETWORKS = ["resnet18", "resnet50", "vgg16", "mobilenet_v2", "squeezenet1_1", "efficientnet_lite0",
             "densenet121"]
 FASTEST = "fastest peer"
+UNIT = {"float32": FLOAT32, "bfloat16": 2.0 ** -9}      # unit roundoff of what is multiplied
 TURN, MOST_CALLS = 0.1, 10  # seconds of the fastest engine's timed calls in a turn; their number
 OVERHEAD = 6                # of a row, in GMACs a thread: starting workers, idle time, warming up
 
@@ -109,6 +111,7 @@ class Bench:
     peers: Sequence[str]
     rounds: int
     idle: float
+    dtype: str = "float32"
 
     def measure(self, name: str, case: Case, after_round: Callable[[], object]) -> dict[str, Any]:
         """A row: figures of each engine that is right, in "errors" what is said of the others.
@@ -118,13 +121,16 @@ class Bench:
         network = self.networks[name]
         batch = network.batch(case.batch).transpose(0, 3, 1, 2).copy()
         engines = {OURS: ours, **{peer: PEERS[peer] for peer in self.peers}}
+        if self.dtype != "float32":
+            engines = {name: partial(each, dtype=self.dtype) for name, each in engines.items()}
         right: list[Worker] = []
         wrong_by: dict[str, float] = {}
         errors: dict[str, str] = {}
         with started(engines, network.path, batch, case.threads) as workers:
             for worker in workers:
                 try:
-                    wrong_by[worker.name] = network.check(worker.logits(), case.batch)
+                    wrong_by[worker.name] = network.check(worker.logits(), case.batch,
+                                                          UNIT[self.dtype])
                     right.append(worker)
                 except (ValueError, RuntimeError) as error:
                     if worker.name == OURS:
@@ -135,7 +141,7 @@ class Bench:
             times = interleave(right, self.rounds, calls, self.idle, after_round)
         timed = {worker.name: rounds for worker, rounds in zip(right, times, strict=True)}
         return {**row(name, case, timed, wrong_by, errors), "gmacs_per_image": network.macs / 1e9,
-                "allowed_error": network.allowed()}
+                "allowed_error": network.allowed(UNIT[self.dtype])}
 
 
 def work(network: Network, case: Case) -> float:
@@ -284,6 +290,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         help=f"default: {' '.join(map(str, default_cases()))}")
     parser.add_argument("--peers", nargs="+", choices=PEERS, metavar="PEER",
                         help=f"among {', '.join(PEERS)}; default: all that are installed")
+    parser.add_argument("--dtype", choices=UNIT, default="float32",
+                        help="what engines may multiply in, default float32")
     parser.add_argument("--rounds", type=positive, default=15, help="default 15")
     parser.add_argument("--idle-ms", type=float, default=50, help="before a turn, default 50")
     parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS",
@@ -304,11 +312,12 @@ def compare(settings: argparse.Namespace, peers: Sequence[str], folder: Path, co
     for name in settings.networks:
         with console.status(f"{Path(name).stem}: computing the float64 logits"):
             found[name] = Network(name, folder, float64_logits)
-    bench = Bench(found, peers, settings.rounds, settings.idle_ms / 1e3)
+    bench = Bench(found, peers, settings.rounds, settings.idle_ms / 1e3, settings.dtype)
     result = {"kind": "measurement", "provenance": provenance(),
               "settings": {"networks": [Path(name).stem for name in settings.networks],
                            "cases": list(map(str, settings.cases)), "peers": list(peers),
-                           "rounds": settings.rounds, "idle_ms": settings.idle_ms}}
+                           "dtype": settings.dtype, "rounds": settings.rounds,
+                           "idle_ms": settings.idle_ms}}
     for record in run(bench, settings.cases, deadline, console):
         result |= {"headline": headline(record.rows, settings.cases), **asdict(record)}
         if settings.json:       # whoever ends this process keeps what there is so far

@@ -1,8 +1,10 @@
 """The engines that compute a whole network on the CPU, each in a process of its own.
 
-All have float32 and the same number of threads, and each has its own native layout. Workers are
-commanded in turn and sit idle between turns, because thread pools spin for a while after a call and
-tax whoever runs next.
+All have the same number of threads, and each has its own native layout. In float32 each computes
+in just that; in bfloat16 each does what it does best on a CPU that has it: OpenVINO what it does if
+nobody asks for float32, ONNX Runtime, which has no such thing, float32. Workers are commanded in
+turn and sit idle between turns, because thread pools spin for a while after a call and tax whoever
+runs next.
 """
 from __future__ import annotations
 
@@ -23,23 +25,23 @@ from common import ROOT
 OURS = "ours"
 
 Call = Callable[[], np.ndarray]
-# (model file, batch (N, C, H, W), threads) -> a call that gives the logits. Each imports its
-# library inside, so that a worker holds no engine but its own.
-Engine = Callable[[str, np.ndarray, int], Call]
+# (model file, batch (N, C, H, W), threads), and dtype="bfloat16" -> a call that gives the logits.
+# Each imports its library inside, so that a worker holds no engine but its own.
+Engine = Callable[..., Call]
 Rounds = list[list[float]]          # seconds of each call, round by round
 
 
 # ---- engines ----------------------------------------------------------------------------------
 
-def ours(path: str, batch: np.ndarray, threads: int) -> Call:
+def ours(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
     sys.path.insert(0, str(ROOT))   # time this checkout, installed or not
     import cnn
-    model = cnn.load(path, device="cpu", threads=threads, activation="none")
+    model = cnn.load(path, device="cpu", threads=threads, dtype=dtype, activation="none")
     nhwc = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
     return lambda: model.predict(nhwc)
 
 
-def onnx_runtime(path: str, batch: np.ndarray, threads: int) -> Call:
+def onnx_runtime(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -49,30 +51,31 @@ def onnx_runtime(path: str, batch: np.ndarray, threads: int) -> Call:
     return lambda: session.run(None, feed)[0]
 
 
-def openvino(path: str, batch: np.ndarray, threads: int) -> Call:
-    """In float32, which it must be told where the CPU has bfloat16."""
+def openvino(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
+    """Float32 it must be told where the CPU has bfloat16."""
     import openvino
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(batch.shape))
-    request = core.compile_model(model, "CPU", {
-        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    if dtype == "float32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda: request.infer([batch], share_inputs=True)[0]
 
 
-def pytorch(path: str, batch: np.ndarray, threads: int) -> Call:
+def pytorch(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
     """In channels_last, where its convolutions are fastest, batch norm folded."""
     import torch
     from torch_network import TorchNetwork
     torch.set_num_threads(threads)
-    layout = torch.channels_last
-    network = TorchNetwork(path, fold=True).to(memory_format=layout)
-    images = torch.from_numpy(batch).to(memory_format=layout)
+    kind = {"dtype": getattr(torch, dtype), "memory_format": torch.channels_last}
+    network = TorchNetwork(path, fold=True).to(**kind)
+    images = torch.from_numpy(batch).to(**kind)
 
     @torch.inference_mode()
     def call() -> np.ndarray:
-        return network(images).numpy()
+        return network(images).float().numpy()
     return call
 
 

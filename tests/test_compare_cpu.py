@@ -286,7 +286,8 @@ def test_a_network_has_its_figures(small_model, tmp_path, capsys):
         {f"batch {row['batch']}, 1 thread: {whose}'s time / ours, geometric mean of 1 network":
          row["ratio"] for row in result["rows"] for whose in ("fastest peer", "onnxruntime")})
     assert result["settings"] == {"networks": ["small"], "cases": ["2x1", "1x1"],
-                                  "peers": ["onnxruntime"], "rounds": 2, "idle_ms": 0}
+                                  "peers": ["onnxruntime"], "dtype": "float32", "rounds": 2,
+                                  "idle_ms": 0}
     assert {"cpu", "cores", "date", "commit", "command"} <= result["provenance"].keys()
     assert result["provenance"]["versions"]["onnxruntime"]
     assert (result["skipped"], result["failed"], result["interrupted"]) == ([], {}, False)
@@ -465,3 +466,19 @@ def test_bars_are_drawn_where_some_are_missing(tmp_path, suffix):
               Bars("none", [], {"ours": [], "peer": []})]
     save_bars(panels, "CPU", "time", path)
     assert path.stat().st_size > 1000
+
+
+def test_in_bfloat16_engines_are_told_so_and_may_round_more(peers, small_model, tmp_path):
+    asked = []
+
+    def rounding(path, batch, threads, dtype="float32"):
+        asked.append(dtype)
+        logits = right_engine(path, batch, threads)()
+        return lambda: logits * np.float32(1 + 2.0 ** -10)
+    peers(rounding, somebody=rounding)
+    result = compare(small_model, tmp_path, "--dtype", "bfloat16")
+    assert asked == ["bfloat16", "bfloat16"]
+    assert not result["failed"]
+    assert result["settings"]["dtype"] == "bfloat16"
+    with pytest.raises(SystemExit):                 # what float32 does not explain
+        compare(small_model, tmp_path)
