@@ -65,7 +65,7 @@ def execute(step: Step, arrays, output: np.ndarray, block: np.ndarray, runner: s
         import gpu_checks
         gpu_checks.execute(step, arrays, output, block, workspace)
     else:
-        emulate(step.bind(arrays, output, workspace))
+        emulate(step.bind(arrays, output, workspace), late=[*arrays, block, workspace])
 
 
 def run_step(step: Step, arrays, output: TensorSpec, runner: str = "emulator") -> np.ndarray:

@@ -44,6 +44,10 @@ class ndarray(np.ndarray):
     def __array_finalize__(self, other):
         self.index, self.cupy = getattr(other, "index", 0), getattr(other, "cupy", None)
 
+    @property
+    def data(self):
+        return Memory(self)
+
     def set(self, host, stream=None):
         """Pinned memory is read when the stream gets there, other memory at once."""
         assert host.dtype == self.dtype
@@ -62,6 +66,16 @@ class ndarray(np.ndarray):
         if blocking:
             stream.synchronize()
         return host
+
+
+class Memory:
+    """What CuPy's MemoryPointer is to an array."""
+
+    def __init__(self, array):
+        self.bytes = np.asarray(array).reshape(-1).view(np.uint8)
+
+    def copy_from_device_async(self, source, size, stream):
+        stream.put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
 
 
 class Device:
@@ -172,7 +186,7 @@ class Function:
     def __init__(self, cupy, code, name):
         self.cupy, self.code, self.name, self.ptr = cupy, code, name, id(self)
 
-    def __call__(self, grid, block, args, shared_mem=0):
+    def __call__(self, grid, block, args, shared_mem=0, early=False):
         cupy = self.cupy
         cupy.check()
         if cupy.launch_error:
@@ -181,7 +195,7 @@ class Function:
 
         def work():
             cupy.calls.append(SimpleNamespace(name=self.name, grid=grid, block=block, args=args,
-                                              shared=shared_mem, device=device))
+                                              shared=shared_mem, device=device, early=early))
             cupy.milliseconds += cupy.cost(self.name)
             if self.name in cupy.illegal:
                 cupy.dead = Error("cudaErrorIllegalAddress: an illegal memory access was "
@@ -194,7 +208,7 @@ class Function:
 class FakeCupy:
     """Stands in for the module; its attributes plan what the machine is like.
 
-    calls         what ran: name, grid, block, args, shared, device
+    calls         what ran: name, grid, block, args, shared, device, early
     replays       launches of graphs
     host_copies   between the host and a GPU
     illegal       names of kernels that make an illegal access

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import store
+from . import overlap, store
 from .assembler import HINT, assemble
 from .errors import CompilerMissing, CudaError
 from .sources import source_hash
@@ -98,7 +98,8 @@ def resources(kernel: Kernel, arch: str) -> Resources:
 
 
 def _assembled(kernel: Kernel, arch: str) -> tuple[bytes, str]:
-    code, log = assemble(ptx(kernel), arch)
+    text = ptx(kernel)
+    code, log = assemble(overlap.hopper(text) if overlaps(arch) else text, arch)
     store.put(file_name(kernel, f"{arch}.cubin"), code)
     store.put(file_name(kernel, f"{arch}.log"), log.encode())
     return code, log
@@ -133,6 +134,11 @@ def runs_on(kernel: Kernel, arch: str) -> bool:
     return number_of(arch) >= number_of(kernel.arch)
 
 
+def overlaps(arch: str) -> bool:
+    """Whether kernels can begin before those before them have ended: see overlap.py."""
+    return number_of(arch) >= overlap.LEAST
+
+
 def number_of(arch: str) -> int:
     """75 of "sm_75", to compare architectures by."""
     return int(arch.removeprefix("sm_").rstrip("a"))
@@ -165,7 +171,7 @@ def compile_ptx(kernel: Kernel) -> str:
     text = re.sub(r"^\.version [\d.]+", f".version {PTX_VERSION}", text, flags=re.M)
     entry = re.search(r"\.entry\s+(\S+?)\(", text)
     assert entry is not None
-    return text.replace(entry.group(1), kernel.name)
+    return overlap.complete(text.replace(entry.group(1), kernel.name))
 
 
 def unroll_loops(llvm_ir: str) -> str:

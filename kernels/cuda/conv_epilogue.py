@@ -3,6 +3,11 @@
 Each warp turns 16 rows of its sums around in its own part of shared memory, so that a lane holds
 16 bytes of y: residual and y then move in whole sectors (where a lane moved what it has summed
 up, 32-byte sectors would move in pieces).
+
+Such a lane has 4 sums or, of 16-bit y, 8, which are 32 bytes of shared memory and are read by two
+accesses. Eight lanes' first accesses would meet in the same banks if sums lay in the order of their
+columns. So a row begins with what all first accesses read, and what the second ones read follows
+after 16 bytes of nothing, by which stores of both halves at a time go to distinct banks, too.
 """
 from __future__ import annotations
 
@@ -46,14 +51,20 @@ def residual_request(stored_as: str, tile: Tile) -> Callable:
     return request
 
 
+def second_half(stored_as: str, width: int) -> int:
+    """Bytes from a row's beginning to where the second 4 of each 8 sums lie; 0 where there are
+    none."""
+    return (width // 2 + 4) * 4 if vector.STORAGE[stored_as].bytes == 2 else 0
+
+
 def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Callable,
              activation_name: str, partial: bool) -> Callable:
     """Device function: a warp's part of y.
 
     width       columns of sums that pass through shared memory at a time, of all warp_n
     put_rows    device function (acc, first, lane, i): part i of the warp's sums, of 16 rows and
-                `width` columns, into shared memory, from `first` on; parts of the same rows follow
-                one another
+                `width` columns, into shared memory, from `first` on, halves apart; parts of the same
+                rows follow one another
     pitch       bytes from one such row to the next
     partial     y is one plane of split sums: no bias, no residual, no activation
     """
@@ -63,7 +74,7 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
     steps = tile.warp_m // 16 * parts
     across = width // lanes                         # lanes along a row
     down = 32 // across
-    passes = 16 // down
+    passes, half = 16 // down, second_half(stored_as, width)
     # Rows a lane loads of the residual; after the only part of the sums their registers are free.
     at_once = min(passes, 8 if steps == 1 else 4)
     added_count, bias_count = at_once * lanes, parts * lanes
@@ -79,9 +90,9 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
                low, high, pixels, out_channels, group_out, padded_out, whole):
         mine = uint32(smem + warp * uint32(16 * pitch))
         row = uint32(lane // uint32(across))
-        column = uint32(uint32(lane % uint32(across)) * uint32(lanes))
-        get = uint32(mine + row * uint32(pitch) + (column << uint32(2)))
-        column = uint32(first_n + column)
+        column = uint32(lane % uint32(across))
+        get = uint32(mine + row * uint32(pitch) + (column << uint32(4)))
+        column = uint32(first_n + column * uint32(lanes))
         bias += uint64(uint32(group * padded_out)) * uint64(4)
         # Elements of y before this group's columns; a split has a plane of its own.
         plane = uint64(group) * uint64(group_out)
@@ -117,7 +128,7 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
                     for p in range(at_once):
                         for j in range(lanes // 4):
                             v = ld_shared_v4_f32(
-                                uint32(get + uint32((first + p) * down * pitch + j * 16)))
+                                uint32(get + uint32((first + p) * down * pitch + j * half)))
                             value[j * 4] = v[0]         # constant tuple indices only
                             value[j * 4 + 1] = v[1]
                             value[j * 4 + 2] = v[2]
@@ -138,19 +149,22 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
                 e = keep(lane)
                 while e < uint32(16 * width):
                     r, c = uint32(e // uint32(width)), uint32(e % uint32(width))
-                    value[0] = ld_shared_f32(uint32(mine + r * uint32(pitch) + (c << uint32(2))))
+                    at = uint32((c // uint32(lanes) << uint32(4)) + ((c & uint32(3)) << uint32(2)))
+                    if c & uint32(lanes - 4):
+                        at = uint32(at + uint32(half))
+                    value[0] = ld_shared_f32(uint32(mine + r * uint32(pitch) + at))
                     m, c = uint32(top + r), uint32(first_n + left + c)
                     if m < pixels and c < group_out:
-                        at = uint64(plane + uint64(m) * uint64(out_channels) + uint64(c))
-                        at = uint64(at * uint64(size))
+                        there = uint64(plane + uint64(m) * uint64(out_channels) + uint64(c))
+                        there = uint64(there * uint64(size))
                         if not partial:
                             load_one_bias(biases, 0, bias + uint64(c) * uint64(4))
                             value[0] += biases[0]
                             if has_residual:
-                                load_one(added, 0, residual + at)
+                                load_one(added, 0, residual + there)
                                 value[0] += added[0]
                             value[0] = activate(value[0], low, high)
-                        store_one(y + at, value, 0)
+                        store_one(y + there, value, 0)
                     e = uint32(e + uint32(32))
 
     return finish

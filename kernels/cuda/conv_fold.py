@@ -25,9 +25,9 @@ from .ptx import cuda, uint32, uint64
 
 THREADS = 128
 
-# x, y, count of threads, width, channels, real channels of a group in y, left, fold, then divisors:
-# chunks of a pixel of y, width of y, channels of a group in y, channels of a group in x
-SIGNATURE = ("pointer", "pointer") + ("uint32",) * 6 + DIVISOR * 4
+# x, y, count of threads, elements of a row of x, channels, those of a group, real channels of a
+# group in y, left, fold, then divisors: chunks of a pixel of y, width of y, channels of a group in y
+SIGNATURE = ("pointer", "pointer") + ("uint32",) * 7 + DIVISOR * 3
 
 
 def make(bits: str) -> Callable:
@@ -36,22 +36,21 @@ def make(bits: str) -> Callable:
     lanes = 16 // size
     load, store = vector.load(bits, 1, fill=0.0), vector.store(bits, lanes)
 
-    def fold_columns(x, y, count, width, channels, used, left, fold, chunks, chunks_m, chunks_s,
-                     out_width, out_width_m, out_width_s, padded, padded_m, padded_s,
-                     group, group_m, group_s):
+    def fold_columns(x, y, count, line, channels, group, used, left, fold, chunks, chunks_m,
+                     chunks_s, out_width, out_width_m, out_width_s, padded, padded_m, padded_s):
         i = thread_index(THREADS)
         if i >= count:
             return
         pixel, chunk = split(i, chunks, chunks_m, chunks_s)
         row, column = split(pixel, out_width, out_width_m, out_width_s)
-        first = uint32(column * fold - left)
+        which, e = split(uint32(chunk * uint32(lanes)), padded, padded_m, padded_s)
+        # What becomes one pixel's channels of a group lies side by side in a row of x; to the left
+        # of the row `at` wraps around.
+        at = uint32((column * fold - left) * channels + which * group + e)
         value = cuda.local.array(lanes, uint32)
         for k in range(lanes):
-            which, e = split(uint32(chunk * uint32(lanes) + uint32(k)), padded, padded_m, padded_s)
-            j, c = split(e, group, group_m, group_s)
-            w = uint32(first + j)
-            at = uint64(uint32((row * width + w) * channels + which * group + c)) * uint64(size)
-            load(value, k, x + at, e < used and w < width)
+            inside = uint32(e + uint32(k)) < used and uint32(at + uint32(k)) < line
+            load(value, k, x + uint64(uint32(row * line + at + uint32(k))) * uint64(size), inside)
         store(y + uint64(i) * uint64(16), value, 0)
 
     return fold_columns

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .index import DIVISOR, split
-from .ptx import asm_op, cuda, dynamic_smem, float32, uint32, uint64
+from .ptx import asm_op, cuda, dynamic_smem, float32, let_next_begin, uint32, uint64
 
 MOST_TAPS = (15, 16)        # kernel rows and columns that the bit masks hold
 
@@ -88,7 +88,8 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
     multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count):
                 acc += the products of `count` slices. base and outside are those of `row_setup`,
                 tap and walk those of `next_tap`, weight is the thread's first chunk of the first
-                slice. All threads have read shared memory for the last time when they leave
+                slice. It waits for the inputs before it reads x. All threads have read shared
+                memory for the last time when they leave
     request, finish     conv_epilogue.py's, what it does in the beginning and at the end
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
@@ -136,6 +137,7 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
         for i in range(acc_count):
             acc[i] = float32(0)
         multiply(acc, smem, tid, x, base, outside, tap, walk, weight, count)
+        let_next_begin()
 
         warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
         warp_row = uint32(uint32(warp // uint32(warps_n)) * uint32(warp_m))

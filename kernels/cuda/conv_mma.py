@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .conv_epilogue import epilogue, residual_request
+from .conv_epilogue import epilogue, residual_request, second_half
 from .conv_gemm import Tile, frame, keep, next_tap
 from .ptx import (
     asm_op,
@@ -27,6 +27,7 @@ from .ptx import (
     mma_tf32,
     uint32,
     uint64,
+    wait_for_inputs,
 )
 
 MMA = {"float16": mma_f16, "bfloat16": mma_bf16, "tf32": mma_tf32}
@@ -51,8 +52,8 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                          f"multiple of 8 and a divisor of block_m and block_n")
     stored_as = "float32" if partial else STORED_AS[dtype]
     return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
-        stored_as, tile, tile.warp_n, pitch, put_rows(tile.warp_n, pitch), activation_name,
-        partial))
+        stored_as, tile, tile.warp_n, pitch, put_rows(stored_as, tile.warp_n, pitch),
+        activation_name, partial))
 
 
 def multiply_slices(dtype: str, tile: Tile) -> Callable:
@@ -65,7 +66,8 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     # phase of ldmatrix reads, and eight neighbouring chunks being written, lie in distinct banks.
     shift, mask = {4: 1, 8: 0}[chunks], chunks - 1
     wait_for_oldest = cp_async_wait(stages - 2)
-    copy_slice, advance = slice_copy(tile), next_tap(chunks)
+    copy_weights, copy_patches = weight_copy(tile), patch_copy(tile)
+    advance = next_tap(chunks)
     fragment_addresses, multiply = fragments(tile, shift, mask), multiply_slice(dtype, tile)
 
     @cuda.jit(device=True, inline="always")
@@ -75,8 +77,12 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         copy_to = keep(uint32(smem + row * uint32(row_bytes) + (swizzled << uint32(4))))
         for s in range(stages - 1):
             if uint32(s) < count:
-                copy_slice(uint32(copy_to + uint32(s * stage)), x, base, outside, tap, weight)
+                copy_weights(uint32(copy_to + uint32(s * stage)), weight)
                 weight += uint64(b_bytes)
+        wait_for_inputs()                       # weights are none
+        for s in range(stages - 1):
+            if uint32(s) < count:
+                copy_patches(uint32(copy_to + uint32(s * stage)), x, base, outside, tap)
                 tap = advance(tap, walk)
             cp_async_commit()                   # also when empty: keeps the count of groups
 
@@ -90,7 +96,8 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
             wait_for_oldest()
             cuda.syncthreads()                  # this slice is here, and the one before is used up
             if uint32(done + uint32(stages - 1)) < count:
-                copy_slice(uint32(copy_to + free), x, base, outside, tap, weight)
+                copy_patches(uint32(copy_to + free), x, base, outside, tap)
+                copy_weights(uint32(copy_to + free), weight)
                 weight += uint64(b_bytes)
                 tap = advance(tap, walk)
             cp_async_commit()
@@ -105,20 +112,32 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     return multiply_all
 
 
-def slice_copy(tile: Tile) -> Callable:
-    """Device function: start copying one slice of both tiles, this thread's chunks to `target`."""
-    row_bytes, threads, rows = tile.row_bytes, tile.threads, tile.rows
-    a_rounds, b_rounds = tile.block_m // rows, tile.block_n // rows
-    a_bytes, left = tile.block_m * row_bytes, tile.block_n % rows * tile.chunks
+def patch_copy(tile: Tile) -> Callable:
+    """Device function: start copying one slice of patches, this thread's chunks to `target`."""
+    row_bytes, rows = tile.row_bytes, tile.rows
+    rounds = tile.block_m // rows
 
     @cuda.jit(device=True, inline="always")
-    def copy_slice(target, x, base, outside, tap, weight):
+    def copy_patches(target, x, base, outside, tap):
         _, offset, key_h, key_w = tap
         key = uint32(key_h | key_w)
-        for i in range(a_rounds):
+        for i in range(rounds):
             size = uint32(0) if outside[i] & key else uint32(16)
             cp_async_16_zfill(uint32(target + uint32(i * rows * row_bytes)),
                               x + uint64(uint32(base[i] + offset)) * uint64(16), size)
+
+    return copy_patches
+
+
+def weight_copy(tile: Tile) -> Callable:
+    """Device function: start copying one slice of weights, this thread's chunks to where they
+    belong in the slot whose chunks of patches go to `target`."""
+    row_bytes, threads, rows = tile.row_bytes, tile.threads, tile.rows
+    b_rounds = tile.block_n // rows
+    a_bytes, left = tile.block_m * row_bytes, tile.block_n % rows * tile.chunks
+
+    @cuda.jit(device=True, inline="always")
+    def copy_weights(target, weight):
         for i in range(b_rounds):
             cp_async_16(uint32(target + uint32(a_bytes + i * rows * row_bytes)),
                         weight + uint64(i * threads * 16))
@@ -126,7 +145,7 @@ def slice_copy(tile: Tile) -> Callable:
             cp_async_16(uint32(target + uint32(a_bytes + b_rounds * rows * row_bytes)),
                         weight + uint64(b_rounds * threads * 16))
 
-    return copy_slice
+    return copy_weights
 
 
 def fragments(tile: Tile, shift: int, mask: int) -> Callable:
@@ -194,18 +213,20 @@ def multiply_slice(dtype: str, tile: Tile) -> Callable:
     return multiply
 
 
-def put_rows(width: int, pitch: int) -> Callable:
+def put_rows(stored_as: str, width: int, pitch: int) -> Callable:
     """Device function: 16 rows of a warp's sums into shared memory, as `epilogue` takes it. An mma
-    leaves a lane two neighbouring columns of a row."""
-    ni_count = width // 8
+    leaves a lane two neighbouring columns of a row, and four lanes 8 of them."""
+    ni_count, half = width // 8, second_half(stored_as, width)
+    step = 16 if half else 32               # bytes from 8 columns to the next 8
+    half = half or 16
 
     @cuda.jit(device=True, inline="always")
     def put(acc, first, lane, part):
-        to = uint32(first + (lane >> uint32(2)) * uint32(pitch)
-                    + ((lane & uint32(3)) << uint32(3)))
+        to = uint32(first + (lane >> uint32(2)) * uint32(pitch) + ((lane & uint32(1)) << uint32(3))
+                    + ((lane >> uint32(1)) & uint32(1)) * uint32(half))
         for ni in range(ni_count):
             o = (part * ni_count + ni) * 4
-            st_shared_v2_f32(uint32(to + uint32(ni * 32)), acc[o], acc[o + 1])
-            st_shared_v2_f32(uint32(to + uint32(ni * 32 + 8 * pitch)), acc[o + 2], acc[o + 3])
+            st_shared_v2_f32(uint32(to + uint32(ni * step)), acc[o], acc[o + 1])
+            st_shared_v2_f32(uint32(to + uint32(ni * step + 8 * pitch)), acc[o + 2], acc[o + 3])
 
     return put

@@ -16,7 +16,15 @@ from collections.abc import Callable
 from . import vector
 from .conv_epilogue import epilogue, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
-from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
+from .ptx import (
+    asm_op,
+    cuda,
+    float32,
+    ld_shared_v4_f32,
+    uint32,
+    uint64,
+    wait_for_inputs,
+)
 
 WARP_M = 32         # 4 lanes of 8 rows; 8 lanes share the columns of a warp
 
@@ -86,6 +94,7 @@ def multiply_slices(tile: Tile) -> Callable:
         b_from = keep(uint32(smem + uint32(a_bytes) + lane_n * uint32(16)
                              + uint32(uint32(warp % uint32(warps_n)) * uint32(warp_n * 4))))
 
+        wait_for_inputs()
         load_slice(a, b, x, base, outside, tap, weight)
         store_slice(a_to, b_to, a, b)
         cuda.syncthreads()

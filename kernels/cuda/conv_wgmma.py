@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from .conv_epilogue import epilogue, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
-from .conv_mma import put_rows, slice_copy
-from .ptx import cp_async_commit, cp_async_wait, cuda, uint32, uint64
+from .conv_mma import patch_copy, put_rows, weight_copy
+from .ptx import cp_async_commit, cp_async_wait, cuda, uint32, uint64, wait_for_inputs
 from .wgmma import ROW_BYTES, descriptor, fence_proxy_async, products, wait, wait_for_sums
 
 DTYPES = ("float16", "bfloat16")
@@ -39,7 +39,8 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                          f"block, or more")
     stored_as = "float32" if partial else dtype
     return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
-        stored_as, tile, width, pitch, put_rows(width, pitch), activation_name, partial))
+        stored_as, tile, width, pitch, put_rows(stored_as, width, pitch), activation_name,
+        partial))
 
 
 def in_flight(tile: Tile) -> int:
@@ -58,7 +59,8 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     stage, first, chunks = a_bytes + b_bytes, ahead(tile), tile.chunks
     ring = tile.stages * stage
     wait_for_oldest, wait_for_older = cp_async_wait(first - 1), wait(in_flight(tile))
-    copy_slice, advance = slice_copy(tile), next_tap(chunks)
+    copy_weights, copy_patches = weight_copy(tile), patch_copy(tile)
+    advance = next_tap(chunks)
     multiply, wait_for_all = products(dtype, tile.block_n), wait_for_sums(tile.block_n)
 
     @cuda.jit(device=True, inline="always")
@@ -68,8 +70,12 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         copy_to = keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
         for s in range(first):
             if uint32(s) < count:
-                copy_slice(uint32(copy_to + uint32(s * stage)), x, base, outside, tap, weight)
+                copy_weights(uint32(copy_to + uint32(s * stage)), weight)
                 weight += uint64(b_bytes)
+        wait_for_inputs()                       # weights are none
+        for s in range(first):
+            if uint32(s) < count:
+                copy_patches(uint32(copy_to + uint32(s * stage)), x, base, outside, tap)
                 tap = advance(tap, walk)
             cp_async_commit()                   # also when empty: keeps the count of groups
 
@@ -84,7 +90,8 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
             further = uint64(slot >> uint32(4))
             multiply(acc, a_first + further, b_first + further)
             if uint32(done + uint32(first)) < count:
-                copy_slice(uint32(copy_to + free), x, base, outside, tap, weight)
+                copy_patches(uint32(copy_to + free), x, base, outside, tap)
+                copy_weights(uint32(copy_to + free), weight)
                 weight += uint64(b_bytes)
                 tap = advance(tap, walk)
             cp_async_commit()

@@ -6,6 +6,7 @@ takes 7 to 41 us a launch, is not involved.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiler import Kernel, cubin
+from .compiler import Kernel, cubin, overlaps
 from .errors import CompilerMissing, CudaError
 from .launch import Launch
 
@@ -28,6 +29,8 @@ STICKY = frozenset({700, 710, 714, 715, 716, 717, 718, 719})
 NO_BINARY_FOR_GPU = 209     # CUresult, as is INVALID_IMAGE
 INVALID_IMAGE = 200
 SCALARS = {"int32": np.int32, "uint32": np.uint32, "uint64": np.uint64, "float32": np.float32}
+C_TYPES = {"pointer": ctypes.c_uint64, "int32": ctypes.c_int32, "uint32": ctypes.c_uint32,
+           "uint64": ctypes.c_uint64, "float32": ctypes.c_float}
 
 _lost: dict[int, str] = {}      # by GPU: why nothing can run there any more
 
@@ -92,25 +95,59 @@ def gpu(index: int) -> Gpu:
                found["multiProcessorCount"])
 
 
-def execute(launches: Iterable[Launch]) -> None:
-    """Put launches on CuPy's current stream of its current device, and return at once."""
+def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
+    """Put launches on CuPy's current stream of its current device, and return at once.
+
+    overlapping: each but the first may begin before the one before it has ended, see overlap.py.
+    """
     index = cupy().cuda.runtime.getDevice()
-    for launch in launches:
+    for number, launch in enumerate(launches):
         kernel = launch.kernel
         args = [_argument(launch, kind, value, index)
                 for kind, value in zip(kernel.signature, launch.args, strict=True)]
         function = load(kernel, index)
         try:
-            function(launch.grid, (kernel.threads, 1, 1), args, shared_mem=kernel.shared_bytes)
+            if overlapping and number:
+                launch_early(function, launch, args)
+            else:
+                function(launch.grid, (kernel.threads, 1, 1), args,
+                         shared_mem=kernel.shared_bytes)
         except faults() as error:
             raise CudaError(f"{kernel.name} could not be launched on GPU {index} with grid "
                             f"{launch.grid}: {explain(error, index)}") from error
 
 
+def launch_early(function: Any, launch: Launch, args: Sequence[Any]) -> None:
+    """Put a launch on CuPy's current stream that may begin before what is there has ended.
+
+    CuPy knows no attributes of launches, and so this goes through CUDA's own Python bindings.
+    CudaError where the driver refuses.
+    """
+    from cuda.bindings import driver
+    attribute = driver.CUlaunchAttribute()
+    kinds = driver.CUlaunchAttributeID
+    attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = launch.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.kernel.threads, 1, 1
+    config.sharedMemBytes = launch.kernel.shared_bytes
+    config.hStream = driver.CUstream(cupy().cuda.get_current_stream().ptr)
+    config.attrs, config.numAttrs = [attribute], 1
+    signature = launch.kernel.signature
+    values = tuple(value.data.ptr if kind == "pointer" else value.item()
+                   for kind, value in zip(signature, args, strict=True))
+    (status,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function.ptr),
+                                        (values, tuple(C_TYPES[kind] for kind in signature)), 0)
+    if status:
+        raise CudaError(f"{launch.kernel.name} could not be launched with grid {launch.grid}: "
+                        f"{status.name}")
+
+
 def capture(launches: Sequence[Launch]) -> Any:
     """The launches as one CUDA graph, of CuPy's current stream, which must not be the null stream.
 
-    A graph knows addresses: whoever replays it holds on to the arrays. CudaError as of `execute`,
+    On GPUs that can, each begins before the one before it has ended (overlap.py). A graph knows addresses: whoever replays it holds on to the arrays. CudaError as of `execute`,
     after which the stream captures no more.
     """
     index, stream = cupy().cuda.runtime.getDevice(), cupy().cuda.get_current_stream()
@@ -118,7 +155,7 @@ def capture(launches: Sequence[Launch]) -> Any:
         load(launch.kernel, index)
     stream.begin_capture()
     try:
-        execute(launches)
+        execute(launches, overlapping=overlaps(gpu(index).arch))
     except CudaError:
         with contextlib.suppress(*faults()):    # it is about the same failure
             stream.end_capture()

@@ -26,6 +26,7 @@ from numba import float32, int32, int64, types, uint32, uint64
 from numba.core import cgutils
 
 from .errors import CompilerMissing
+from .overlap import LAUNCH_DEPENDENTS, WAIT
 
 if find_spec("numba_cuda") is None:
     raise CompilerMissing(
@@ -37,8 +38,8 @@ from numba.cuda.extending import intrinsic
 
 __all__ = ["Regs", "asm_op", "cp_async_16", "cp_async_16_zfill", "cp_async_commit",
            "cp_async_wait", "cuda", "dynamic_smem", "float32", "int32", "int64", "intrinsic",
-           "ld_shared_v4_f32", "ldmatrix_x4", "mma_bf16", "mma_f16", "mma_tf32", "uint32",
-           "uint64"]
+           "ld_shared_v4_f32", "ldmatrix_x4", "let_next_begin", "mma_bf16", "mma_f16", "mma_tf32",
+           "uint32", "uint64", "wait_for_inputs"]
 
 # Numba scalar type -> (LLVM type, register letter of inline PTX).
 _OPERAND = {
@@ -162,6 +163,11 @@ def cp_async_wait(pending: int) -> Callable:
     """The op that waits until at most `pending` of this thread's committed groups are in flight."""
     return asm_op(f"cp_async_wait_{pending}", f"cp.async.wait_group {pending};", memory=True)
 
+
+# Before the first a kernel touches nothing but constants; after the second the next kernel's blocks
+# may come: see overlap.py.
+wait_for_inputs = asm_op("wait_for_inputs", WAIT, memory=True)
+let_next_begin = asm_op("let_next_begin", LAUNCH_DEPENDENTS, memory=True)
 
 # Four 8x8 matrices of 16-bit values for one warp: lane i supplies the shared address of row i % 8
 # of matrix i // 8, and receives elements (lane // 4, 2 * (lane % 4) + {0, 1}) of each matrix.

@@ -111,10 +111,10 @@ def fold_launch(plain: Conv, conv: Conv, lanes: int, x: Array, image: Array) -> 
     chunks = conv.channels // lanes
     count = conv.batch * conv.height * conv.width * chunks
     return Launch(fold_kernel(16 // lanes), blocks(count, conv_fold.THREADS),
-                  (x, image, count, plain.width, plain.channels,
-                   plain.group_channels * conv.fold, conv.fold_left, conv.fold, *divisor(chunks),
-                   *divisor(conv.width), *divisor(conv.group_channels),
-                   *divisor(plain.group_channels)))
+                  (x, image, count, plain.width * plain.channels, plain.channels,
+                   plain.group_channels, plain.group_channels * conv.fold, conv.fold_left,
+                   conv.fold, *divisor(chunks), *divisor(conv.width),
+                   *divisor(conv.group_channels)))
 
 
 def pack(weight: Array, plain: Conv, conv: Conv, tile: Tile, cut: Cut, k_first: bool) -> Array:

@@ -1,0 +1,87 @@
+"""Kernels that begin before the one before them has ended: what their PTX and machine code say.
+
+That none touches too early what another may still use is checked wherever a kernel runs in the
+emulator (cuda_checks.execute).
+"""
+import numpy as np
+import pytest
+
+from kernels.cuda import overlap
+from kernels.cuda.compiler import cubin, ptx
+from kernels.cuda.emulate import emulate
+from kernels.cuda.host.conv import conv_kernel
+from kernels.cuda.host.conv_choice import MMA_TILES, WGMMA_TILES
+from kernels.cuda.host.elementwise import flat_kernel, prepare_unary
+from kernels.cuda.launch import CudaOptions
+from kernels.cuda.sass import opcodes
+from kernels.emulator import TooEarly
+from kernels.ops import Relu, TensorSpec
+
+TEXT = """.version 9.0
+.target {target}
+
+.visible .entry k(
+\t.param .u64 k_param_0
+)
+{{
+\t.reg .b64 \t%rd<3>;
+
+\tld.param.u64 \t%rd1, [k_param_0];
+{rest}
+\tret;
+
+}}
+"""
+ADD = "\tmov.u32 \t%r1, %tid.x;"
+CONV = conv_kernel("float16", MMA_TILES[-1], "clip", False)
+
+
+def text(*rest, target="sm_75"):
+    return TEXT.format(target=target, rest="\n".join(rest))
+
+
+@pytest.mark.parametrize("first", [
+    "\tld.global.u32 \t%r2, [%rd1];", "\t@%p1 st.global.u32 \t[%rd1], %r1;", "$L__BB0_1:",
+    "\t{ .reg .b32 w; @p ld.global.b32 w, [%rd1]; mov.b32 %r2, w; }", "\t@%p1 bra \t$L__BB0_2;", "\tbar.sync \t0;", "\tcp.async.cg.shared.global [%r1], [%rd1], 16;"])
+def test_a_kernel_that_does_not_say_so_waits_before_memory_or_a_branch(first):
+    found = overlap.complete(text(ADD, first, ADD))
+    assert found == text(ADD, f"\t{overlap.WAIT}", f"\t{overlap.LAUNCH_DEPENDENTS}", first, ADD)
+
+
+def test_a_kernel_that_says_where_it_waits_is_left_alone():
+    own = text(ADD, f"\t{overlap.WAIT}", "\tld.global.u32 \t%r2, [%rd1];")
+    assert overlap.complete(own) == own
+
+
+@pytest.mark.parametrize(("target", "raised"), [("sm_75", "sm_90"), ("sm_80", "sm_90"),
+                                                ("sm_90a", "sm_90a")])
+def test_for_hopper_comments_become_instructions(target, raised):
+    found = overlap.hopper(text(ADD, f"\t{overlap.WAIT}", "\t// begin inline asm", target=target))
+    assert found == text(ADD, "\tgriddepcontrol.wait;", "\t// begin inline asm", target=raised)
+
+
+@pytest.mark.parametrize(("arch", "waits"), [("sm_80", 0), ("sm_90a", 1)])
+@pytest.mark.parametrize("kernel", [flat_kernel("float32", "clip"), CONV], ids=lambda k: k.name)
+def test_machine_code_waits_where_the_gpu_can(kernel, arch, waits):
+    assert ptx(kernel).count(overlap.WAIT) == 1
+    found = opcodes(cubin(kernel, arch))
+    assert sum(count for opcode, count in found.items() if opcode.startswith("ACQBULK")) == waits
+
+
+@pytest.mark.parametrize("tile", [MMA_TILES[0], WGMMA_TILES[0]], ids=["mma", "wgmma"])
+def test_a_convolution_copies_weights_before_it_waits_and_lets_others_begin_after_its_sums(tile):
+    code = ptx(conv_kernel("float16", tile, "clip", False))
+    before, after = code.split(overlap.WAIT)
+    assert "cp.async.cg.shared.global" in before
+    assert after.index("mma") < after.index(overlap.LAUNCH_DEPENDENTS) < after.index("st.global")
+
+
+def test_a_kernel_that_touches_its_input_too_early_is_found(monkeypatch):
+    x, y = np.arange(-8, 8, dtype=np.float32), np.zeros(16, np.float32)
+    spec = TensorSpec(x.shape)
+    launches = prepare_unary(Relu(), [spec], spec, [], CudaOptions()).bind([x], y, y)
+    emulate(launches, late=[x, y])
+    assert y.tolist() == x.clip(0).tolist()
+    monkeypatch.setattr(overlap, "hopper", lambda code: code)      # it waits no more
+    with pytest.raises(TooEarly, match="before griddepcontrol.wait"):
+        emulate(launches, late=[x, y])
