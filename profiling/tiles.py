@@ -67,7 +67,10 @@ def result(problem: tune.Problem, choice: Choice, data: tune.Data) -> Any:
 
 def measure(case: Case, problem: tune.Problem, options: CudaOptions, clock: tune.Clock
             ) -> dict[str, Any]:
-    """A row, as it goes to JSON; of each choice its microseconds, "wrong" if its bits differ."""
+    """A row, as it goes to JSON; of each choice its microseconds, "wrong" if its bits differ.
+
+    sizes: as conv_choice.py takes them.
+    """
     choices = one_of_each_tile(problem.choices)
     data = tune.Data.random(problem, options)
     right = result(problem, problem.present, data)
@@ -76,8 +79,9 @@ def measure(case: Case, problem: tune.Problem, options: CudaOptions, clock: tune
     timers = {choice: clock.timer(launches[choice]) for choice in choices}
     times = tune.race(timers, choices)
     cost = case.cost
-    return {"layer": case.label, "flops": cost.flops, "bytes": cost.bytes, "choices": [
-        {"choice": str(choice),
+    return {"layer": case.label, "sizes": problem.sizes, "flops": cost.flops,
+            "bytes": cost.bytes, "choices": [
+        {"choice": str(choice), "tile": choice.tile, "splits": choice.splits,
          "kernels": [launch.kernel.name for launch in launches[choice]],
          "microseconds": statistics.median(times[choice]),
          "present": choice == problem.present, "wrong": choice in wrong}

@@ -1,11 +1,15 @@
 """What the estimates choose for the layers of well-known networks."""
-import pytest
+import json
+from statistics import geometric_mean
 
-from kernels.cuda.host import conv_choice
+import pytest
+from common import ROOT
+
+from kernels.cuda.conv_gemm import Tile
 from kernels.cuda.host.conv_choice import (
-    BLOCK_CYCLES,
     ITEMSIZE,
     MMA_TILES,
+    REDUCTION_CYCLES,
     TILES,
     WGMMA_TILES,
     candidates,
@@ -14,6 +18,7 @@ from kernels.cuda.host.conv_choice import (
 )
 from kernels.cuda.launch import Choice, CudaOptions
 
+MEASURED = ROOT / "profiling" / "results" / "2026-11-26_h200_tiles.json"
 GPUS = {"sm_80": 108, "sm_90a": 132}        # A100; H100 and H200
 BATCHES = 1, 8, 64, 256
 DTYPES = list(TILES)
@@ -48,12 +53,6 @@ def mobile(factor=6):
 LAYERS = [*resnet50(), *vgg16(), *mobile()]
 
 
-@pytest.fixture(autouse=True)
-def by_mma(monkeypatch):
-    """What is known of the choices is known of mma.sync's."""
-    monkeypatch.setattr(conv_choice, "WGMMA_BY_DEFAULT", False)
-
-
 def options(arch, dtype):
     return CudaOptions(dtype=dtype, arch=arch, multiprocessors=GPUS[arch])
 
@@ -86,7 +85,7 @@ def test_one_image_occupies_much_of_the_gpu(dtype, arch):
         choice = choose(pixels, out, depth, 1, dtype, options(arch, dtype))
         estimate = cycles(*choice, pixels, out, depth, 1, dtype, options(arch, dtype))
         few = blocks(choice, pixels, out) < GPUS[arch] / 4
-        short = choice.splits == 1 and estimate < 2 * BLOCK_CYCLES
+        short = choice.splits == 1 and estimate < 3 * REDUCTION_CYCLES
         assert short or not few, (pixels, out, depth, choice)
 
 
@@ -97,7 +96,7 @@ def test_large_grids_are_of_large_tiles_and_whole_sums(dtype):
             continue
         tile, splits = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype))
         assert splits == 1
-        assert tile.block_m * tile.block_n >= 64 * 128
+        assert tile.block_m * tile.block_n >= 64 * min(out, 128)
         assert tile.block_n >= min(out, 64)
 
 
@@ -127,8 +126,7 @@ def test_candidates_are_all_tiles_that_fit_the_best_first():
     assert {choice.tile for _, choice in found} == set(TILES["float16"])
     estimates = [estimate for estimate, _ in found]
     assert estimates == sorted(estimates)
-    by_mma = next(choice for _, choice in found if not choice.tile.wgmma)
-    assert by_mma == choose(3136, 64, 576, 1, "float16", options("sm_90a", "float16"))
+    assert found[0][1] == choose(3136, 64, 576, 1, "float16", options("sm_90a", "float16"))
     small = candidates(3136, 64, 576, 1, "float16", CudaOptions(arch="sm_86"))
     assert {choice.tile for _, choice in small} == set(MMA_TILES[1:])
     one = TILES["float16"][3]
@@ -149,23 +147,21 @@ def test_wgmma_is_offered_on_sm_90a_alone(arch, dtype):
         choose(*sizes, CudaOptions(dtype=dtype, arch=arch), WGMMA_TILES[0])
 
 
-def test_one_switch_makes_wgmma_the_default(monkeypatch):
-    """Until it is set only who forces a tile, or measures, gets it."""
-    sizes = 256 * 196, 256, 2304, 1, "float16", options("sm_90a", "float16")
-    assert not any(choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype)).tile.wgmma
-                   for pixels, out, depth in LAYERS for dtype in DTYPES)
-    assert choose(*sizes, WGMMA_TILES[3]).tile == WGMMA_TILES[3]
-    monkeypatch.setattr(conv_choice, "WGMMA_BY_DEFAULT", True)
-    assert choose(*sizes).tile.wgmma
-    assert not choose(*sizes[:-1], options("sm_80", "float16")).tile.wgmma
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_large_grids_of_an_h200_are_by_wgmma(dtype):
+    for pixels, out, depth in (*resnet50(), *vgg16()):
+        assert choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype)).tile.wgmma
 
 
 def test_what_was_measured_on_an_h200():
-    """Of mma.sync in float16: 64x128 where stores take the time, 128x128 before 128x256 in all of
-    ResNet-50, 64x64 before 128x32 for one image."""
-    def tile(*sizes):
-        return choose(*sizes, 1, "float16", options("sm_90a", "float16")).tile
-    assert tile(256 * 3136, 256, 64) == tile(256 * 784, 512, 128) == MMA_TILES[2]
-    for pixels, out, depth in resnet50():
-        assert tile(256 * pixels, out, depth) != MMA_TILES[0]
-        assert tile(pixels, out, depth) == MMA_TILES[4]
+    """Of the layers of ResNet-50, MobileNetV2 and VGG-16, and of matrix products: what is chosen
+    took at most a tenth longer than the fastest tile, and 2 % in the mean."""
+    slower = []
+    for row in json.loads(MEASURED.read_text())["rows"]:
+        times = {Choice(Tile(*one["tile"]), one["splits"]): one["microseconds"]
+                 for one in row["choices"] if one["tile"]}
+        choice = choose(*row["sizes"], "float16", options("sm_90a", "float16"))
+        slower.append(times[choice] / min(times.values()))
+        assert slower[-1] <= 1.1, (row["layer"], str(choice))
+    assert len(slower) > 80
+    assert geometric_mean(slower) <= 1.02

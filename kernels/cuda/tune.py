@@ -155,7 +155,8 @@ class Problem:
             return choice if tile is None else Choice(tile, Cut.of(sizes, tile, lanes,
                                                                    splits).splits)
         self.present = whole(conv.decide(plain, options, vector_product=few))
-        found = candidates(sizes.pixels, sizes.group_out, sizes.depth, sizes.groups, dtype, options)
+        self.sizes = sizes.pixels, sizes.group_out, sizes.depth, sizes.groups
+        found = candidates(*self.sizes, dtype, options)
         self.estimate = found[0][0]         # in cycles, of one layer
         near = [whole(choice) for cycles, choice in found if cycles <= NEAR * self.estimate]
         vector_product = [Choice(None)] if few else []

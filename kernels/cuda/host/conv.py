@@ -15,7 +15,7 @@ from ..conv_gemm import Tile
 from ..launch import Choice, CudaOptions, Launch
 from . import depthwise
 from .arguments import check_sizes
-from .conv_choice import TILES, WGMMA_BY_DEFAULT, choose
+from .conv_choice import TILES, choose
 from .conv_shape import (
     Conv,
     Cut,
@@ -58,12 +58,10 @@ def _kernel(name: str, make: Callable, config: tuple, tile: Tile, arch: str) -> 
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    """All tiles, whole and split, for the activations that are compiled in; SiLU for the rest, and
-    by wgmma only where estimates may choose it."""
+    """All tiles, whole and split, for the activations that are compiled in; SiLU for the rest."""
     return [*(conv_kernel(dtype, tile, "clip", partial) for tile in TILES[dtype]
               for partial in (False, True)),
-            *(conv_kernel(dtype, tile, "silu", False) for tile in TILES[dtype]
-              if WGMMA_BY_DEFAULT or not tile.wgmma),
+            *(conv_kernel(dtype, tile, "silu", False) for tile in TILES[dtype]),
             fold_kernel(vector.STORAGE[stored_as(dtype)].bytes)]
 
 

@@ -31,22 +31,19 @@ MMA_TILES = (
     Tile(64, 64, 128, 3, 32, 32, 4),
     Tile(128, 32, 128, 2, 32, 32, 4),
 )
-# The first three read the least of L2, and alone on a multiprocessor they keep a product in flight;
-# 192x256 is all that fits the registers. Few stages leave room for several of the smaller ones. The
+# The first two read the least of L2, and alone on a multiprocessor they keep a product in flight;
+# 192x256 is all that fits the registers (256x128 was never the fastest of an H200's). Few stages leave room for several of the smaller ones. The
 # deep ring of 64x64 is for a grid that does not fill the GPU, where estimates are equal, and so it
 # comes first.
 WGMMA_TILES = (
     Tile(192, 256, 128, 4, 16, 256, 1, True),
     Tile(128, 256, 128, 4, 16, 256, 1, True),
-    Tile(256, 128, 128, 4, 16, 128, 1, True),
     Tile(128, 128, 128, 3, 16, 128, 2, True),
     Tile(64, 128, 128, 2, 16, 128, 4, True),
     Tile(128, 64, 128, 3, 16, 64, 3, True),
     Tile(64, 64, 128, 4, 16, 64, 3, True),
     Tile(64, 64, 128, 2, 16, 64, 6, True),
 )
-# Until they have run on a GPU, `cnn tune` tries them there, and nothing else chooses them.
-WGMMA_BY_DEFAULT = False
 # On CUDA cores a warp of 32x64 gives each thread 8x8 sums, the most that leaves two blocks of 256
 # threads their registers. Its loop is 8 k long: 16 would no longer fit the first instruction
 # cache. The narrow tiles have 8x4 sums a thread, so that they still have four warps, and 16 k.
@@ -56,26 +53,26 @@ SIMT_TILES = (
     Tile(64, 64, 64, 2, 32, 32, 4),
     Tile(128, 32, 64, 2, 32, 32, 4),
 )
-TILES = {"float32": SIMT_TILES, "tf32": MMA_TILES, "float16": (*MMA_TILES, *WGMMA_TILES),
-         "bfloat16": (*MMA_TILES, *WGMMA_TILES)}
+# Of equal estimates the first counts, and those by wgmma were the faster ones.
+TILES = {"float32": SIMT_TILES, "tf32": MMA_TILES, "float16": (*WGMMA_TILES, *MMA_TILES),
+         "bfloat16": (*WGMMA_TILES, *MMA_TILES)}
 ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 RATE = {"float32": 128, "tf32": 512, "float16": 1024, "bfloat16": 1024}     # products a cycle,
 FEWER_CORES = {"sm_75": 64, "sm_80": 64}        # of one multiprocessor; float32 on these
 MMA_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}     # by warp tile
 SIMT_EFFICIENCY = {(32, 64): 1.0, (32, 32): 0.85}
-WGMMA_RATE = 1630           # 1024 times 790 / 497 TFLOP/s, what libraries reach by either,
+WGMMA_RATE = 1770           #
 SHARED_BYTES_PER_CYCLE = 128    # if shared memory delivers both operands of each product
 WARPS_FOR_FULL_RATE = 8
-WAVE_CYCLES = 1500          # until the first block multiplies, and after the last one did
+WAVE_CYCLES = 800           # until the first block multiplies, and after the last one did
 SETUP_CYCLES = 200          # of a block, on instructions outside of its loop, if others hide waits;
-BLOCK_CYCLES = 6000         # if nobody does, until its first product and after its last,
-WARP_CYCLES = 0.4           # and this for each of a warp's outputs
+BLOCK_CYCLES = 3600         # if nobody does, until its first product and after its last,
+WARP_CYCLES = 1.3           # and this for each of a warp's outputs
 REDUCTION_CYCLES = 4000     # one more launch
 # One multiprocessor's share, in bytes a cycle: of y into device memory, of partial sums out of L2,
-STORE_BYTES_PER_CYCLE = 16
-SUMS_BYTES_PER_CYCLE = 24
-L2_BYTES_PER_CYCLE = 32     # of all that L2 delivers, for the loop, and what one can take at most
-PORT_BYTES_PER_CYCLE = 64   # where others take little
+STORE_BYTES_PER_CYCLE = 19
+SUMS_BYTES_PER_CYCLE = 29
+L2_BYTES_PER_CYCLE = 44     # of all that L2 delivers, for the loop
 LEAST_SLICES = 4            # of a split: as many as stages
 MOST_SPLITS = 16
 # Shared memory of one multiprocessor, KiB; a block may have all but one of them.
@@ -126,8 +123,7 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
         return tile.block_m * tile.block_n * block_depth / rate
     # Weights are packed with their zeros; of the image no more is read than there is.
     read = (tile.block_m * min(block_depth, depth) + tile.block_n * block_depth) * size
-    occupied = work / (waves * processors)
-    copies = read / min(PORT_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE / occupied)
+    copies = read / L2_BYTES_PER_CYCLE
     outputs = pixels * out_channels * groups
     stores = outputs * (size if splits == 1 else 4 * splits) / work / STORE_BYTES_PER_CYCLE
     loop = max(products(resident), copies)
@@ -135,7 +131,7 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     # for itself.
     busy = SETUP_CYCLES + max(loop, stores)
     alone = (BLOCK_CYCLES + WARP_CYCLES * tile.warp_m * tile.warp_n
-             + max(products(1), read / L2_BYTES_PER_CYCLE))
+             + max(products(1), copies))
     total = max(waves * busy + WAVE_CYCLES + min(loop, stores), waves * alone / resident)
     if splits > 1:
         total += REDUCTION_CYCLES + 4 * splits * outputs / (SUMS_BYTES_PER_CYCLE * processors)
@@ -145,10 +141,7 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
 def candidates(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
                options: CudaOptions, tile: Tile | None = None, splits: int | None = None
                ) -> list[tuple[float, Choice]]:
-    """All choices with their estimates, the least first; a tile or splits that is given is kept.
-
-    Those by wgmma too, which `choose` may leave out.
-    """
+    """All choices with their estimates, the least first; a tile or splits that is given is kept."""
     found = []
     for t in TILES[dtype] if tile is None else (tile,):
         slices = -(-depth * ITEMSIZE[dtype] // t.row_bytes)
@@ -168,6 +161,4 @@ def choose(pixels: int, out_channels: int, depth: int, groups: int, dtype: str,
         raise ValueError(f"Conv2d: tile {tile} needs instructions or more shared memory than "
                          f"{options.arch} has; "
                          f"choose one of {[t for t in TILES[dtype] if fits(t, options.arch)]}")
-    return next(choice for _, choice in found
-                if tile is not None or WGMMA_BY_DEFAULT
-                or not (choice.tile and choice.tile.wgmma))
+    return found[0][1]
