@@ -257,7 +257,7 @@ class Model:
                                  f"{array.strides}; convert it with cupy.ascontiguousarray(x)")
         elif not isinstance(array, np.ndarray | Photos):
             raise ModelError(f"{what} must be {kinds}, it is {type(array).__name__}")
-        if not isinstance(array, Photos) and str(array.dtype) not in dtypes:
+        if not isinstance(array, Photos) and array.dtype not in dtypes:
             raise ModelError(f"{what} must be {kinds}, it is {array.dtype}")
         fits = len(array.shape) == len(shape) and all(
             size is None or size == given for size, given in zip(shape, array.shape, strict=True))

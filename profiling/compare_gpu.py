@@ -307,6 +307,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         help="the first two of them before others, default: 256 1 64 8")
     parser.add_argument("--engines", nargs="+", choices=RIVALS, default=RIVALS, metavar="ENGINE",
                         help=f"PyTorch's, default: {', '.join(RIVALS)}")
+    parser.add_argument("--compile-mode", choices=gpu_engines.COMPILE_MODES,
+                        default=gpu_engines.COMPILE_MODES[0],
+                        help=f"of torch.compile, default {gpu_engines.COMPILE_MODES[0]}")
     parser.add_argument("--gpu", type=int, default=0, metavar="N", help="which GPU, default 0")
     parser.add_argument("--rounds", type=positive, default=7, help="default 7")
     parser.add_argument("--budget", type=float, metavar="SECONDS",
@@ -328,8 +331,9 @@ def compare(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
               "settings": options}
     stream = cuda.Stream(non_blocking=True)
     with cuda.Device(settings.gpu), stream:
-        bench = Bench(settings.gpu, stream, gpu_engines.Torch(settings.gpu, stream),
-                      settings.rounds, deadline, folder, engines=settings.engines)
+        torch = gpu_engines.Torch(settings.gpu, stream, settings.compile_mode)
+        bench = Bench(settings.gpu, stream, torch, settings.rounds, deadline, folder,
+                      engines=settings.engines)
         for record in run(chosen, bench, Console(stderr=True)):
             result |= {"headline": headline(record.rows), **asdict(record)}
             if settings.json:       # whoever ends this process keeps what there is so far

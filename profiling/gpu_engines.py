@@ -3,8 +3,8 @@
 PyTorch is set up as whoever wants speed sets it up: images and weights channels_last, each batch
 norm folded into the convolution before it, cuDNN free to try all its algorithms
 (cudnn.benchmark), sums in fp32 as ours are. "eager" calls one layer after the other. "compile" is
-torch.compile in mode max-autotune-no-cudagraphs, which may treat weights as constants (freezing).
-Both are there inside a CUDA graph, too: a call copies its batch to where the graph reads it.
+torch.compile, which may treat weights as constants (freezing), in the mode that is asked for. Both
+are there inside a CUDA graph, too: a call copies its batch to where the graph reads it.
 """
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ OURS, EAGER, COMPILE = "ours", "eager", "compile"
 IN_GRAPH = " in a graph"
 RIVALS = (EAGER, EAGER + IN_GRAPH, COMPILE, COMPILE + IN_GRAPH)
 STORED = {"tf32": "float32"}        # what a dtype's images are of, where it is not their name
+# Of torch.compile: the first tries most, which takes minutes a network.
+COMPILE_MODES = ("max-autotune-no-cudagraphs", "default")
 WARM_UP = 3         # calls before a capture
 
 
@@ -55,9 +57,13 @@ def ours(path: Path, dtype: str, index: int, batches: Sequence[Any]) -> Engine:
 
 
 class Torch:
-    """PyTorch on the GPU and the stream that are measured, from now on its current ones."""
+    """PyTorch on the GPU and the stream that are measured, from now on its current ones.
 
-    def __init__(self, index: int, stream: Any) -> None:
+    compile_mode: one of COMPILE_MODES
+    """
+
+    def __init__(self, index: int, stream: Any, compile_mode: str = COMPILE_MODES[0]) -> None:
+        self.compile_mode = compile_mode
         self.torch = torch = load_torch(index, "PyTorch, which we are compared with,")
         torch.cuda.set_stream(torch.cuda.ExternalStream(stream.ptr))
         import torch._inductor.config as inductor
@@ -70,7 +76,7 @@ class Torch:
         return TorchNetwork(path).double()(self.torch.from_numpy(nchw)).numpy()
 
     def rivals(self, path: Path, dtype: str, batches: Sequence[Any]) -> Rivals:
-        return Rivals(self.torch, path, dtype, batches)
+        return Rivals(self.torch, path, dtype, batches, self.compile_mode)
 
     def release(self) -> None:
         """Give memory that nobody holds any more back to the driver."""
@@ -86,8 +92,9 @@ class Rivals:
     what has been allocated since that one's beginning its own.
     """
 
-    def __init__(self, torch: Any, path: Path, dtype: str, batches: Sequence[Any]) -> None:
-        self.torch, self.path = torch, path
+    def __init__(self, torch: Any, path: Path, dtype: str, batches: Sequence[Any],
+                 compile_mode: str) -> None:
+        self.torch, self.path, self.compile_mode = torch, path, compile_mode
         self.dtype = getattr(torch, STORED.get(dtype, dtype))
         set_tf32(torch, dtype == "tf32")
         self.inputs = [torch.as_tensor(batch, device="cuda").to(self.dtype).permute(0, 3, 1, 2)
@@ -108,7 +115,7 @@ class Rivals:
             function = TorchNetwork(self.path, fold=True).to(
                 "cuda", self.dtype, memory_format=self.torch.channels_last)
             if kind == COMPILE:
-                function = self.torch.compile(function, mode="max-autotune-no-cudagraphs",
+                function = self.torch.compile(function, mode=self.compile_mode,
                                               fullgraph=True, dynamic=False)
             function(self.inputs[0])        # compiles; cuDNN tries its algorithms
             self.made[kind] = function, before

@@ -135,8 +135,8 @@ def main(arguments: Sequence[str] | None = None, clock: tune.Clock | None = None
                 console.print(text(rows[-1]))
         provenance = gpu_timing.provenance(settings.gpu)
     if settings.json:
-        settings.json.write_text(json.dumps({"kind": "measurement", "provenance": provenance,
-                                             "rows": rows}, indent=1) + "\n")
+        record = {"kind": "measurement", "provenance": provenance, "rows": rows}
+        settings.json.write_text(json.dumps(record, separators=(",", ":")) + "\n")
     if any(one["wrong"] for row in rows for one in row["choices"]):
         sys.exit("a kernel gives other results than the present choice: see above")
 

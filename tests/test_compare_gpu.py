@@ -37,7 +37,7 @@ class FakeTorch:
     """odd: by the name of an engine, a function of its right logits that gives others."""
     odd: dict = {}      # noqa: RUF012 (each test has its own)
 
-    def __init__(self, index, stream):
+    def __init__(self, index, stream, compile_mode="default"):
         self.stream = stream
 
     def reference(self, path, images):
