@@ -178,7 +178,7 @@ class CudaDevice(CudaKernels):
         stages.append(stages.pop(stages.index(free)))       # the one used longest ago is first
         return free
 
-    def _take(self, array: Any, value: Array, spec: TensorSpec, arrived: Any) -> None:
+    def _take(self, array: Any, value: Any, spec: TensorSpec, arrived: Any) -> None:
         """Fill from memory of this GPU, after what the caller's stream has in hand."""
         memory, source = source_of(array, FLOATS[array.dtype])
         with self.guarded():

@@ -6,10 +6,11 @@
 
 A case is a batch size and a number of threads: 8x2 is a batch of 8 on 2 threads. Each engine runs
 in a process of its own, in float32 or whatever it does fastest where bfloat16 is allowed, in its
-own native layout (cpu_engines.py says how each is set up), and all take turns, with idle time between. A turn is one call that warms up and some that are
-timed, as many for each engine. An engine's ratio is its time over ours, so that above 1 we are
-faster: the median over the rounds of the ratio within a round, where both saw the same machine. The
-fastest peer is the one of the least ratio.
+own native layout (cpu_engines.py says how each is set up), and all take turns, with idle time
+between. A turn is one call that warms up and some that are timed, as many for each engine. An
+engine's ratio is its time over ours, so that above 1 we are faster: the median over the rounds of
+the ratio within a round, where both saw the same machine. The fastest peer is the one of the least
+ratio.
 
 Nothing is timed before it is right: every logit of the very batch that is timed is compared with
 the float64 network (kernels/reference.py) of the same images at full size, three different ones

@@ -70,7 +70,7 @@ def test_each_layer_has_its_figures(cupy, small_model, tmp_path, monkeypatch, ca
         # The ratio is to what does the same, and what does less is listed, too.
         assert row["times"][torch_rivals.ALONE]["median_ms"] == pytest.approx(FASTER)
     conv = rows["conv 3x3 /2, 2x16x16x3 -> 8, relu"]
-    assert conv["kernel"].startswith("conv_mma_f16")
+    assert conv["kernel"].startswith("conv_wgmma_f16")
     assert conv["times"]["ours"]["median_ms"] == pytest.approx(0.002)   # folds the image first
     assert conv["speedup"] == pytest.approx(2)
     assert conv["times"]["ours"]["tflops"] == pytest.approx(conv["flops"] / 0.002 / 1e9)

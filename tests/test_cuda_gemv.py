@@ -92,7 +92,7 @@ def test_the_number_of_samples_and_outputs_decides():
     assert kernel_for(1, 4096, 4096).startswith("gemv_warp_f32x4_m1")
     assert kernel_for(4, 960, 1000, "float16").startswith("gemv_warp_f16x8_m4")
     assert kernel_for(5, 2048, 1000).startswith("conv_simt")
-    assert kernel_for(5, 2048, 1000, "bfloat16").startswith("conv_mma_bf16")
+    assert kernel_for(5, 2048, 1000, "bfloat16").startswith("conv_wgmma_bf16")
     assert kernel_for(1, 2048, 1000, "tf32").startswith("gemv_block_f32")
     with pytest.raises(ValueError, match=r"Linear: dtype 'float16' needs .* this GPU is sm_75"):
         kernel_for(1, 64, 10, "float16", arch="sm_75")

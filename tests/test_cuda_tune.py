@@ -9,7 +9,7 @@ from kernels.cuda import backend, gpu, tune, tuned
 from kernels.cuda.compiler import file_name
 from kernels.cuda.errors import CudaError
 from kernels.cuda.host import conv, splitk
-from kernels.cuda.host.conv_choice import TILES
+from kernels.cuda.host.conv_choice import MMA_TILES, TILES
 from kernels.cuda.launch import Choice, CudaOptions
 from kernels.cuda.tune import Layer
 from kernels.cuda.workers import Workers
@@ -419,7 +419,7 @@ def test_kernels_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
 
 def test_a_kernel_that_can_not_be_compiled_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
-    kernel = conv.conv_kernel("float16", TILES["float16"][0], "clip", False)
+    kernel = conv.conv_kernel("float16", MMA_TILES[0], "clip", False)
     with Workers([kernel], "sm_75", 1) as workers, pytest.raises(
             CudaError, match=f"{kernel.name} can not be compiled for sm_75: .* needs a GPU of"):
         workers.wait([kernel], lambda: False)

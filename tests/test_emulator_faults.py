@@ -166,7 +166,7 @@ def test_every_way_to_read_an_empty_array(operation):
             x=Empty(np.zeros(4, np.uint32)))
 
 
-# --------------------------------------------------------------------------------- dependent launches
+# ------------------------------------------------------------------------------ dependent launches
 
 @pytest.mark.parametrize("operation", [
     "ld.global.u32 %r3, [x];", "st.global.u32 [x], 1;", "red.global.add.u32 [x], 1;",

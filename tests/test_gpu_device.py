@@ -53,6 +53,18 @@ def test_a_run_is_one_graph_between_what_brings_data_in_and_out(cupy, small_mode
     assert [call.name for call in cupy.calls] == 2 * first
 
 
+@pytest.mark.parametrize(("capability", "early"), [((8, 0), False), ((8, 9), False),
+                                                   ((9, 0), True), ((10, 0), True)])
+def test_in_a_graph_all_launches_but_the_first_begin_early_where_they_can(
+        machine, small_model, capability, early):
+    cupy = machine(capabilities=(capability,))
+    load(small_model).predict(batches(1)[0])
+    before, first, *rest, after = [call.early for call in cupy.calls]
+    assert not (before or first or after)
+    assert rest
+    assert set(rest) == {early}
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_batches_in_flight_do_not_disturb_each_other(cupy, small_model, device):
     given = batches(5)
@@ -125,6 +137,17 @@ def test_arrays_of_the_gpu_stay_there(cupy, small_model, dtype):
     stream.synchronize()
     np.testing.assert_allclose(y, expected, rtol=1e-6)
     assert cupy.host_copies == copies
+
+
+@pytest.mark.parametrize(("dtype", "kernels"), [("float32", 1), ("float16", 0)])
+def test_what_is_to_lie_there_as_it_is_needs_no_kernel(cupy, small_model, dtype, kernels):
+    model = load(small_model)
+    model.warmup([2])
+    before = len(cupy.calls)
+    model.predict(cupy.asarray(batches(1)[0].astype(dtype)))
+    model._device.synchronize()
+    ran = [call.name for call in cupy.calls[before:]]
+    assert sum(name.startswith("copy_f32_f16") for name in ran) == kernels
 
 
 def test_foreign_arrays_in_the_files_own_layout(cupy, small_model):

@@ -63,8 +63,8 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
 
     width       columns of sums that pass through shared memory at a time, of all warp_n
     put_rows    device function (acc, first, lane, i): part i of the warp's sums, of 16 rows and
-                `width` columns, into shared memory, from `first` on, halves apart; parts of the same
-                rows follow one another
+                `width` columns, into shared memory, from `first` on, halves apart; parts of the
+                same rows follow one another
     pitch       bytes from one such row to the next
     partial     y is one plane of split sums: no bias, no residual, no activation
     """

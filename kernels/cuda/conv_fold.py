@@ -26,7 +26,7 @@ from .ptx import cuda, uint32, uint64
 THREADS = 128
 
 # x, y, count of threads, elements of a row of x, channels, those of a group, real channels of a
-# group in y, left, fold, then divisors: chunks of a pixel of y, width of y, channels of a group in y
+# group in y, left, fold, then divisors: chunks of a pixel of y, its width, channels of its groups
 SIGNATURE = ("pointer", "pointer") + ("uint32",) * 7 + DIVISOR * 3
 
 

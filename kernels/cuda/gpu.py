@@ -147,8 +147,9 @@ def launch_early(function: Any, launch: Launch, args: Sequence[Any]) -> None:
 def capture(launches: Sequence[Launch]) -> Any:
     """The launches as one CUDA graph, of CuPy's current stream, which must not be the null stream.
 
-    On GPUs that can, each begins before the one before it has ended (overlap.py). A graph knows addresses: whoever replays it holds on to the arrays. CudaError as of `execute`,
-    after which the stream captures no more.
+    On GPUs that can, each begins before the one before it has ended (overlap.py). A graph knows
+    addresses: whoever replays it holds on to the arrays. CudaError as of `execute`, after which the
+    stream captures no more.
     """
     index, stream = cupy().cuda.runtime.getDevice(), cupy().cuda.get_current_stream()
     for launch in launches:         # a module can not be loaded during capture

@@ -7,9 +7,9 @@ more from L2 per product, and L2 delivers only so much. And time passes in whole
 each with a prologue and an epilogue, which only another block at work there can hide. Short sums
 are mostly that: what decides them is how many sums are on a multiprocessor at once.
 
-All numbers are rough; only their order decides. BLOCK_CYCLES, WARP_CYCLES and the least of L2's
-bytes are fitted to what ResNet-50 and MobileNetV2 took on an H200 (profiling/NOTES.md), by mma.sync
-in float16. Nothing else is measured, and of wgmma nothing at all. What measures is tune.py.
+All numbers are rough; only their order decides. They are fitted to what each tile took on an H200
+of the layers of ResNet-50, MobileNetV2 and VGG-16 in float16: what is chosen is 1 % slower than the
+fastest tile in the mean (profiling/NOTES.md). Nothing else is measured. What measures is tune.py.
 """
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ MMA_TILES = (
     Tile(128, 32, 128, 2, 32, 32, 4),
 )
 # The first two read the least of L2, and alone on a multiprocessor they keep a product in flight;
-# 192x256 is all that fits the registers (256x128 was never the fastest of an H200's). Few stages leave room for several of the smaller ones. The
-# deep ring of 64x64 is for a grid that does not fill the GPU, where estimates are equal, and so it
-# comes first.
+# 192x256 is all that fits the registers. (256x128 was never the fastest.) Few stages leave room for
+# several of the smaller ones. The deep ring of 64x64 is for grids that do not fill the GPU: there
+# estimates are equal, and so it comes first.
 WGMMA_TILES = (
     Tile(192, 256, 128, 4, 16, 256, 1, True),
     Tile(128, 256, 128, 4, 16, 256, 1, True),
@@ -61,7 +61,7 @@ RATE = {"float32": 128, "tf32": 512, "float16": 1024, "bfloat16": 1024}     # pr
 FEWER_CORES = {"sm_75": 64, "sm_80": 64}        # of one multiprocessor; float32 on these
 MMA_EFFICIENCY = {(64, 64): 1.0, (64, 32): 0.85, (32, 64): 0.85, (32, 32): 0.7}     # by warp tile
 SIMT_EFFICIENCY = {(32, 64): 1.0, (32, 32): 0.85}
-WGMMA_RATE = 1770           #
+WGMMA_RATE = 1770           # by wgmma,
 SHARED_BYTES_PER_CYCLE = 128    # if shared memory delivers both operands of each product
 WARPS_FOR_FULL_RATE = 8
 WAVE_CYCLES = 800           # until the first block multiplies, and after the last one did
