@@ -1,4 +1,4 @@
-"""Times whole networks on our engine against PyTorch at its best, on one GPU.
+"""Times whole networks on our engine against PyTorch at its best, and JAX, on one GPU.
 
     python profiling/compare_gpu.py --json networks.json --plot networks.svg
     python profiling/compare_gpu.py --networks resnet50 --dtypes float16 --batches 256 1
@@ -6,8 +6,8 @@
 Images lie on the GPU when a call begins, and logits when it ends. Up to a batch of 8 it is latency
 that is measured: each call is awaited before the next one, so that what the host does in between
 counts. Larger batches are queued without waiting: throughput. Calls go through copies of the batch
-that exceed the L2 cache. gpu_engines.py says how PyTorch is set up; the ratio is of the time of the
-fastest of its variants to ours, taken round by round.
+that exceed the L2 cache. gpu_engines.py says how the others are set up; the ratio is of the time of
+PyTorch's fastest variant to ours, taken round by round.
 
 Nothing is timed before it is right: every logit is compared with the float64 network of the same
 images; measured_network.py says how far it may be off. fp32 sums count as truncated, not rounded.
@@ -43,7 +43,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 import gpu_engines
 import gpu_timing
-from gpu_engines import COMPILE, OURS, RIVALS, Engine
+from gpu_engines import COMPILE, JAX, OURS, RIVALS, Engine
 from gpu_timing import Rival, Times
 from layer_cases import ROUNDOFF, SUM_ROUNDOFF
 
@@ -195,7 +195,7 @@ class Bench:
 def row(case: Case, timed: dict[str, tuple[Engine, Times]], wrong_by: dict[str, float],
         errors: dict[str, str]) -> dict[str, Any]:
     """Everything about one case, as it goes to JSON; "best" is the fastest of PyTorch."""
-    best = min((name for name in timed if name != OURS),
+    best = min((name for name in timed if name not in (OURS, JAX)),
                key=lambda name: timed[name][1].median_ms, default=None)
     both = best is not None and OURS in timed
     return {**asdict(case), "measured": "latency" if case.batch <= LATENCY else "throughput",
@@ -306,7 +306,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--batches", nargs="+", type=positive, default=BATCHES, metavar="N",
                         help="the first two of them before others, default: 256 1 64 8")
     parser.add_argument("--engines", nargs="+", choices=RIVALS, default=RIVALS, metavar="ENGINE",
-                        help=f"PyTorch's, default: {', '.join(RIVALS)}")
+                        help=f"default: {', '.join(RIVALS)}")
     parser.add_argument("--compile-mode", choices=gpu_engines.COMPILE_MODES,
                         default=gpu_engines.COMPILE_MODES[0],
                         help=f"of torch.compile, default {gpu_engines.COMPILE_MODES[0]}")

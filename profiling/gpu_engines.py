@@ -1,16 +1,21 @@
-"""The engines that compute a whole network on a GPU: ours, and what PyTorch has.
+"""The engines that compute a whole network on a GPU: ours, what PyTorch has, and JAX.
 
 PyTorch is set up as whoever wants speed sets it up: images and weights channels_last, each batch
 norm folded into the convolution before it, cuDNN free to try all its algorithms
 (cudnn.benchmark), sums in fp32 as ours are. "eager" calls one layer after the other. "compile" is
 torch.compile, which may treat weights as constants (freezing), in the mode that is asked for. Both
 are there inside a CUDA graph, too: a call copies its batch to where the graph reads it.
+
+JAX is there where it is installed: the same layers, jitted. Its streams are its own, so that a call
+ends when its logits are there.
 """
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +25,10 @@ from torch_setup import load_torch, set_tf32
 import cnn
 from kernels.cuda import gpu
 
-OURS, EAGER, COMPILE = "ours", "eager", "compile"
+OURS, EAGER, COMPILE, JAX = "ours", "eager", "compile", "jax"
 IN_GRAPH = " in a graph"
-RIVALS = (EAGER, EAGER + IN_GRAPH, COMPILE, COMPILE + IN_GRAPH)
+RIVALS = (EAGER, EAGER + IN_GRAPH, COMPILE, COMPILE + IN_GRAPH,
+          *[JAX] * bool(find_spec("jax")))
 STORED = {"tf32": "float32"}        # what a dtype's images are of, where it is not their name
 # Of torch.compile: the first tries most, which takes minutes a network.
 COMPILE_MODES = ("max-autotune-no-cudagraphs", "default")
@@ -86,7 +92,7 @@ class Torch:
 
 
 class Rivals:
-    """What PyTorch has for one network, for batches of one size: CuPy's arrays, (N, H, W, C).
+    """What PyTorch and JAX have for one network, for batches of one size: CuPy's arrays, (N, H, W, C).
 
     One that is inside a graph is to be made right after the same one outside, for only then is
     what has been allocated since that one's beginning its own.
@@ -95,6 +101,7 @@ class Rivals:
     def __init__(self, torch: Any, path: Path, dtype: str, batches: Sequence[Any],
                  compile_mode: str) -> None:
         self.torch, self.path, self.compile_mode = torch, path, compile_mode
+        self.name, self.batches = dtype, batches
         self.dtype = getattr(torch, STORED.get(dtype, dtype))
         set_tf32(torch, dtype == "tf32")
         self.inputs = [torch.as_tensor(batch, device="cuda").to(self.dtype).permute(0, 3, 1, 2)
@@ -102,7 +109,9 @@ class Rivals:
         self.made: dict[str, tuple[Callable[[Any], Any], int]] = {}
 
     def engine(self, name: str) -> Engine:
-        """The one of that name among RIVALS; whatever PyTorch raises where it can not be made."""
+        """The one of that name among RIVALS; whatever its library raises if it can not be made."""
+        if name == JAX:
+            return in_jax(self.path, self.name, self.batches)
         kind = name.removesuffix(IN_GRAPH)
         call, used = (self.plain(kind) if kind == name else self.in_graph(kind))
         return Engine(name, call, lambda y: y.float().cpu().numpy(), used)
@@ -154,3 +163,24 @@ class Rivals:
             graph.replay()
             return y
         return call, used
+
+
+def in_jax(path: Path, dtype: str, batches: Sequence[Any]) -> Engine:
+    """JAX's, for CuPy's arrays (N, H, W, C).
+
+    `bytes` are those of weights, temporary values and logits.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")     # the GPU is not its alone
+    import jax
+    from jax_network import jax_network  # imports jax and torch
+    stored = STORED.get(dtype, dtype)
+    weights, function = jax_network(path, stored)
+    gpu.cupy().cuda.get_current_stream().synchronize()
+    images = [jax.dlpack.from_dlpack(batch).astype(stored) for batch in batches]
+    with jax.default_matmul_precision("tensorfloat32" if dtype == "tf32" else "highest"):
+        compiled = jax.jit(function).lower(weights, images[0]).compile()
+    memory = compiled.memory_analysis()
+    used = (memory.argument_size_in_bytes - images[0].nbytes + memory.temp_size_in_bytes
+            + memory.output_size_in_bytes)
+    return Engine(JAX, lambda i: compiled(weights, images[i]).block_until_ready(),
+                  lambda y: np.asarray(y, np.float32), used)
