@@ -92,7 +92,7 @@ class Torch:
 
 
 class Rivals:
-    """What PyTorch and JAX have for one network, for batches of one size: CuPy's arrays, (N, H, W, C).
+    """What others have for one network, for batches of one size: CuPy's arrays, (N, H, W, C).
 
     One that is inside a graph is to be made right after the same one outside, for only then is
     what has been allocated since that one's beginning its own.

@@ -8,7 +8,7 @@ import pytest
 from kernels.cuda import backend, tuned
 from kernels.cuda.gpu import Gpu
 from kernels.cuda.host import conv
-from kernels.cuda.host.conv_choice import TILES
+from kernels.cuda.host.conv_choice import MMA_TILES, TILES
 from kernels.cuda.host.conv_shape import Conv, problem
 from kernels.cuda.launch import Choice, CudaOptions
 from kernels.ops import Conv2d, Linear, TensorSpec
@@ -36,7 +36,7 @@ def kernel(choices, dtype="float16"):
 
 
 def test_what_is_saved_is_loaded_and_comes_before_the_estimate(caplog):
-    choices = {NAME: Choice(TILES["float16"][5], 2)}
+    choices = {NAME: Choice(MMA_TILES[5], 2)}
     estimated = kernel({})
     with caplog.at_level(logging.DEBUG, "kernels"):
         assert tuned.save(GPU, choices).name == "nvidia-h100-80gb-hbm3-132.json"
