@@ -203,7 +203,7 @@ def test_large_layers_get_large_tiles_and_late_ones_are_split(dtype):
 
 def test_a_tile_must_fit_shared_memory():
     options = CudaOptions(dtype="float16", arch="sm_86", multiprocessors=80)
-    largest = TILES["float16"][0]
+    largest = conv_choice.MMA_TILES[0]
     assert conv_choice.choose(1 << 20, 256, 4608, 1, "float16", options)[0] != largest
     with pytest.raises(ValueError, match="more shared memory than sm_86 has"):
         conv_choice.choose(1 << 20, 256, 4608, 1, "float16", options, largest)
