@@ -229,7 +229,7 @@ def test_patches_stay_within_the_scratch_of_their_thread(unit, channels, groups,
     depth = bf16_conv.up_to(g.depth, unit.depth)
     assert tiles[0, 2] < 0
     patch = np.full(2 * patches.shape[1], 0xABAD, np.uint16)
-    gather(image, patch, unit.rows, 0, groups - 1, depth, g)
+    gather(image, patch, unit.rows, 0, g.out_width, groups - 1, depth, g)
     rows = patch[:unit.rows * depth].reshape(unit.rows, depth)
     assert (rows[:, g.depth:] == 0).all()
     assert not (rows[:, :g.depth] == 0xABAD).any()

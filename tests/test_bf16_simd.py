@@ -16,8 +16,8 @@ from kernels.cpu.bf16_simd import (
     BLOCK,
     configure,
     multiply,
+    narrow,
     release,
-    round_floats,
 )
 from kernels.cpu.simd import at
 from kernels.cpu.sizes import LANES
@@ -36,7 +36,7 @@ def products(unit, x, w, sums, steps):
 
 @numba.njit
 def round_all(x, y, count, padded):
-    round_floats(at(y, 0), at(x, 0), count, padded)
+    narrow(at(y, 0), at(x, 0), count, padded)
 
 
 def numbers(rng, *shape):
