@@ -165,14 +165,13 @@ AT_THE_EDGE = """
 import ctypes, mmap, sys
 import numpy as np
 sys.path.insert(0, "tests")
-from bf16_checks import backend
+from bf16_checks import backend, narrow, prepare_stored
 from test_bf16_conv import WAYS, arrays, integers
+from test_bf16_values import IN_PLACE
 from kernels import reference
 from kernels.cpu.bf16_conv import conv_units
 from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import bf16
-from kernels.ops import TensorSpec
-from kernels.step import Options
 
 def at_the_edge(size):
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -189,21 +188,30 @@ def on_the_last_thread(arguments):
     others[0], others[11] = unit, ConvGeometry(*others[11])
     conv_units(threads - 1, 0, len(passes) * len(tiles), *others)
 
+def copy_at_the_edge(array):
+    copy = at_the_edge(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
 unit = bf16.UNITS[sys.argv[1]]
-for height, width, channels, outputs, kernel, op, _, _ in WAYS:
-    kept = []
-    given = arrays(integers, op, 1, height, width, channels, outputs, kernel, True)
-    inputs = [at_the_edge(array.nbytes).view(np.float32).reshape(array.shape) for array in given]
-    for copy, array in zip(inputs, given):
-        copy[...] = array
-    output = TensorSpec(op.output_shape(*(array.shape for array in given)))
-    step = backend.bfloat16()[type(op)](op, [TensorSpec(array.shape) for array in given], output,
-                                      [None, *given[1:3], None], Options(2), unit)
-    y = at_the_edge(given[3].nbytes).view(np.float32).reshape(output.shape)
-    rounding, products = step.bind(inputs, y, at_the_edge(step.workspace))
-    rounding()
-    on_the_last_thread(products.arguments)
-    assert np.array_equal(y, reference.run(op, *given)), op
+backend.PREPARE.update(backend.bfloat16())
+problems = [(*way[:4], *way[4:6]) for way in WAYS]
+problems += [(h, w, c, 40, kernel, op) for h, w, c, kernel, op in IN_PLACE]
+problems += [(1, pixels, 24, 40, (1, 1), IN_PLACE[0][-1]) for pixels in (1, 7, 13, 17, 33)]
+for height, width, channels, outputs, kernel, op in problems:
+    for dtype in ("float32", "bfloat16"):
+        kept = []
+        given = arrays(integers, op, 1, height, width, channels, outputs, kernel, True)
+        expected = reference.run(op, *given).astype(np.float32).astype(dtype)
+        given[0], given[3] = given[0].astype(dtype), given[3].astype(dtype)
+        inputs = [copy_at_the_edge(array) for array in given]
+        step = prepare_stored(op, inputs, dtype, 2, unit=unit)
+        y = copy_at_the_edge(np.zeros_like(given[3]))
+        *making, products = step.bind(inputs, y, at_the_edge(step.workspace))
+        for launch in making:
+            launch()
+        on_the_last_thread(products.arguments)
+        assert np.array_equal(y, expected), op
 print("never beyond")
 """
 

@@ -108,6 +108,17 @@ def test_rounding_is_to_nearest_even_and_writes_what_it_should(count, zeros):
     assert (y[count + zeros:] == POISON).all()
 
 
+@pytest.mark.parametrize("count", [0, 1, LANES - 1, LANES, 3 * LANES + 2])
+@pytest.mark.parametrize("zeros", [0, 1, 2 * LANES + 1])
+def test_what_is_bfloat16_is_copied(count, zeros):
+    x = np.random.default_rng(count).integers(0, 1 << 16, count, np.uint16)
+    y = np.full(count + zeros + 64, POISON, np.uint16)
+    round_all(x, y, count, count + zeros)
+    assert (y[:count] == x).all()
+    assert (y[count:count + zeros] == 0).all()
+    assert (y[count + zeros:] == POISON).all()
+
+
 def test_a_nan_of_any_payload_stays_one():
     x = np.array([0x7F800001, 0xFF80FFFF, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
     y = np.zeros(4, np.uint16)
