@@ -26,6 +26,7 @@ from .bf16_instructions import (
     emulated_dot,
     load_pairs,
 )
+from .bf16_memory import load_bits, load_wide, rounded, store_bits, store_narrow
 from .bf16_units import (
     AMX,
     AMX_EMULATED,
@@ -43,11 +44,6 @@ from .bf16_units import (
 from .simd import (
     F32,
     I32,
-    INT_VECTOR,
-    MASK,
-    VECTOR,
-    Builder,
-    Value,
     advance,
     broadcast,
     clip,
@@ -57,11 +53,9 @@ from .simd import (
     i64,
     literal_ints,
     load,
-    store,
 )
 from .sizes import LANES
 
-HALVES = ir.VectorType(ir.IntType(16), LANES)
 BITS = types.CPointer(types.uint16)
 
 
@@ -203,28 +197,33 @@ def write_block(typingctx, arguments):
          high) = cgutils.unpack_tuple(b, args[0])
         low, high = broadcast(b, low), broadcast(b, high)
 
-        def columns(c, mask, add_residual):
-            start = load(b, b.gep(bias, [c]))
+        def columns(vectors, add_residual):
+            """Of each row the vectors (first column, mask), one after the other."""
+            starts = [load(b, b.gep(bias, [c])) for c, _ in vectors]
 
             def row(r, _):
-                value = b.fadd(load(b, b.gep(advance(b, sums, r, BLOCK), [c])), start)
-                offset = b.add(b.mul(r, y_step), c)
-                if add_residual:
-                    value = b.fadd(value, load_wide(b, b.gep(residual, [offset]), mask))
-                value = clip(b, value, low, high)
-                if y.type.pointee == F32:
-                    store(b, value, b.gep(y, [offset]), mask)
-                else:
-                    _store_bits(b, rounded(b, value), b.gep(y, [offset]), mask)
+                for start, (c, mask) in zip(starts, vectors, strict=True):
+                    value = b.fadd(load(b, b.gep(advance(b, sums, r, BLOCK), [c])), start)
+                    offset = b.add(b.mul(r, y_step), c)
+                    if add_residual:
+                        value = b.fadd(value, load_wide(b, b.gep(residual, [offset]), mask))
+                    store_narrow(b, clip(b, value, low, high), b.gep(y, [offset]), mask)
                 return []
 
             counted_loop(b, "row", rows, [], row)
 
+        def block(add_residual):
+            with b.if_else(b.icmp_signed("==", channels, i64(BLOCK))) as (whole, part):
+                with whole:
+                    columns([(i64(c), None) for c in range(0, BLOCK, LANES)], add_residual)
+                with part:
+                    each_vector(b, channels, lambda c, mask: columns([(c, mask)], add_residual))
+
         with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
             with then:
-                each_vector(b, channels, lambda c, mask: columns(c, mask, True))
+                block(True)
             with otherwise:
-                each_vector(b, channels, lambda c, mask: columns(c, mask, False))
+                block(False)
         return context.get_dummy_value()
 
     return types.void(arguments), codegen
@@ -265,11 +264,11 @@ def narrow(typingctx, target, source, count, padded):
 
         def bits(c, mask=None):
             pointer = b.gep(source, [c])
-            return rounded(b, load(b, pointer, mask)) if wide else _load_bits(b, pointer, mask)
+            return rounded(b, load(b, pointer, mask)) if wide else load_bits(b, pointer, mask)
 
         def vector(index, _):
             c = b.mul(index, i64(LANES))
-            _store_bits(b, bits(c), b.gep(target, [c]))
+            store_bits(b, bits(c), b.gep(target, [c]))
             return []
 
         whole = b.sdiv(count, i64(LANES))
@@ -280,51 +279,9 @@ def narrow(typingctx, target, source, count, padded):
         def rest(index, _):
             c = b.add(done, b.mul(index, i64(LANES)))
             value = bits(c, first_lanes(b, b.sub(count, c)))
-            _store_bits(b, value, b.gep(target, [c]), first_lanes(b, b.sub(padded, c)))
+            store_bits(b, value, b.gep(target, [c]), first_lanes(b, b.sub(padded, c)))
             return []
 
         counted_loop(b, "rest", b.sdiv(b.add(left, i64(LANES - 1)), i64(LANES)), [], rest)
         return context.get_dummy_value()
     return types.void(BITS, source, types.intp, types.intp), codegen
-
-
-def load_wide(b: Builder, pointer: Value, mask: Value | None = None) -> Value:
-    """LANES numbers of float32 or bfloat16 as float32; see `load`."""
-    if pointer.type.pointee == F32:
-        return load(b, pointer, mask)
-    bits = b.zext(_load_bits(b, pointer, mask), INT_VECTOR)
-    return b.bitcast(b.shl(bits, ir.Constant(INT_VECTOR, [16] * LANES)), VECTOR)
-
-
-def rounded(b: Builder, value: Value) -> Value:
-    """LANES float32 -> the bits of the nearest bfloat16, ties to even; a NaN stays one."""
-    def splat(number):
-        return ir.Constant(INT_VECTOR, [number] * LANES)
-    bits = b.bitcast(value, INT_VECTOR)
-    odd = b.and_(b.lshr(bits, splat(16)), splat(1))
-    nearest = b.add(bits, b.add(odd, splat(0x7FFF)))
-    quiet = b.or_(bits, splat(1 << 22))
-    is_nan = b.fcmp_unordered("uno", value, value)
-    return b.trunc(b.lshr(b.select(is_nan, quiet, nearest), splat(16)), HALVES)
-
-
-def _load_bits(b: Builder, pointer: Value, mask: Value | None) -> Value:
-    address = b.bitcast(pointer, HALVES.as_pointer())
-    if mask is None:
-        value = b.load(address)
-        value.align = 2
-        return value
-    function = ir.FunctionType(HALVES, [address.type, I32, MASK, HALVES])
-    masked = cgutils.get_or_insert_function(b.module, function, f"llvm.masked.load.v{LANES}i16.p0")
-    return b.call(masked, [address, I32(2), mask, ir.Constant(HALVES, None)])
-
-
-def _store_bits(b: Builder, value: Value, pointer: Value, mask: Value | None = None) -> None:
-    address = b.bitcast(pointer, value.type.as_pointer())
-    if mask is None:
-        b.store(value, address).align = 2
-        return
-    function = ir.FunctionType(ir.VoidType(), [value.type, address.type, I32, MASK])
-    masked = cgutils.get_or_insert_function(b.module, function,
-                                            f"llvm.masked.store.v{LANES}i16.p0")
-    b.call(masked, [value, address, I32(2), mask])
