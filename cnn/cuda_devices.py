@@ -16,7 +16,7 @@ from kernels.cuda.backend import DTYPES, prepare, stored_as
 from kernels.cuda.host.copy import prepare_convert, prepare_pixels, prepare_transpose
 from kernels.cuda.launch import CudaOptions
 from kernels.ops import Op, Shape, TensorSpec, Transpose
-from kernels.step import Array, Step
+from kernels.step import Array, Narrow, Step
 
 from .errors import DeviceError
 from .image import Photos, Preprocess
@@ -40,8 +40,8 @@ class CudaKernels:
                 weights: list[Array | None], options: CudaOptions) -> Step:
         return prepare(op, inputs, output, weights, options)
 
-    def narrow(self, op: Op, shapes: Sequence[Shape]) -> tuple[tuple[int, ...], bool]:
-        return (), False
+    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
+        return Narrow()         # values are all stored in one dtype
 
     def constant(self, array: Array, options: CudaOptions) -> Array:
         return options.pack(array, f"constant_{self.stored}",

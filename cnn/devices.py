@@ -12,7 +12,7 @@ import numpy as np
 from kernels.cpu.launch import Launch, together
 from kernels.cpu.threads import check_threads, team
 from kernels.ops import Op, Shape, TensorSpec, known
-from kernels.step import Array, Options, Step
+from kernels.step import Array, Narrow, Options, Step
 
 from .errors import DeviceError
 from .image import Photos
@@ -42,9 +42,8 @@ class Device(Protocol):
                 weights: list[Array | None], options: Any) -> Step:
         """Choose the kernel for an op of these shapes; `weights` holds the constant inputs."""
 
-    def narrow(self, op: Op, shapes: Sequence[Shape]) -> tuple[tuple[int, ...], bool]:
-        """Positions of the inputs that the kernel for an op takes in bfloat16 where others are
-        wider, and whether it writes that."""
+    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
+        """What the kernel for an op can do with bfloat16 where values are wider."""
 
     def allocate(self, size: int) -> Array:
         """`size` bytes, aligned."""
@@ -110,9 +109,9 @@ class CpuDevice:
         from kernels.cpu.backend import prepare  # with LLVM, which `import cnn` does without
         return prepare(op, inputs, output, weights, options)
 
-    def narrow(self, op: Op, shapes: Sequence[Shape]) -> tuple[tuple[int, ...], bool]:
+    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
         if self.dtype != "bfloat16":
-            return (), False
+            return Narrow()
         from kernels.cpu.host.bf16_values import narrow
         return narrow(op, shapes)
 

@@ -20,17 +20,37 @@ def storage(graph: Graph, device: Device, keep: frozenset[str] = NOTHING) -> dic
     """
     specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
              if spec is not None}
-    shared = views(graph)
-    wide = {shared.get(name, name) for name in (*graph.inputs, *graph.outputs, *keep)}
+    shared, alike = views(graph), Alike()
+    wide = [*graph.inputs, *graph.outputs, *graph.constants, *keep]
     for node in graph.nodes:
-        if node.output in shared:
+        can = device.narrow(node.op, [specs[name].shape for name in node.inputs])
+        if can.moves or node.output in shared:
+            for name in node.inputs:
+                alike.join(name, node.output)
             continue
-        reads, writes = device.narrow(node.op, [specs[name].shape for name in node.inputs])
-        wide.update(shared.get(name, name) for i, name in enumerate(node.inputs) if i not in reads)
-        if not writes:
-            wide.add(node.output)
-    return {name: spec if name in graph.constants or shared.get(name, name) in wide
-            else replace(spec, dtype="bfloat16") for name, spec in specs.items()}
+        wide += [name for i, name in enumerate(node.inputs) if i not in can.reads]
+        wide += [] if can.writes else [node.output]
+    unfit = {alike.first(name) for name in wide}
+    return {name: spec if alike.first(name) in unfit else replace(spec, dtype="bfloat16")
+            for name, spec in specs.items()}
+
+
+class Alike:
+    """Sets of values that are stored alike, each known by the one that is its first."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, str] = {}
+
+    def join(self, name: str, other: str) -> None:
+        """Make one set of those of two values."""
+        first, target = self.first(name), self.first(other)
+        if first != target:
+            self._before[first] = target
+
+    def first(self, name: str) -> str:
+        while name in self._before:
+            name = self._before[name]
+        return name
 
 
 def stored(spec: TensorSpec, dtype: str) -> TensorSpec:

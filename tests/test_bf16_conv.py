@@ -75,7 +75,7 @@ def test_each_way_to_read_the_image_runs_where_it_should(
         unit, height, width, channels, outputs, kernel, op, tiles, vectors, residual):
     inputs = arrays(integers, op, 2, height, width, channels, outputs, kernel, residual)
     _, products = launches(prepare(op, inputs, WEIGHTS, unit=unit), op, inputs)
-    table, g = products.arguments[8], ConvGeometry(*products.arguments[11])
+    table, g = products.arguments[9], ConvGeometry(*products.arguments[12])
     in_rows = np.array_equal(table, bf16_conv.cut_rows(2, g, unit))
     way = "gather" if table[0, 2] < 0 else "rows" if in_rows else "images"
     assert way == (tiles if unit.depth == 32 else vectors)
@@ -184,8 +184,8 @@ def at_the_edge(size):
 
 def on_the_last_thread(arguments):
     *others, threads = arguments
-    tiles, passes = others[8], others[10]
-    others[0], others[11] = unit, ConvGeometry(*others[11])
+    tiles, passes = others[9], others[11]
+    others[0], others[12] = unit, ConvGeometry(*others[12])
     conv_units(threads - 1, 0, len(passes) * len(tiles), *others)
 
 def copy_at_the_edge(array):
@@ -232,7 +232,7 @@ def test_patches_stay_within_the_scratch_of_their_thread(unit, channels, groups,
     inputs = arrays(integers, op, 1, 9, 9, channels, 8 * groups, (3, 3))
     rounding, products = launches(prepare(op, inputs, WEIGHTS, threads=2, unit=unit), op, inputs)
     rounding()
-    _, image, _, _, _, _, patches, _, tiles, _, _, numbers, *_ = products.arguments
+    _, image, _, _, _, _, _, patches, _, tiles, _, _, numbers, *_ = products.arguments
     g = ConvGeometry(*numbers)
     depth = bf16_conv.up_to(g.depth, unit.depth)
     assert tiles[0, 2] < 0

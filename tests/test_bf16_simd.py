@@ -141,7 +141,7 @@ floats, bits, patches, table = (types.Array(kind, dimensions, "C") for kind, dim
     (types.float32, 1), (types.uint16, 1), (types.uint16, 2), (types.int64, 2)))
 bf16_conv.conv_units.compile((
     types.int64, types.int64, types.int64, typeof(bf16.UNITS[sys.argv[1]]), bits, bits, floats,
-    bits, bits, patches, floats, table, table, table,
+    bits, bits, types.int64, patches, floats, table, table, table,
     typeof(ConvGeometry(*range(15))), types.int64, types.float32, types.float32))
 code = next(iter(bf16_conv.conv_units.inspect_asm().values()))
 print(json.dumps({"code": code, "missing": bf16.missing(sys.argv[1])}))

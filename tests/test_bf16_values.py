@@ -23,8 +23,7 @@ from cnn import devices, executor, passes
 from cnn.graph import Graph, Node
 from cnn.storage import storage
 from kernels import ops
-from kernels.cpu import bf16_units
-from kernels.cpu.bf16_units import BLOCK, COLUMNS
+from kernels.cpu.bf16_units import AMX, AVX512, AVX512_EMULATED, BLOCK, COLUMNS
 from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import bf16_conv
 from kernels.ops import Conv2d, Linear, TensorSpec
@@ -102,7 +101,7 @@ def test_an_input_without_padding_is_read_in_place(unit, batch, height, width, c
     assert_stored_right(op, given, unit, ["x"])
 
 
-@pytest.mark.parametrize("unit", [bf16_units.AMX, bf16_units.AVX512], ids=["amx", "avx512"])
+@pytest.mark.parametrize("unit", [AMX, AVX512], ids=["amx", "avx512"])
 @pytest.mark.parametrize("pixels", range(1, 100))
 def test_tiles_that_would_read_beyond_the_input_are_gathered(unit, pixels):
     g = ConvGeometry(1, pixels, 64, 1, pixels, 8, 1, 1, 1, 1, 0, 0, 1, 1, 64)
@@ -141,6 +140,40 @@ def test_nan_and_infinity_are_stored(unit, value):
     expected = run_stored(Conv2d(), [narrow(x), weight, bias], "float32", unit=unit)
     np.testing.assert_array_equal(found.astype(np.float32), rounded(expected))
     assert not np.isfinite(found[..., 3].astype(np.float32)).any()
+
+
+DEPTHWISE = [
+    # height, width, channels, kernel, op: windows of their own, and any
+    (9, 14, 40, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=40, activation=ops.Relu())),
+    (9, 15, 33, (3, 3), Conv2d((2, 2), (0, 0, 1, 1), groups=33)),
+    (5, 9, 3, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=3)),
+    (9, 14, 20, (2, 4), Conv2d((1, 3), (1, 2, 0, 2), (2, 1), groups=20)),
+]
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "kernel", "op"), DEPTHWISE)
+def test_depthwise_convolutions_write_it(height, width, channels, kernel, op):
+    given, unit = arrays(normal, op, 2, height, width, channels, channels, kernel), AVX512_EMULATED
+    expected = run_stored(op, given, "float32", unit=unit)
+    assert run_stored(op, given, "bfloat16", unit=unit).tobytes() == narrow(expected).tobytes()
+
+
+@pytest.mark.parametrize("channels", [3, 16, 33, 160])
+@pytest.mark.parametrize("op", [ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)),
+                                ops.MaxPool2d((2, 2), (2, 2))])
+def test_a_maximum_is_of_what_is_stored(op, channels):
+    x = rounded(normal(np.random.default_rng(0), 2, 7, 9, channels))
+    x[0, 2, 2, 0], x[1, 1, 1, 1] = np.nan, np.inf
+    expected = run_stored(op, [x], "float32")
+    assert run_stored(op, [narrow(x)], "bfloat16").tobytes() == narrow(expected).tobytes()
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_concat_copies_what_is_stored(axis):
+    rng = np.random.default_rng(0)
+    given = [narrow(normal(rng, 2, 5, 6, 7)), narrow(normal(rng, 2, 5, 6, 7))]
+    found = run_stored(ops.Concat(axis), given, "bfloat16")
+    assert found.tobytes() == np.concatenate(given, axis).tobytes()
 
 
 # ---- networks ---------------------------------------------------------------------------------
@@ -186,13 +219,34 @@ def test_what_only_bfloat16_layers_read_is_stored_so(device):
 
 @pytest.mark.parametrize(("op", "inputs"), [
     (ops.GlobalAvgPool2d(), ("c",)), (ops.Add(), ("c", "x")), (ops.Concat(-1), ("c", "x")),
-    (ops.Softmax(-1), ("c",))])
+    (ops.Softmax(-1), ("c",)), (ops.AvgPool2d((2, 2), (1, 1)), ("c",))])
 def test_what_another_op_reads_or_writes_stays_float32(device, op, inputs):
     chain = Chain()
     chain.add(op, inputs, "p")
     chain.add(Conv2d(), ("p", "w2" if isinstance(op, ops.Concat) else "w", "d"), "y")
     chain.constants["w2"] = np.zeros((8, 1, 1, 16), np.float32)
     assert narrow_values(chain.graph("y"), device) == {"a", "b"}
+
+
+def test_what_only_moves_numbers_stores_them_as_they_came(device):
+    chain = Chain()
+    chain.constants["w2"] = np.zeros((8, 1, 1, 16), np.float32)
+    chain.add(ops.MaxPool2d((3, 3), (1, 1), (1, 1, 1, 1)), ("b",), "p")
+    chain.add(ops.Concat(-1), ("c", "p"), "q")
+    chain.add(Conv2d(), ("q", "w2", "d"), "y")
+    assert narrow_values(chain.graph("y"), device) == {"a", "b", "c", "p", "q"}
+    chain.add(ops.Concat(-1), ("c", "c"), "r")
+    chain.add(Conv2d(), ("r", "w2", "d"), "z")
+    assert narrow_values(chain.graph("y", "z"), device) == {"a", "b", "c", "p", "q", "r"}
+    assert narrow_values(chain.graph("y", "z", "r"), device) == {"a"}    # all meet in a Concat
+    assert narrow_values(chain.graph("y", "z", "p"), device) == {"a"}
+
+
+def test_depthwise_convolutions_only_write_it(device):
+    chain = Chain()
+    chain.add(Conv2d(groups=8), ("c", "g", "d"), "e")
+    chain.add(Conv2d(), ("e", "w", "d"), "y")
+    assert narrow_values(chain.graph("y"), device) == {"a", "b", "e"}
 
 
 def test_what_a_sweep_follows_stays_float32(device):
@@ -219,20 +273,26 @@ def test_a_network_computes_what_its_layers_do(monkeypatch, name, threads):
     monkeypatch.setenv("CNN_BF16", name)
     device = devices.CpuDevice(threads, "bfloat16")
     chain = Chain()
-    chain.add(ops.Reshape((40, 8)), ("c",), "v")
+    chain.constants["w3"] = normal(np.random.default_rng(2), 8, 1, 1, 32)
+    chain.add(ops.MaxPool2d((3, 3), (1, 1), (1, 1, 1, 1)), ("b",), "p")
+    chain.add(Conv2d(), ("b", "w", "d"), "i")
+    chain.add(Conv2d(padding=(1, 1, 1, 1), groups=8), ("i", "g", "d"), "e")
+    chain.add(Conv2d(), ("a", "w", "d"), "h")
+    chain.add(ops.Concat(-1), ("p", "e", "h", "c"), "q")
+    chain.add(Conv2d(), ("q", "w3", "d"), "r")
+    chain.add(ops.Reshape((40, 8)), ("r",), "v")
     chain.add(Linear(), ("v", "f"), "y")
     graph = chain.graph("y")
+    assert narrow_values(graph, device) == {node.output for node in graph.nodes} - {"i", "y"}
     program = executor.Program(graph, device, device.options())
+    assert np.shares_memory(program.values["h"], program.values["q"])      # not copied
     x = normal(np.random.default_rng(1), 2, 4, 5, 8)
     found = program.run({"x": x})["y"]
     values = {**graph.constants, "x": x}
     for node in graph.nodes:
         given = [values[name] for name in node.inputs]
-        if isinstance(node.op, ops.Reshape):
-            values[node.output] = given[0].reshape(node.op.shape)
-            continue
         y = run_stored(node.op, given, "float32")
-        values[node.output] = y if node.output == "y" else rounded(y)
+        values[node.output] = y if node.output in ("i", "y") else rounded(y)
     assert found.dtype == np.float32
     assert found.tobytes() == values["y"].tobytes()
 

@@ -30,25 +30,25 @@ from .simd import at, clear
 
 
 @kernel
-def conv2d(unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, geometry,
-           pitch, low, high, threads):
+def conv2d(unit, image, weight, bias, residual, y, y_step, patches, sums, tiles, blocks, passes,
+           geometry, pitch, low, high, threads):
     """Every pass over every tile, shared among the threads.
 
-    image, weight, patches: bfloat16; y, residual: float32 or bfloat16, flat NHWC (residual may be
-    empty); bias, sums: float32. weight, bias: packed by `pack`; patches, sums: scratch of each
-    thread; tiles, blocks, passes: tables made by `cut_*` of host/bf16_conv.py; geometry: the
-    numbers of that of the padded image; pitch: positions that tiles count to an output row, of
-    which the first out_width are pixels.
+    image, weight, patches: bfloat16; y, residual: float32 or bfloat16, NHWC with pixels y_step
+    numbers apart (residual may be empty); bias, sums: float32. weight, bias: packed by `pack`;
+    patches, sums: scratch of each thread; tiles, blocks, passes: tables made by `cut_*` of
+    host/bf16_conv.py; geometry: the numbers of that of the padded image; pitch: positions that
+    tiles count to an output row, of which the first out_width are pixels.
     """
     g = ConvGeometry(*geometry)
     parallel_for(conv_units, len(passes) * len(tiles), threads, (
-        unit, image, weight, bias, residual, y, patches, sums, tiles, blocks, passes, g, pitch, low,
-        high))
+        unit, image, weight, bias, residual, y, y_step, patches, sums, tiles, blocks, passes, g,
+        pitch, low, high))
 
 
 @njit()
-def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, patches, sums,
-               tiles, blocks, passes, g, pitch, low, high):
+def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, y_step,
+               patches, sums, tiles, blocks, passes, g, pitch, low, high):
     configure(unit)
     patch, own_sums = patches[thread], at(sums, thread * unit.rows * BLOCK)
     depth = -(-g.kernel_height * g.kernel_width * g.per_group // unit.depth) * unit.depth
@@ -67,23 +67,23 @@ def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual
             channel, channels, w_offset = blocks[block]
             one_block(unit, rows, channels, (source, x_step, lines, x_line, steps,
                                              at(weight, w_offset), own_sums))
-            write_tile(sums, thread * unit.rows, at(bias, block * BLOCK), residual, y, rows,
-                       position, pitch, channel, channels, g, low, high)
+            write_tile(sums, thread * unit.rows, at(bias, block * BLOCK), residual, y, y_step,
+                       rows, position, pitch, channel, channels, g, low, high)
     release(unit)
 
 
 @njit()
-def write_tile(sums, row_of_sums, bias, residual, y, rows, position, pitch, channel, channels, g,
-               low, high):
+def write_tile(sums, row_of_sums, bias, residual, y, y_step, rows, position, pitch, channel,
+               channels, g, low, high):
     """Write what is a pixel of a tile's rows: a run for each output row, or all in one where every
     position is a pixel."""
     gap, done = pitch - g.out_width, 0
     row, column = position // pitch, position % pitch
     while done < rows:
         count = rows - done if gap == 0 else min(rows - done, g.out_width - column)
-        offset = (row * g.out_width + column) * g.out_channels + channel
+        offset = (row * g.out_width + column) * y_step + channel
         write_block((at(sums, (row_of_sums + done) * BLOCK), bias, at(residual, offset),
-                     len(residual), at(y, offset), g.out_channels, count, channels, low, high))
+                     len(residual), at(y, offset), y_step, count, channels, low, high))
         done += count + gap
         row, column = row + 1, 0
 

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...axes import flat_pixels
 from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..bf16_units import BLOCK, COLUMNS, Unit
 from ..geometry import ConvGeometry
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 from . import bf16, depthwise
-from .epilogue import epilogue
+from .epilogue import epilogue, is_clip
 
 CONV2D, MAKE_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "make_image")
 
@@ -143,7 +144,7 @@ def up_to(size: int, multiple: int) -> int:
 
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
                   activation: Unary | None, weight: Array, bias: Array | None, options: Options,
-                  unit: Unit, dtype: str) -> Step:
+                  unit: Unit, dtype: str, has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
     inputs x, of this dtype, weight, [bias, [residual]]."""
     bottom, right = end_padding
@@ -176,8 +177,9 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
         image_bytes, 2 * options.threads * patch, 4 * options.threads * unit.rows * BLOCK)])
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> list[Launch]:
-        x, y = flat(inputs[0]), flat(output)
-        residual = flat(inputs[3]) if len(inputs) > 3 else y[:0]
+        memory, y_step = flat_pixels(output)
+        x, y = flat_bits(inputs[0]), flat_bits(memory)
+        residual = flat_bits(inputs[3]) if len(inputs) > 3 else y[:0]
         image = x if in_place else workspace[:ends[0]].view(np.uint16)
         patches = workspace[ends[0]:ends[0] + 2 * options.threads * patch].view(np.uint16)
         patches = patches.reshape(options.threads, patch)
@@ -186,16 +188,11 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
             MAKE_IMAGE.bind(x, image, batch, geometry, padded, options.threads)]
         return [*making,
                 CONV2D.bind(unit.constant, image, packed, packed_bias.reshape(-1), residual, y,
-                            patches, sums, tiles, blocks, passes, padded, pitch, low, high,
+                            y_step, patches, sums, tiles, blocks, passes, padded, pitch, low, high,
                             options.threads), *finish(y, options.threads)]
 
-    return Step(name + suffix, bind, int(ends[2]))
-
-
-def flat(array: Array) -> Array:
-    """As kernels take it: of rank 1, bfloat16 as its bits."""
-    array = array.reshape(-1)
-    return array if array.dtype == np.float32 else array.view(np.uint16)
+    # Residual and y are walked through in the same steps.
+    return Step(name + suffix, bind, int(ends[2]), is_clip(activation) and not has_residual)
 
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -214,4 +211,4 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                  per_group)
     name = f"conv2d_{kh}x{kw}_bf16_{unit.name}_{unit.rows}x{BLOCK}"
     return prepare_tiled(name, n, g, (bottom, right), op.groups, op.activation, weight, bias,
-                         options, unit, inputs[0].dtype)
+                         options, unit, inputs[0].dtype, has_residual=len(inputs) > 3)
