@@ -130,6 +130,16 @@ def test_fused_activations_and_residual(unit, activation):
 
 
 @every_unit
+@pytest.mark.parametrize("op", [PADDED, Conv2d((2, 2), dilation=(2, 2)), Conv2d(groups=2)])
+def test_some_channels_of_a_wider_output(unit, op):
+    """As those of a Concat's output are; with a residual none can be written so."""
+    inputs = arrays(integers, op, 2, 7, 9, 32, BLOCK + 6, (3, 3))
+    assert_exact(op, *inputs, weights=WEIGHTS, unit=unit, gap=37)
+    residual = arrays(integers, op, 2, 7, 9, 32, BLOCK + 6, (3, 3), residual=True)
+    assert not prepare(op, residual, WEIGHTS, unit=unit).strided
+
+
+@every_unit
 def test_a_convolution_without_bias(unit):
     x, weight, _ = arrays(integers, Conv2d(), 1, 4, 5, 3, 6, (2, 2))
     assert_exact(Conv2d(), x, weight, weights=(1,), unit=unit)
