@@ -68,11 +68,11 @@ def narrow(array: np.ndarray) -> np.ndarray:
 
 
 def prepare_stored(op: Op, arrays, dtype: str, threads: int = 1, **choice) -> Step:
-    """The step of a layer whose weight and bias are constants, for arrays of their own dtypes and
-    an output of this one."""
+    """The step of a layer whose weights are constants, for arrays of their own dtypes and an
+    output of this one."""
     output = TensorSpec(op.output_shape(*(array.shape for array in arrays)), dtype)
     specs = [TensorSpec(array.shape, array.dtype.name) for array in arrays]
-    weights = [None, *arrays[1:3], *(None for _ in arrays[3:])]
+    weights = [array if i in op.packed else None for i, array in enumerate(arrays)]
     return backend.PREPARE[type(op)](op, specs, output, weights, Options(threads), **choice)
 
 

@@ -168,6 +168,15 @@ def test_a_maximum_is_of_what_is_stored(op, channels):
     assert run_stored(op, [narrow(x)], "bfloat16").tobytes() == narrow(expected).tobytes()
 
 
+@pytest.mark.parametrize("channels", [1, 7, 16, 37])
+def test_a_batch_norm_writes_it(channels):
+    rng = np.random.default_rng(0)
+    x, *of_channel = normal(rng, 2, 3, 5, channels), *(normal(rng, channels) for _ in range(3))
+    given, op = [x, *of_channel, rng.random(channels, np.float32)], ops.BatchNorm()
+    found = run_stored(op, given, "bfloat16")
+    assert found.tobytes() == narrow(run_stored(op, given, "float32")).tobytes()
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_concat_copies_what_is_stored(axis):
     rng = np.random.default_rng(0)
@@ -247,6 +256,13 @@ def test_depthwise_convolutions_only_write_it(device):
     chain.add(Conv2d(groups=8), ("c", "g", "d"), "e")
     chain.add(Conv2d(), ("e", "w", "d"), "y")
     assert narrow_values(chain.graph("y"), device) == {"a", "b", "e"}
+
+
+def test_batch_norms_only_write_it(device):
+    chain = Chain()
+    chain.add(ops.BatchNorm(activation=ops.Relu()), ("c", "d", "d", "d", "d"), "n")
+    chain.add(Conv2d(), ("n", "w", "d"), "y")
+    assert narrow_values(chain.graph("y"), device) == {"a", "b", "n"}
 
 
 def test_what_a_sweep_follows_stays_float32(device):

@@ -9,6 +9,7 @@ Intrinsics are module-level globals, which numba's disk cache needs.
     depthwise_tile  neighbouring pixels x any channels of a depthwise convolution
     depthwise_any   the same for any window, more slowly
     pool_window     the greatest or the mean of a window, any channels
+    scale_shift_*   a batch norm
     winograd_*      the transforms of Winograd convolution along one axis
 """
 from __future__ import annotations
@@ -317,6 +318,31 @@ def pool_window(typingctx, is_max, window, size):
         return context.get_dummy_value()
 
     return types.void(is_max, window, size), codegen
+
+
+# ---- batch norm -------------------------------------------------------------------------------
+
+@intrinsic
+def scale_shift_pixel(typingctx, arguments):
+    """arguments: (x, scale, shift, y, channels, low, high)
+
+    y[c] = clip(x[c] * scale[c] + shift[c], low, high)
+
+    for c < channels; nothing beyond these is touched. y points to float32 or bfloat16.
+    """
+    def codegen(context, b, sig, args):
+        x, scale, shift, y, channels, low, high = cgutils.unpack_tuple(b, args[0])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def vector(c, mask):
+            value, factor, term = (load(b, b.gep(array, [c]), mask) for array in (x, scale, shift))
+            value = b.fadd(b.fmul(value, factor), term)
+            store_narrow(b, clip(b, value, low, high), b.gep(y, [c]), mask)
+
+        each_vector(b, channels, vector)
+        return context.get_dummy_value()
+
+    return types.void(arguments), codegen
 
 
 # ---- Winograd transforms ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import Concat, Conv2d, Linear, MaxPool2d, Op, Shape, known
+from ...ops import BatchNorm, Concat, Conv2d, Linear, MaxPool2d, Op, Shape, known
 from ...step import Narrow
 from . import depthwise
 from .epilogue import is_clip
@@ -17,4 +17,6 @@ def narrow(op: Op, shapes: Sequence[Shape]) -> Narrow:
             op, known(shapes[1]), known(shapes[0])[-1])
         # A sweep that follows, for what is no clip, works on float32.
         return Narrow(() if wide else (0, 3), is_clip(op.activation))
+    if isinstance(op, BatchNorm):
+        return Narrow(writes=is_clip(op.activation))
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))
