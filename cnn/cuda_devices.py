@@ -4,6 +4,7 @@ What differs is where arrays lie and who executes: gpu_device.py, emulated_devic
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 from kernels.cuda.backend import DTYPES, prepare, stored_as
 from kernels.cuda.host.copy import prepare_convert, prepare_pixels, prepare_transpose
 from kernels.cuda.launch import CudaOptions
-from kernels.ops import Op, TensorSpec, Transpose
-from kernels.step import Array, Step
+from kernels.ops import Op, Shape, TensorSpec, Transpose
+from kernels.step import Array, Narrow, Step
 
 from .errors import DeviceError
 from .image import Photos, Preprocess
@@ -38,6 +39,9 @@ class CudaKernels:
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: CudaOptions) -> Step:
         return prepare(op, inputs, output, weights, options)
+
+    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
+        return Narrow()         # values are all stored in one dtype
 
     def constant(self, array: Array, options: CudaOptions) -> Array:
         return options.pack(array, f"constant_{self.stored}",

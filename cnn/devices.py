@@ -11,8 +11,8 @@ import numpy as np
 
 from kernels.cpu.launch import Launch, together
 from kernels.cpu.threads import check_threads, team
-from kernels.ops import Op, TensorSpec, known
-from kernels.step import Array, Options, Step
+from kernels.ops import Op, Shape, TensorSpec, known
+from kernels.step import Array, Narrow, Options, Step
 
 from .errors import DeviceError
 from .image import Photos
@@ -27,7 +27,7 @@ class Device(Protocol):
 
     name     "cpu", "cuda:0", "emulator"
     dtype    the compute type
-    stored   the dtype that values have in its memory
+    stored   the dtype that values have in its memory, but for what `narrow` says
     threads  CPU threads, None where kernels run elsewhere
     """
     name: str
@@ -41,6 +41,9 @@ class Device(Protocol):
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Any) -> Step:
         """Choose the kernel for an op of these shapes; `weights` holds the constant inputs."""
+
+    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
+        """What the kernel for an op can do with bfloat16 where values are wider."""
 
     def allocate(self, size: int) -> Array:
         """`size` bytes, aligned."""
@@ -77,7 +80,7 @@ class CpuDevice:
     """Hand-written numba.njit kernels on NumPy memory, where values are float32.
 
     With dtype "bfloat16" convolutions (but for depthwise ones) and Linear layers round their inputs
-    and weights to it, and sum in float32.
+    and weights to it, and sum in float32; what only they read is stored rounded.
     """
     name, stored = "cpu", "float32"
 
@@ -105,6 +108,12 @@ class CpuDevice:
                 weights: list[Array | None], options: Options) -> Step:
         from kernels.cpu.backend import prepare  # with LLVM, which `import cnn` does without
         return prepare(op, inputs, output, weights, options)
+
+    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
+        if self.dtype != "bfloat16":
+            return Narrow()
+        from kernels.cpu.host.bf16_values import narrow
+        return narrow(op, shapes)
 
     def allocate(self, size: int) -> Array:
         return aligned_zeros(size)

@@ -17,6 +17,7 @@ from .devices import Device
 from .errors import ModelError, OutOfMemory
 from .graph import Graph, Node
 from .plan import Part, plan, views
+from .storage import storage
 
 # A model from a file is data: what it asks for is checked before it is allocated.
 MAX_ARENA_BYTES = 16 << 30
@@ -55,8 +56,7 @@ class Program:
     def __init__(self, graph: Graph, device: Device, options: Any,
                  keep: frozenset[str] = frozenset()) -> None:
         self.graph, self.device = graph, device
-        specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
-                 if spec is not None}
+        specs = storage(graph, device, keep)
         shared = views(graph)
         layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
         workspaces = [layer.step.workspace if layer.step else 0 for layer in layers]
@@ -152,8 +152,3 @@ def without_parts(layer: Layer, parts: Mapping[str, Part]) -> Layer:
     left = tuple(spec for name, spec in zip(layer.node.inputs, layer.inputs, strict=True)
                  if name not in parts)
     return replace(layer, inputs=left, step=layer.step if left else None)
-
-
-def stored(spec: TensorSpec, dtype: str) -> TensorSpec:
-    """As the device's memory holds it: only floats are there once glue is folded away."""
-    return replace(spec, dtype=dtype) if spec.dtype == "float32" else spec

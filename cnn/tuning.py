@@ -10,10 +10,10 @@ from kernels.cuda.tune import TuneReport
 
 from .devices import Device
 from .errors import DeviceError, ModelError
-from .executor import stored
 from .gpu_device import CudaDevice
 from .graph import Graph
 from .plan import views
+from .storage import storage
 
 Progress = Callable[[int, int, str], None]
 
@@ -24,8 +24,7 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     assert isinstance(device, CudaDevice)
     if not budget >= 0:
         raise ModelError(f"budget={budget!r} must be a number of seconds, 0 or more")
-    specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
-             if spec is not None}
+    specs = storage(graph, device)
     free = views(graph)
     layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),
                          specs[node.output]) for node in graph.nodes if node.output not in free]

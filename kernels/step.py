@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,18 @@ class Step:
     bind: Callable[[Sequence[Array], Array, Array], Any]
     workspace: int = 0
     strided: bool = False
+
+
+class Narrow(NamedTuple):
+    """What an op can do with values in bfloat16, where others are wider.
+
+    reads   positions of inputs that its kernel takes so
+    writes  its output can be stored so
+    moves   it only moves numbers: its inputs and its output are all stored alike
+    """
+    reads: tuple[int, ...] = ()
+    writes: bool = False
+    moves: bool = False
 
 
 @dataclass

@@ -4,12 +4,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from checks import EPS, assert_within, sum_bound
+from checks import EPS, GUARD, THREADS, aligned, assert_within, sum_bound
 
 from kernels import reference
 from kernels.cpu import backend
 from kernels.cpu.host import bf16
-from kernels.ops import Op
+from kernels.cpu.threads import team
+from kernels.ops import Op, TensorSpec
+from kernels.step import Options, Step
 
 BF16_EPS = 2.0 ** -8            # unit roundoff: 8 significant bits
 
@@ -59,3 +61,34 @@ def assert_sums_right(op: Op, plain: Op, length: int, *arrays: np.ndarray, slack
     factors = (1 + BF16_EPS) ** 2
     bound = (factors * (1 + n / (1 - n)) - 1) * size
     assert_within(bound + slack, op, *arrays, **options)
+
+
+def narrow(array: np.ndarray) -> np.ndarray:
+    return array.astype(ml_dtypes.bfloat16)
+
+
+def prepare_stored(op: Op, arrays, dtype: str, threads: int = 1, **choice) -> Step:
+    """The step of a layer whose weights are constants, for arrays of their own dtypes and an
+    output of this one."""
+    output = TensorSpec(op.output_shape(*(array.shape for array in arrays)), dtype)
+    specs = [TensorSpec(array.shape, array.dtype.name) for array in arrays]
+    weights = [array if i in op.packed else None for i, array in enumerate(arrays)]
+    return backend.PREPARE[type(op)](op, specs, output, weights, Options(threads), **choice)
+
+
+def run_stored(op: Op, arrays, dtype: str, **choice) -> np.ndarray:
+    """Its output: the same with 1 and 2 threads, and nothing beside it was written."""
+    shape = op.output_shape(*(array.shape for array in arrays))
+    size, results = int(np.prod(shape)) * np.dtype(dtype).itemsize, []
+    for threads in THREADS:
+        step = prepare_stored(op, arrays, dtype, threads, **choice)
+        block = aligned(size + 2 * GUARD)
+        y = block[GUARD:GUARD + size].view(dtype).reshape(shape)
+        with team(threads):
+            for launch in step.bind(arrays, y, aligned(step.workspace)):
+                launch()
+        assert (block[:GUARD] == 0xFF).all(), "written before the output"
+        assert (block[GUARD + size:] == 0xFF).all(), "written after the output"
+        results.append(y.copy())
+    assert all(result.tobytes() == results[0].tobytes() for result in results)
+    return results[0]

@@ -16,28 +16,30 @@ import numpy as np
 sys.path.insert(0, "tests")
 import amx_traps
 import test_bf16_matmul
-from bf16_checks import backend
+from bf16_checks import backend, narrow, prepare_stored
 from checks import aligned, integers
 from test_bf16_conv import WAYS, arrays
 from test_bf16_simd import BLOCK, bits, numbers, products, tile_sums
+from test_bf16_values import IN_PLACE
 from kernels import reference
 from kernels.cpu.host import bf16
-from kernels.ops import Linear, TensorSpec
-from kernels.step import Options
+from kernels.ops import Linear
 
 amx_traps.install()
 unit = bf16.UNITS["amx"]
+backend.PREPARE.update(backend.bfloat16())
 
 problems = [(op, arrays(integers, op, 2, *sizes, residual=residual))
             for *sizes, op, _, _ in WAYS for residual in (False, True)]
 problems += [(Linear(), test_bf16_matmul.arrays(integers, shape, outputs))
              for shape in ((8, 77), (33, 64), (70, 5)) for outputs in (16, 50)]
+problems += [(op, [narrow(x), *rest]) for op, (x, *rest) in problems]
+problems += [(op, [narrow(x), *rest]) for h, w, c, kernel, op in IN_PLACE
+             for x, *rest in [arrays(integers, op, 2, h, w, c, 40, kernel)]]
 for op, given in problems:
     before = amx_traps.PRODUCTS[0]
-    output = TensorSpec(op.output_shape(*(array.shape for array in given)))
-    step = backend.bfloat16()[type(op)](op, [TensorSpec(array.shape) for array in given], output,
-                                      [None, *given[1:3], None], Options(1), unit)
-    y = np.full(output.shape, np.nan, np.float32)
+    step = prepare_stored(op, given, "float32", unit=unit)
+    y = np.full(op.output_shape(*(array.shape for array in given)), np.nan, np.float32)
     for launch in step.bind(given, y, aligned(step.workspace)):
         launch()
     assert "_bf16_amx_32x32" in step.kernel

@@ -75,7 +75,7 @@ def test_each_way_to_read_the_image_runs_where_it_should(
         unit, height, width, channels, outputs, kernel, op, tiles, vectors, residual):
     inputs = arrays(integers, op, 2, height, width, channels, outputs, kernel, residual)
     _, products = launches(prepare(op, inputs, WEIGHTS, unit=unit), op, inputs)
-    table, g = products.arguments[8], ConvGeometry(*products.arguments[11])
+    table, g = products.arguments[9], ConvGeometry(*products.arguments[12])
     in_rows = np.array_equal(table, bf16_conv.cut_rows(2, g, unit))
     way = "gather" if table[0, 2] < 0 else "rows" if in_rows else "images"
     assert way == (tiles if unit.depth == 32 else vectors)
@@ -130,6 +130,16 @@ def test_fused_activations_and_residual(unit, activation):
 
 
 @every_unit
+@pytest.mark.parametrize("op", [PADDED, Conv2d((2, 2), dilation=(2, 2)), Conv2d(groups=2)])
+def test_some_channels_of_a_wider_output(unit, op):
+    """As those of a Concat's output are; with a residual none can be written so."""
+    inputs = arrays(integers, op, 2, 7, 9, 32, BLOCK + 6, (3, 3))
+    assert_exact(op, *inputs, weights=WEIGHTS, unit=unit, gap=37)
+    residual = arrays(integers, op, 2, 7, 9, 32, BLOCK + 6, (3, 3), residual=True)
+    assert not prepare(op, residual, WEIGHTS, unit=unit).strided
+
+
+@every_unit
 def test_a_convolution_without_bias(unit):
     x, weight, _ = arrays(integers, Conv2d(), 1, 4, 5, 3, 6, (2, 2))
     assert_exact(Conv2d(), x, weight, weights=(1,), unit=unit)
@@ -165,14 +175,13 @@ AT_THE_EDGE = """
 import ctypes, mmap, sys
 import numpy as np
 sys.path.insert(0, "tests")
-from bf16_checks import backend
+from bf16_checks import backend, narrow, prepare_stored
 from test_bf16_conv import WAYS, arrays, integers
+from test_bf16_values import IN_PLACE
 from kernels import reference
 from kernels.cpu.bf16_conv import conv_units
 from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import bf16
-from kernels.ops import TensorSpec
-from kernels.step import Options
 
 def at_the_edge(size):
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -185,25 +194,34 @@ def at_the_edge(size):
 
 def on_the_last_thread(arguments):
     *others, threads = arguments
-    tiles, passes = others[8], others[10]
-    others[0], others[11] = unit, ConvGeometry(*others[11])
+    tiles, passes = others[9], others[11]
+    others[0], others[12] = unit, ConvGeometry(*others[12])
     conv_units(threads - 1, 0, len(passes) * len(tiles), *others)
 
+def copy_at_the_edge(array):
+    copy = at_the_edge(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
 unit = bf16.UNITS[sys.argv[1]]
-for height, width, channels, outputs, kernel, op, _, _ in WAYS:
-    kept = []
-    given = arrays(integers, op, 1, height, width, channels, outputs, kernel, True)
-    inputs = [at_the_edge(array.nbytes).view(np.float32).reshape(array.shape) for array in given]
-    for copy, array in zip(inputs, given):
-        copy[...] = array
-    output = TensorSpec(op.output_shape(*(array.shape for array in given)))
-    step = backend.bfloat16()[type(op)](op, [TensorSpec(array.shape) for array in given], output,
-                                      [None, *given[1:3], None], Options(2), unit)
-    y = at_the_edge(given[3].nbytes).view(np.float32).reshape(output.shape)
-    rounding, products = step.bind(inputs, y, at_the_edge(step.workspace))
-    rounding()
-    on_the_last_thread(products.arguments)
-    assert np.array_equal(y, reference.run(op, *given)), op
+backend.PREPARE.update(backend.bfloat16())
+problems = [(*way[:4], *way[4:6]) for way in WAYS]
+problems += [(h, w, c, 40, kernel, op) for h, w, c, kernel, op in IN_PLACE]
+problems += [(1, pixels, 24, 40, (1, 1), IN_PLACE[0][-1]) for pixels in (1, 7, 13, 17, 33)]
+for height, width, channels, outputs, kernel, op in problems:
+    for dtype in ("float32", "bfloat16"):
+        kept = []
+        given = arrays(integers, op, 1, height, width, channels, outputs, kernel, True)
+        expected = reference.run(op, *given).astype(np.float32).astype(dtype)
+        given[0], given[3] = given[0].astype(dtype), given[3].astype(dtype)
+        inputs = [copy_at_the_edge(array) for array in given]
+        step = prepare_stored(op, inputs, dtype, 2, unit=unit)
+        y = copy_at_the_edge(np.zeros_like(given[3]))
+        *making, products = step.bind(inputs, y, at_the_edge(step.workspace))
+        for launch in making:
+            launch()
+        on_the_last_thread(products.arguments)
+        assert np.array_equal(y, expected), op
 print("never beyond")
 """
 
@@ -224,12 +242,12 @@ def test_patches_stay_within_the_scratch_of_their_thread(unit, channels, groups,
     inputs = arrays(integers, op, 1, 9, 9, channels, 8 * groups, (3, 3))
     rounding, products = launches(prepare(op, inputs, WEIGHTS, threads=2, unit=unit), op, inputs)
     rounding()
-    _, image, _, _, _, _, patches, _, tiles, _, _, numbers, *_ = products.arguments
+    _, image, _, _, _, _, _, patches, _, tiles, _, _, numbers, *_ = products.arguments
     g = ConvGeometry(*numbers)
     depth = bf16_conv.up_to(g.depth, unit.depth)
     assert tiles[0, 2] < 0
     patch = np.full(2 * patches.shape[1], 0xABAD, np.uint16)
-    gather(image, patch, unit.rows, 0, groups - 1, depth, g)
+    gather(image, patch, unit.rows, 0, g.out_width, groups - 1, depth, g)
     rows = patch[:unit.rows * depth].reshape(unit.rows, depth)
     assert (rows[:, g.depth:] == 0).all()
     assert not (rows[:, :g.depth] == 0xABAD).any()

@@ -2,7 +2,7 @@
 
     multiply      the products behind a block of outputs of a convolution or Linear layer
     write_block   adds bias and residual to them, clips and writes
-    round_floats  rounds float32 to bfloat16
+    narrow        copies float32, or bfloat16, as bfloat16
 
 bfloat16 lies in memory as uint16, the upper halves of float32. Weights are panels
 [depth / 2, vectors * COLUMNS, 2]: the two inputs of a pair are neighbours, as the instructions
@@ -26,6 +26,7 @@ from .bf16_instructions import (
     emulated_dot,
     load_pairs,
 )
+from .bf16_memory import load_bits, load_wide, rounded, store_bits, store_narrow
 from .bf16_units import (
     AMX,
     AMX_EMULATED,
@@ -41,12 +42,8 @@ from .bf16_units import (
     Avx512Emulated,
 )
 from .simd import (
-    FLOATS,
+    F32,
     I32,
-    INT_VECTOR,
-    MASK,
-    Builder,
-    Value,
     advance,
     broadcast,
     clip,
@@ -56,11 +53,9 @@ from .simd import (
     i64,
     literal_ints,
     load,
-    store,
 )
 from .sizes import LANES
 
-I16 = ir.IntType(16)
 BITS = types.CPointer(types.uint16)
 
 
@@ -193,32 +188,42 @@ def write_block(typingctx, arguments):
 
     y[r*y_step + c] = clip(sums[r, c] + bias[c] + residual[r*y_step + c], low, high)
 
-    for r < rows, c < channels <= BLOCK, all float32. sums and bias are BLOCK wide; of residual and
-    y nothing beyond `channels` is touched.
+    for r < rows, c < channels <= BLOCK, in float32. residual and y may each point to bfloat16: y is
+    then rounded. sums and bias are BLOCK wide; of residual and y nothing beyond `channels` is
+    touched.
     """
     def codegen(context, b, sig, args):
         (sums, bias, residual, has_residual, y, y_step, rows, channels, low,
          high) = cgutils.unpack_tuple(b, args[0])
         low, high = broadcast(b, low), broadcast(b, high)
 
-        def columns(c, mask, add_residual):
-            start = load(b, b.gep(bias, [c]))
+        def columns(vectors, add_residual):
+            """Of each row the vectors (first column, mask), one after the other."""
+            starts = [load(b, b.gep(bias, [c])) for c, _ in vectors]
 
             def row(r, _):
-                value = b.fadd(load(b, b.gep(advance(b, sums, r, BLOCK), [c])), start)
-                offset = b.add(b.mul(r, y_step), c)
-                if add_residual:
-                    value = b.fadd(value, load(b, b.gep(residual, [offset]), mask))
-                store(b, clip(b, value, low, high), b.gep(y, [offset]), mask)
+                for start, (c, mask) in zip(starts, vectors, strict=True):
+                    value = b.fadd(load(b, b.gep(advance(b, sums, r, BLOCK), [c])), start)
+                    offset = b.add(b.mul(r, y_step), c)
+                    if add_residual:
+                        value = b.fadd(value, load_wide(b, b.gep(residual, [offset]), mask))
+                    store_narrow(b, clip(b, value, low, high), b.gep(y, [offset]), mask)
                 return []
 
             counted_loop(b, "row", rows, [], row)
 
+        def block(add_residual):
+            with b.if_else(b.icmp_signed("==", channels, i64(BLOCK))) as (whole, part):
+                with whole:
+                    columns([(i64(c), None) for c in range(0, BLOCK, LANES)], add_residual)
+                with part:
+                    each_vector(b, channels, lambda c, mask: columns([(c, mask)], add_residual))
+
         with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
             with then:
-                each_vector(b, channels, lambda c, mask: columns(c, mask, True))
+                block(True)
             with otherwise:
-                each_vector(b, channels, lambda c, mask: columns(c, mask, False))
+                block(False)
         return context.get_dummy_value()
 
     return types.void(arguments), codegen
@@ -227,11 +232,11 @@ def write_block(typingctx, arguments):
 # ---- moving bfloat16 --------------------------------------------------------------------------
 
 @intrinsic
-def copy_bits(typingctx, target, source, count):
-    """Copy `count` numbers, and up to 31 more that happen to lie behind them: whole vectors are
-    faster than a call of memcpy for the few bytes under a kernel line."""
+def copy_bits(typingctx, target, source, count, beyond):
+    """Copy `count` numbers, and where `beyond` allows it up to 31 more that happen to lie behind
+    them: whole vectors are faster than a call of memcpy for the few bytes under a kernel line."""
     def codegen(context, b, sig, args):
-        target, source, count = args
+        target, source, count, beyond = args
 
         def vector(index, _):
             value = load_pairs(b, advance(b, source, index, BLOCK))
@@ -239,20 +244,31 @@ def copy_bits(typingctx, target, source, count):
             b.store(value, into).align = 2
             return []
 
-        counted_loop(b, "vector", b.sdiv(b.add(count, i64(BLOCK - 1)), i64(BLOCK)), [], vector)
+        with b.if_else(beyond) as (then, otherwise):
+            with then:
+                vectors = b.sdiv(b.add(count, i64(BLOCK - 1)), i64(BLOCK))
+                counted_loop(b, "vector", vectors, [], vector)
+            with otherwise:
+                cgutils.raw_memcpy(b, target, source, count, itemsize=2)
         return context.get_dummy_value()
-    return types.void(BITS, BITS, types.intp), codegen
+    return types.void(BITS, BITS, types.intp, types.boolean), codegen
 
 
 @intrinsic
-def round_floats(typingctx, target, source, count, padded):
-    """target[i] = bfloat16(source[i]) for i < count, 0 for count <= i < padded."""
+def narrow(typingctx, target, source, count, padded):
+    """target[i] = bfloat16(source[i]) for i < count, 0 for count <= i < padded; source points to
+    float32, or to bfloat16, which stays as it is."""
     def codegen(context, b, sig, args):
         target, source, count, padded = args
+        wide = source.type.pointee == F32
+
+        def bits(c, mask=None):
+            pointer = b.gep(source, [c])
+            return rounded(b, load(b, pointer, mask)) if wide else load_bits(b, pointer, mask)
 
         def vector(index, _):
             c = b.mul(index, i64(LANES))
-            _store_bits(b, rounded(b, load(b, b.gep(source, [c]))), b.gep(target, [c]))
+            store_bits(b, bits(c), b.gep(target, [c]))
             return []
 
         whole = b.sdiv(count, i64(LANES))
@@ -262,33 +278,10 @@ def round_floats(typingctx, target, source, count, padded):
 
         def rest(index, _):
             c = b.add(done, b.mul(index, i64(LANES)))
-            value = load(b, b.gep(source, [c]), first_lanes(b, b.sub(count, c)))
-            _store_bits(b, rounded(b, value), b.gep(target, [c]), first_lanes(b, b.sub(padded, c)))
+            value = bits(c, first_lanes(b, b.sub(count, c)))
+            store_bits(b, value, b.gep(target, [c]), first_lanes(b, b.sub(padded, c)))
             return []
 
         counted_loop(b, "rest", b.sdiv(b.add(left, i64(LANES - 1)), i64(LANES)), [], rest)
         return context.get_dummy_value()
-    return types.void(BITS, FLOATS, types.intp, types.intp), codegen
-
-
-def rounded(b: Builder, value: Value) -> Value:
-    """LANES float32 -> the bits of the nearest bfloat16, ties to even; a NaN stays one."""
-    def splat(number):
-        return ir.Constant(INT_VECTOR, [number] * LANES)
-    bits = b.bitcast(value, INT_VECTOR)
-    odd = b.and_(b.lshr(bits, splat(16)), splat(1))
-    nearest = b.add(bits, b.add(odd, splat(0x7FFF)))
-    quiet = b.or_(bits, splat(1 << 22))
-    is_nan = b.fcmp_unordered("uno", value, value)
-    return b.trunc(b.lshr(b.select(is_nan, quiet, nearest), splat(16)), ir.VectorType(I16, LANES))
-
-
-def _store_bits(b: Builder, value: Value, pointer: Value, mask: Value | None = None) -> None:
-    address = b.bitcast(pointer, value.type.as_pointer())
-    if mask is None:
-        b.store(value, address).align = 2
-        return
-    function = ir.FunctionType(ir.VoidType(), [value.type, address.type, I32, MASK])
-    masked = cgutils.get_or_insert_function(b.module, function,
-                                            f"llvm.masked.store.v{LANES}i16.p0")
-    b.call(masked, [value, address, I32(2), mask])
+    return types.void(BITS, source, types.intp, types.intp), codegen

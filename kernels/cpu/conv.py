@@ -22,7 +22,7 @@ from .geometry import ConvGeometry
 from .jit import kernel, njit
 from .microkernels import some_blocks
 from .parallel import parallel_for
-from .simd import at, clear, copy_floats
+from .simd import at, clear, copy_numbers
 from .sizes import BLOCK, BLOCK_VECTORS, LANES, TILE_ROWS
 
 
@@ -95,7 +95,7 @@ def pad_rows(thread, first_row, end_row, x, padded, g, p):
         if 0 <= h < g.height:
             source = (row // p.height * g.height + h) * line
             clear(at(padded, target), before)
-            copy_floats(at(padded, target + before), at(x, source), line)
+            copy_numbers(at(padded, target + before), at(x, source), line)
             clear(at(padded, target + before + line), padded_line - before - line)
         else:
             clear(at(padded, target), padded_line)
@@ -120,7 +120,7 @@ def gather(x, patch, rows, pixel, group, g):
                 first = min(max(-column, 0), g.kernel_width)
                 end = max(first, min(g.kernel_width, g.width - column))
                 clear(at(patch, target), first * g.channels)
-                copy_floats(at(patch, target + first * g.channels),
+                copy_numbers(at(patch, target + first * g.channels),
                             at(x, (source + column + first) * g.channels),
                             (end - first) * g.channels)
                 clear(at(patch, target + end * g.channels),
@@ -131,7 +131,7 @@ def gather(x, patch, rows, pixel, group, g):
                     into = at(patch, target + tap * g.per_group)
                     if 0 <= w < g.width:
                         first = (source + w) * g.channels + group * g.per_group
-                        copy_floats(into, at(x, first), g.per_group)
+                        copy_numbers(into, at(x, first), g.per_group)
                     else:
                         clear(into, g.per_group)
             target += line_length

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .jit import kernel, njit
 from .parallel import parallel_for
-from .simd import at, copy_floats
+from .simd import at, copy_numbers
 
 BLOCK = 32      # a 32 x 32 block of float32 is read and written while it lies in L1
 
@@ -17,7 +17,7 @@ def copy_columns(x, width, y, y_width, first, threads):
 @njit()
 def copy_rows(thread, first_row, end_row, x, width, y, y_width, first):
     for row in range(first_row, end_row):
-        copy_floats(at(y, row * y_width + first), at(x, row * width), width)
+        copy_numbers(at(y, row * y_width + first), at(x, row * width), width)
 
 
 @kernel

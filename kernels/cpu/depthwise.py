@@ -1,4 +1,4 @@
-"""Depthwise convolution (one filter per channel), NHWC float32.
+"""Depthwise convolution (one filter per channel), NHWC float32; the output may be bfloat16.
 
 There is little arithmetic per loaded value, so loads decide. `depthwise_tile` of microkernels.py
 computes PIXELS neighbours of one output row, LANES channels after the other: a weight is loaded
@@ -21,7 +21,7 @@ from .sizes import DEPTHWISE_PIXELS as PIXELS
 def depthwise2d(x, weight, bias, zeros, y, batch, columns, geometry, low, high, threads):
     """Every output row of every group of channels, shared among the threads.
 
-    x, y: flat NHWC; weight: [taps, padded channels]; bias, zeros: [padded channels];
+    x, y: flat NHWC; weight: [taps, padded channels]; bias: [padded channels]; zeros: [LANES];
     columns: made by `cut_columns` of host/depthwise.py; geometry: ConvGeometry's numbers.
     """
     g = ConvGeometry(*geometry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
-from .simd import at, copy_floats
+from .simd import at, copy_numbers
 from .sizes import ADD, CLIP, SIGMOID, SILU, TANH
 
 SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that memcpy is fast for
@@ -25,7 +25,7 @@ def unary_range(thread, first, end, code, low, high, x, y, in_place):
         start = sweep * SWEEP
         part = y[start:start + SWEEP]
         if not in_place:
-            copy_floats(at(y, start), at(x, start), len(part))
+            copy_numbers(at(y, start), at(x, start), len(part))
         apply(code, low, high, part)
 
 

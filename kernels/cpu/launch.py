@@ -101,6 +101,12 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
     raise TypeError(f"kernels take no {type(argument).__name__}: {argument!r}")
 
 
+def flat_bits(array: np.ndarray) -> np.ndarray:
+    """Of rank 1, and bfloat16 as its bits, for kernels know no such number."""
+    flat = array.reshape(-1)
+    return flat if flat.dtype == np.float32 else flat.view(np.uint16)
+
+
 @cache
 def _array(dtype: np.dtype, rank: int) -> str:
     """The type of an array: "float32[1]"."""

@@ -1,7 +1,7 @@
 """The micro-kernels: the few innermost loops that decide the speed.
 
 Numba's own loops do not keep a block of accumulators in registers, so these are written as LLVM IR,
-as intrinsics on raw float pointers. Sizes that must be known when they are compiled are literal
+as intrinsics on raw pointers. Sizes that must be known when they are compiled are literal
 ints, or chosen by number among a few (CONV_TILES, WINDOWS). The other arguments come as one tuple.
 Intrinsics are module-level globals, which numba's disk cache needs.
 
@@ -9,6 +9,7 @@ Intrinsics are module-level globals, which numba's disk cache needs.
     depthwise_tile  neighbouring pixels x any channels of a depthwise convolution
     depthwise_any   the same for any window, more slowly
     pool_window     the greatest or the mean of a window, any channels
+    scale_shift_*   a batch norm
     winograd_*      the transforms of Winograd convolution along one axis
 """
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import winograd_matrices
+from .bf16_memory import load_wide, store_narrow
 from .jit import njit
 from .simd import (
     Builder,
@@ -167,7 +169,7 @@ def depthwise_tile(typingctx, number, arguments):
     for r < DEPTHWISE_PIXELS, c < count, l < lines, t < taps, of WINDOWS[number]; columns outside
     are left out. `x` points to the first column inside. Lines are x_line floats apart, columns
     `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y nothing
-    beyond `count` channels is touched.
+    beyond `count` channels is touched. y points to float32 or bfloat16.
     """
     def codegen(context, b, sig, args):
         choose(b, args[0], args[1], "depthwise_tile", WINDOWS, _depthwise_window)
@@ -203,7 +205,7 @@ def _depthwise_window(b: Builder, window: Window, x: Value, channels: Value, lin
                                   [b.gep(x, [c]), b.gep(w, [c]), *start], kernel_line)
         target = b.gep(y, [c])
         for value in acc:
-            store(b, clip(b, value, low, high), target, mask)
+            store_narrow(b, clip(b, value, low, high), target, mask)
             target = b.gep(target, [channels])
 
     each_vector(b, count, tile)
@@ -250,7 +252,7 @@ def depthwise_any(typingctx, tile_rows, arguments):
             acc = counted_loop(b, "kernel_line", lines, [start] * sizes[0], kernel_line)
             for r, value in enumerate(acc):
                 target = b.gep(advance(b, y, channels, r), [c])
-                store(b, clip(b, value, low, high), target, mask)
+                store_narrow(b, clip(b, value, low, high), target, mask)
 
         each_vector(b, count, tile)
         return context.get_dummy_value()
@@ -266,7 +268,8 @@ def pool_window(typingctx, is_max, window, size):
 
     y[c] = greatest, or sum / size, over l < lines, t < taps of x[l*x_line + t*x_tap + c]
 
-    for c < channels; nothing beyond these is touched. NaN counts as greatest.
+    for c < channels; nothing beyond these is touched. NaN counts as greatest. x and y each point to
+    float32 or bfloat16.
     """
     sizes = literal_ints(is_max)
     if sizes is None:
@@ -288,7 +291,7 @@ def pool_window(typingctx, is_max, window, size):
 
                 def tap(t, totals):
                     pixel = advance(b, first, t, x_tap)
-                    return [merge(total, load(b, advance(b, pixel, j * LANES), mask))
+                    return [merge(total, load_wide(b, advance(b, pixel, j * LANES), mask))
                             for j, total in enumerate(totals)]
                 return counted_loop(b, "tap", taps, totals, tap)
 
@@ -296,7 +299,7 @@ def pool_window(typingctx, is_max, window, size):
             totals = counted_loop(b, "kernel_line", lines, [start] * vectors, kernel_line)
             for j, total in enumerate(totals):
                 result = total if sizes[0] else b.fdiv(total, divisor)
-                store(b, result, advance(b, b.gep(y, [c]), j * LANES), mask)
+                store_narrow(b, result, advance(b, b.gep(y, [c]), j * LANES), mask)
 
         def whole(first, end, vectors):
             """Vectors first .. end of the channels, `vectors` at a time; how many are done then."""
@@ -315,6 +318,31 @@ def pool_window(typingctx, is_max, window, size):
         return context.get_dummy_value()
 
     return types.void(is_max, window, size), codegen
+
+
+# ---- batch norm -------------------------------------------------------------------------------
+
+@intrinsic
+def scale_shift_pixel(typingctx, arguments):
+    """arguments: (x, scale, shift, y, channels, low, high)
+
+    y[c] = clip(x[c] * scale[c] + shift[c], low, high)
+
+    for c < channels; nothing beyond these is touched. y points to float32 or bfloat16.
+    """
+    def codegen(context, b, sig, args):
+        x, scale, shift, y, channels, low, high = cgutils.unpack_tuple(b, args[0])
+        low, high = broadcast(b, low), broadcast(b, high)
+
+        def vector(c, mask):
+            value, factor, term = (load(b, b.gep(array, [c]), mask) for array in (x, scale, shift))
+            value = b.fadd(b.fmul(value, factor), term)
+            store_narrow(b, clip(b, value, low, high), b.gep(y, [c]), mask)
+
+        each_vector(b, channels, vector)
+        return context.get_dummy_value()
+
+    return types.void(arguments), codegen
 
 
 # ---- Winograd transforms ----------------------------------------------------------------------

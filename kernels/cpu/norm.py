@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import scalar
 from .jit import kernel, njit
+from .microkernels import scale_shift_pixel
 from .parallel import parallel_for
+from .simd import at
 
 
 @kernel
 def scale_shift(x, scale, shift, y, low, high, threads):
-    """y[.., c] = clip(x[.., c] * scale[c] + shift[c], low, high) on flat arrays."""
+    """y[.., c] = clip(x[.., c] * scale[c] + shift[c], low, high) on flat arrays, y of float32 or
+    bfloat16."""
     parallel_for(scale_shift_rows, len(x) // len(scale), threads, (x, scale, shift, y, low, high))
 
 
@@ -19,9 +21,8 @@ def scale_shift(x, scale, shift, y, low, high, threads):
 def scale_shift_rows(thread, first_row, end_row, x, scale, shift, y, low, high):
     channels = len(scale)
     for row in range(first_row, end_row):
-        pixel, out = x[row * channels:][:channels], y[row * channels:][:channels]
-        for c in range(channels):
-            out[c] = scalar.clip(pixel[c] * scale[c] + shift[c], low, high)
+        scale_shift_pixel((at(x, row * channels), at(scale, 0), at(shift, 0),
+                           at(y, row * channels), channels, low, high))
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Max, average and global average pooling, NHWC float32.
+"""Max, average and global average pooling, NHWC, in float32; max pooling also of bfloat16.
 
 Bound by memory. Windows are clipped to the image once per output pixel; what is left of one is a
 rectangle, over which `pool_window` of microkernels.py goes with some vectors of channels at a time.

@@ -17,7 +17,6 @@ from .sizes import LANES
 F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
 VECTOR, INT_VECTOR = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 MASK = ir.VectorType(I1, LANES)
-FLOATS = types.CPointer(types.float32)
 Builder: TypeAlias = ir.IRBuilder
 Value: TypeAlias = ir.Value
 
@@ -184,12 +183,12 @@ def at(typingctx, array, offset):
 
 
 @intrinsic
-def copy_floats(typingctx, target, source, count):
-    """Copy `count` floats from one pointer to another; the ranges must not overlap."""
+def copy_numbers(typingctx, target, source, count):
+    """Copy `count` numbers from one pointer to another of its type; the ranges must not overlap."""
     def codegen(context, b, sig, args):
-        cgutils.raw_memcpy(b, *args, itemsize=4)
+        cgutils.raw_memcpy(b, *args, itemsize=target.dtype.bitwidth // 8)
         return context.get_dummy_value()
-    return types.void(FLOATS, FLOATS, types.intp), codegen
+    return types.void(target, target, types.intp), codegen
 
 
 @intrinsic

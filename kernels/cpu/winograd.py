@@ -30,7 +30,7 @@ from .geometry import WinogradGeometry
 from .jit import kernel, njit
 from .microkernels import some_blocks, winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
-from .simd import at, clear, copy_floats
+from .simd import at, clear, copy_numbers
 from .sizes import BLOCK, HALF_ROWS, LANES, TILE_ROWS
 
 
@@ -102,7 +102,7 @@ def copy_patch(x, patch, image, h, w, g):
     clear(at(patch, 0), reach * reach * g.depth)
     for i in range(max(h, 0), min(h + reach, g.height)):
         for j in range(max(w, 0), min(w + reach, g.width)):
-            copy_floats(at(patch, ((i - h) * reach + j - w) * g.depth),
+            copy_numbers(at(patch, ((i - h) * reach + j - w) * g.depth),
                         at(x, ((image * g.height + i) * g.width + j) * g.channels), g.channels)
 
 

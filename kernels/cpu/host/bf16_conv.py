@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...axes import flat_pixels
 from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..bf16_units import BLOCK, COLUMNS, Unit
 from ..geometry import ConvGeometry
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 from . import bf16, depthwise
-from .epilogue import epilogue
+from .epilogue import epilogue, is_clip
 
-CONV2D, ROUND_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "round_image")
+CONV2D, MAKE_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "make_image")
 
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
@@ -62,11 +63,20 @@ def cut_across(pixels: int, unit: Unit) -> Array:
                      for start in range(0, pixels, unit.rows)], np.int64)
 
 
-def computed(tiles: Array, unit: Unit) -> int:
-    """Pixels that the micro-kernels for these tiles compute."""
+def within(size: int, tiles: Array, p: ConvGeometry, unit: Unit) -> Array:
+    """Direct tiles, but for those gathered whose micro-kernel would read beyond `size` numbers."""
+    span = ((p.kernel_height - 1) * p.width + p.kernel_width) * p.channels
+    last = tiles[:, 2] + (computed(tiles, unit) - 1) * p.stride_width * p.channels
+    rows, position, offset = tiles.T
+    return np.ascontiguousarray(
+        np.stack([rows, position, np.where(last + span > size, -1, offset)], axis=-1))
+
+
+def computed(tiles: Array, unit: Unit) -> Array:
+    """Pixels that the micro-kernel for each of these tiles computes."""
     rows = tiles[:, 0]
-    return int(np.where(rows > unit.half, unit.rows,
-                        np.where(rows > unit.least, unit.half, unit.least)).sum())
+    return np.where(rows > unit.half, unit.rows,
+                    np.where(rows > unit.least, unit.half, unit.least))
 
 
 def choose_way(batch: int, p: ConvGeometry, groups: int, unit: Unit) -> Way:
@@ -84,9 +94,9 @@ def choose_way(batch: int, p: ConvGeometry, groups: int, unit: Unit) -> Way:
         one = p._replace(out_height=batch * p.out_height)
         return Way(p, cut_images(1, one, pitch, unit), p.depth, pitch)
     rows, images = cut_rows(1, p, unit), cut_images(1, p, pitch, unit)
-    through = rest == 0 and computed(images, unit) <= computed(rows, unit)
-    most = WASTE * computed(cut_across(pixels, unit), unit) * depth
-    if computed(images if through else rows, unit) * p.depth > most:
+    through = rest == 0 and computed(images, unit).sum() <= computed(rows, unit).sum()
+    most = WASTE * computed(cut_across(pixels, unit), unit).sum() * depth
+    if computed(images if through else rows, unit).sum() * p.depth > most:
         return gathered
     if through:
         return Way(p, cut_images(batch, p, pitch, unit), p.depth, pitch)
@@ -134,9 +144,9 @@ def up_to(size: int, multiple: int) -> int:
 
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
                   activation: Unary | None, weight: Array, bias: Array | None, options: Options,
-                  unit: Unit) -> Step:
+                  unit: Unit, dtype: str, has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
-    inputs x, weight, [bias, [residual]]."""
+    inputs x, of this dtype, weight, [bias, [residual]]."""
     bottom, right = end_padding
     p, tiles, depth, pitch = choose_way(batch, g._replace(
         height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0), groups,
@@ -155,26 +165,34 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     low, high, finish, suffix = epilogue(activation)
     geometry, padded = tuple(g), tuple(p)
     # Bytes of the image, of all patches and of all sums, one after the other in the workspace.
-    step = g.stride_width * p.channels
-    image_bytes = 2 * (batch * p.height * p.width * p.channels + unit.rows * step + SLACK)
-    patch = unit.rows * depth + SLACK if tiles[0, 2] < 0 else 0
+    size, beyond = batch * p.height * p.width * p.channels, unit.rows * g.stride_width * p.channels
+    image_bytes = 2 * (size + beyond + SLACK)
+    in_place = dtype == "bfloat16" and p == g
+    if in_place:
+        image_bytes = 0
+        if tiles[0, 2] >= 0:
+            tiles = within(size, tiles, p, unit)
+    patch = unit.rows * depth + SLACK if tiles[:, 2].min() < 0 else 0
     ends = np.cumsum([up_to(size, ALIGNMENT) for size in (
         image_bytes, 2 * options.threads * patch, 4 * options.threads * unit.rows * BLOCK)])
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> list[Launch]:
-        x, y = inputs[0].reshape(-1), output.reshape(-1)
-        residual = inputs[3].reshape(-1) if len(inputs) > 3 else np.empty(0, np.float32)
-        image = workspace[:ends[0]].view(np.uint16)
+        memory, y_step = flat_pixels(output)
+        x, y = flat_bits(inputs[0]), flat_bits(memory)
+        residual = flat_bits(inputs[3]) if len(inputs) > 3 else y[:0]
+        image = x if in_place else workspace[:ends[0]].view(np.uint16)
         patches = workspace[ends[0]:ends[0] + 2 * options.threads * patch].view(np.uint16)
         patches = patches.reshape(options.threads, patch)
         sums = workspace[ends[1]:ends[2]].view(np.float32)
-
-        return [ROUND_IMAGE.bind(x, image, batch, geometry, padded, options.threads),
+        making = [] if in_place else [
+            MAKE_IMAGE.bind(x, image, batch, geometry, padded, options.threads)]
+        return [*making,
                 CONV2D.bind(unit.constant, image, packed, packed_bias.reshape(-1), residual, y,
-                            patches, sums, tiles, blocks, passes, padded, pitch, low, high,
+                            y_step, patches, sums, tiles, blocks, passes, padded, pitch, low, high,
                             options.threads), *finish(y, options.threads)]
 
-    return Step(name + suffix, bind, int(ends[2]))
+    # Residual and y are walked through in the same steps.
+    return Step(name + suffix, bind, int(ends[2]), is_clip(activation) and not has_residual)
 
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -193,4 +211,4 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                  per_group)
     name = f"conv2d_{kh}x{kw}_bf16_{unit.name}_{unit.rows}x{BLOCK}"
     return prepare_tiled(name, n, g, (bottom, right), op.groups, op.activation, weight, bias,
-                         options, unit)
+                         options, unit, inputs[0].dtype, has_residual=len(inputs) > 3)

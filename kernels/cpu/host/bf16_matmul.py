@@ -27,4 +27,4 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                      features)
     kind = "gemv" if samples == 1 else f"{unit.rows}x{BLOCK}"
     return prepare_tiled(f"linear_bf16_{unit.name}_{kind}", 1, g, (0, 0), 1, op.activation, weight,
-                         bias, options, unit)
+                         bias, options, unit, inputs[0].dtype)

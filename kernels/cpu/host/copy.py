@@ -9,7 +9,7 @@ import numpy as np
 from ...axes import as_matrices, dense_steps, merge_axes
 from ...ops import Concat, Flatten, Reshape, TensorSpec, Transpose, count, known, normal_axis
 from ...step import Array, Options, Step
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 
 COPY_COLUMNS = Kernel("copy", "copy_columns")
 TRANSPOSE_MATRICES = Kernel("copy", "transpose_matrices")
@@ -24,7 +24,7 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
     width = bounds[-1]
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [COPY_COLUMNS.bind(array.reshape(-1), end - start, y.reshape(-1), width, start,
+        return [COPY_COLUMNS.bind(flat_bits(array), end - start, flat_bits(y), width, start,
                                   options.threads)
                 for array, (start, end) in zip(arrays, pairwise(bounds), strict=True)
                 if end > start and not np.may_share_memory(array, y)]

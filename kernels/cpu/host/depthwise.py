@@ -8,7 +8,7 @@ import numpy as np
 from ...ops import Conv2d, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import ConvGeometry
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
 from ..sizes import LANES, WINDOWS, Window
 from .epilogue import epilogue
@@ -56,7 +56,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        x, flat = arrays[0].reshape(-1), y.reshape(-1)
+        x, flat = arrays[0].reshape(-1), flat_bits(y)
         return [DEPTHWISE2D.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
                                  low, high, options.threads), *finish(flat, options.threads)]
 

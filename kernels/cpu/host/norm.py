@@ -8,7 +8,7 @@ import numpy as np
 from ...norm import scale_and_shift
 from ...ops import BatchNorm, TensorSpec
 from ...step import Array, Options, Step
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 from .epilogue import epilogue
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
@@ -20,7 +20,7 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        x, flat = arrays[0].reshape(-1), y.reshape(-1)
+        x, flat = arrays[0].reshape(-1), flat_bits(y)
         return [SCALE_SHIFT.bind(x, scale, shift, flat, low, high, options.threads),
                 *finish(flat, options.threads)]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ...ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, known
 from ...step import Array, Options, Step
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 
 POOL2D, GLOBAL_AVG_POOL2D = Kernel("pool", "pool2d"), Kernel("pool", "global_avg_pool2d")
 
@@ -16,8 +16,8 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
     include_pad = isinstance(op, AvgPool2d) and op.count_include_pad
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [POOL2D.bind(is_max, include_pad, arrays[0].reshape(-1), known(inputs[0].shape),
-                            y.reshape(-1), known(output.shape), op.kernel_size, op.stride,
+        return [POOL2D.bind(is_max, include_pad, flat_bits(arrays[0]), known(inputs[0].shape),
+                            flat_bits(y), known(output.shape), op.kernel_size, op.stride,
                             op.padding, op.dilation, options.threads)]
 
     name = "max" if is_max else "avg"
