@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .bf16_instructions import Bfloat
-from .host import bf16
+from .bf16_units import missing
 from .simd import F32, I32, INT_VECTOR, MASK, VECTOR, Builder, Value, load, store
 from .sizes import LANES
 
@@ -34,7 +34,7 @@ def rounded(b: Builder, value: Value) -> Value:
 
     The instruction for that, where the CPU has it, takes numbers below 2 ** -126 for 0.
     """
-    if LANES == 16 and not bf16.missing("avx512"):
+    if LANES == 16 and not missing("avx512"):
         narrow = b.fptrunc(value, ir.VectorType(Bfloat(), LANES))       # vcvtneps2bf16
         return b.bitcast(narrow, HALVES)
 

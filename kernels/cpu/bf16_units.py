@@ -8,7 +8,10 @@ micro-kernels (bf16_simd.py), when they are compiled, which instructions to emit
 """
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
+
+import llvmlite.binding as llvm
 
 from .launch import Constant
 
@@ -64,3 +67,18 @@ NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
 AMX, AMX_EMULATED = Amx(32, 16, 16, 32), AmxEmulated(32, 16, 16, 32)
 # 14 x 2 vectors of sums, two of weights and a pixel: 31 of 32 registers.
 AVX512, AVX512_EMULATED = Avx512(14, 7, 1, 2), Avx512Emulated(14, 7, 1, 2)
+
+# What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
+# single samples are multiplied.
+NEEDS = {"amx": ("amx-tile", "amx-bf16", "avx512bf16"), "avx512": ("avx512bf16",)}
+
+
+def missing(name: str) -> list[str]:
+    """The features that the unit of this name needs and that are not there.
+
+    There is what Numba compiles for: this CPU's features, unless NUMBA_CPU_FEATURES says others.
+    """
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = llvm.get_host_cpu_features().flatten()
+    return [need for need in NEEDS.get(name, ()) if f"+{need}" not in features.split(",")]

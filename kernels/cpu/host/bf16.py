@@ -5,18 +5,22 @@ import os
 from ctypes import CDLL, get_errno
 from functools import cache
 
-import llvmlite.binding as llvm
 import ml_dtypes
 import numpy as np
 
 from ...step import Array
-from ..bf16_units import AMX, AMX_EMULATED, AVX512, AVX512_EMULATED, Amx, Unit
+from ..bf16_units import (
+    AMX,
+    AMX_EMULATED,
+    AVX512,
+    AVX512_EMULATED,
+    NEEDS,
+    Amx,
+    Unit,
+    missing,
+)
 
 UNITS = {unit.name: unit for unit in (AMX, AVX512, AMX_EMULATED, AVX512_EMULATED)}
-# What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
-# single samples are multiplied.
-NEEDS = {"amx": ("amx-tile", "amx-bf16", "avx512bf16"), "avx512": ("avx512bf16",)}
-
 # Linux, x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 
@@ -42,17 +46,6 @@ def choose() -> Unit:
     if isinstance(UNITS[asked], Amx):
         permit_tiles()
     return UNITS[asked]
-
-
-def missing(name: str) -> list[str]:
-    """The features that the unit of this name needs and that are not there.
-
-    There is what Numba compiles for: this CPU's features, unless NUMBA_CPU_FEATURES says others.
-    """
-    features = os.environ.get("NUMBA_CPU_FEATURES")
-    if features is None:
-        features = llvm.get_host_cpu_features().flatten()
-    return [need for need in NEEDS.get(name, ()) if f"+{need}" not in features.split(",")]
 
 
 @cache
