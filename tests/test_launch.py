@@ -183,3 +183,24 @@ def test_no_compiler_is_imported_once_kernels_are_compiled():
                               text=True)
         assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
+
+
+FORK = """
+import os, signal
+import numpy as np
+import kernels
+from kernels.cpu import launch
+launch._lock.acquire()          # as a thread has it that loads a kernel
+child = os.fork()
+if child == 0:
+    signal.alarm(60)            # ends a child that waits for ever
+    kernels.relu(np.ones(4, np.float32))
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_child_loads_kernels_though_its_parent_was_loading_one():
+    done = subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout == "0\n"

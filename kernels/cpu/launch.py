@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -117,6 +118,15 @@ def _array(dtype: np.dtype, rank: int) -> str:
 
 _lock = threading.Lock()        # guards what follows, and the engine
 _loaded: dict[tuple[Kernel, str], Any] = {}
+
+
+def _in_child() -> None:
+    """A forked child has the lock as it was, but not the thread that holds it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _function(kernel: Kernel, signature: str) -> Any:
