@@ -3,16 +3,20 @@
 That none touches too early what another may still use is checked wherever a kernel runs in the
 emulator (cuda_checks.execute).
 """
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from kernels.cuda import overlap
+from kernels.cuda import gpu, overlap
 from kernels.cuda.compiler import cubin, ptx
 from kernels.cuda.emulate import emulate
+from kernels.cuda.errors import CudaError
 from kernels.cuda.host.conv import conv_kernel
 from kernels.cuda.host.conv_choice import MMA_TILES, WGMMA_TILES
 from kernels.cuda.host.elementwise import flat_kernel, prepare_unary
-from kernels.cuda.launch import CudaOptions
+from kernels.cuda.launch import CudaOptions, Launch
 from kernels.cuda.sass import opcodes
 from kernels.emulator import TooEarly
 from kernels.ops import Relu, TensorSpec
@@ -86,3 +90,61 @@ def test_a_kernel_that_touches_its_input_too_early_is_found(monkeypatch):
     monkeypatch.setattr(overlap, "hopper", lambda code: code)      # it waits no more
     with pytest.raises(TooEarly, match="before griddepcontrol"):
         emulate(launches, late=[x, y])
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """CUDA's module of the driver, whose launches are recorded; `status` is their answer."""
+    found = gpu.bindings()
+    recorded = SimpleNamespace(status=found.CUresult.CUDA_SUCCESS)
+
+    def launch(config, function, arguments, extra):
+        recorded.config, recorded.function, recorded.arguments = config, function, arguments
+        return (recorded.status,)
+    stream = SimpleNamespace(ptr=77)
+    monkeypatch.setattr(found, "cuLaunchKernelEx", launch)
+    monkeypatch.setattr(gpu, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(
+        get_current_stream=lambda: stream)))
+    recorded.kinds = found.CUlaunchAttributeID
+    return recorded
+
+
+def launch_relu():
+    """The launch, and what `execute` makes of its arguments: x and y lie at 16 and 32."""
+    kernel = flat_kernel("float32", "clip")
+    at = [SimpleNamespace(data=SimpleNamespace(ptr=pointer)) for pointer in (16, 32)]
+    values = iter((*at, at[1])), iter((np.uint32(5),)), iter((np.float32(0), np.float32(6)))
+    by_kind = dict(zip(("pointer", "uint32", "float32"), values, strict=True))
+    args = [next(by_kind[kind]) for kind in kernel.signature]
+    return Launch(kernel, (3, 2, 1), tuple(args)), args
+
+
+def test_an_early_launch_is_what_the_driver_gets(driver):
+    launch, args = launch_relu()
+    gpu.launch_early(SimpleNamespace(ptr=1234), launch, args)
+    config = driver.config
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (3, 2, 1)
+    assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (launch.kernel.threads, 1, 1)
+    assert config.sharedMemBytes == launch.kernel.shared_bytes
+    assert (int(config.hStream), int(driver.function)) == (77, 1234)
+    (attribute,) = config.attrs
+    assert attribute.id == driver.kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert attribute.value.programmaticStreamSerializationAllowed == 1
+    values, types = driver.arguments
+    assert values == tuple(arg.data.ptr if kind == "pointer" else arg for kind, arg in
+                           zip(launch.kernel.signature, args, strict=True))
+    assert types == tuple(gpu.C_TYPES[kind] for kind in launch.kernel.signature)
+
+
+def test_an_early_launch_that_the_driver_refuses(driver):
+    driver.status = gpu.bindings().CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(CudaError, match=r"could not be launched with grid \(3, 2, 1\): "
+                                        r"CUDA_ERROR_INVALID_VALUE"):
+        gpu.launch_early(SimpleNamespace(ptr=1234), *launch_relu())
+
+
+def test_bindings_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    gpu.bindings.cache_clear()
+    with pytest.raises(CudaError, match="pip install cuda-bindings"):
+        gpu.bindings()

@@ -69,6 +69,19 @@ def cupy() -> Any:
     return module
 
 
+@cache
+def bindings() -> Any:
+    """CUDA's own driver module, for CuPy knows no attributes of launches. CudaError where it is
+    missing."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise CudaError(f"kernels are launched through CUDA's Python bindings on GPUs of sm_90 and "
+                        f"newer, which can not be imported ({error}): pip install "
+                        f"cuda-bindings") from error
+    return driver
+
+
 def faults() -> tuple[type[Exception], ...]:
     """What CuPy raises where the driver, or the runtime on it, refuses something."""
     return cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
@@ -120,10 +133,9 @@ def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
 def launch_early(function: Any, launch: Launch, args: Sequence[Any]) -> None:
     """Put a launch on CuPy's current stream that may begin before what is there has ended.
 
-    CuPy knows no attributes of launches, and so this goes through CUDA's own Python bindings.
     CudaError where the driver refuses.
     """
-    from cuda.bindings import driver
+    driver = bindings()
     attribute = driver.CUlaunchAttribute()
     kinds = driver.CUlaunchAttributeID
     attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
