@@ -63,6 +63,8 @@ def schedule() -> list[Stage]:
     tune = ("-m cnn tune {output}/resnet50.onnx --device cuda --dtype float16 "
             "--budget {budget}")
     dtypes = "--dtype float16 --dtype float32 --dtype bfloat16 --dtype tf32"
+    # Without JAX, whose compiler nothing can interrupt.
+    rivals = "eager 'eager in a graph' compile 'compile in a graph'"
     tests = tuple(f"-m pytest -m gpu -q -p no:cacheprovider {file}" for file in test_files())
     return [
         Stage("doctor", 15, ("-m cnn doctor",)),
@@ -73,8 +75,8 @@ def schedule() -> list[Stage]:
         Stage("resnet50", 15, ("profiling/networks.py resnet50 --output {output}/resnet50.onnx",)),
         Stage("tune", 60, (f"{tune} --batch 256",), reserve=15),
         Stage("tune_1", 35, (f"{tune} --batch 1",), reserve=10),
-        Stage("compare_gpu", 110, ("profiling/compare_gpu.py --budget {budget} --json {json}",),
-              reserve=20),
+        Stage("compare_gpu", 110, (f"profiling/compare_gpu.py --engines {rivals} "
+                                   "--budget {budget} --json {json}",), reserve=20),
         Stage("compare_kernels", 75, ("profiling/compare_kernels.py --budget {budget} "
                                       "--json {json} --plot {output}/compare_kernels.svg",),
               reserve=20),
