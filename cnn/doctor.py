@@ -19,7 +19,7 @@ from .errors import in_words
 from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
-CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cupy-cuda13x")
+CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cuda-bindings", "cupy-cuda13x")
 FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "amx-bf16")
 
 
