@@ -24,7 +24,7 @@ from .cuda_devices import NUMPY, CudaKernels, Source, entry, source_of, widen
 from .errors import DeviceError, OutOfMemory
 
 WORDS = {4: np.uint32, 2: np.uint16}
-FLOATS = {NUMPY[name]: name for name in ("float32", "float16")}     # that callers may give
+NAMES = {dtype: name for name, dtype in NUMPY.items()}      # an array tells its own slowly
 
 
 class CudaDevice(CudaKernels):
@@ -180,7 +180,7 @@ class CudaDevice(CudaKernels):
 
     def _take(self, array: Any, value: Any, spec: TensorSpec, arrived: Any) -> None:
         """Fill from memory of this GPU, after what the caller's stream has in hand."""
-        memory, source = source_of(array, FLOATS[array.dtype])
+        memory, source = source_of(array, NAMES[array.dtype])
         with self.guarded():
             arrived.record(self._cupy.cuda.get_current_stream())
             self.stream.wait_event(arrived)

@@ -9,10 +9,9 @@ from .devices import Device
 from .graph import Graph
 from .plan import views
 
-NOTHING: frozenset[str] = frozenset()
 
-
-def storage(graph: Graph, device: Device, keep: frozenset[str] = NOTHING) -> dict[str, TensorSpec]:
+def storage(graph: Graph, device: Device,
+            keep: frozenset[str] = frozenset()) -> dict[str, TensorSpec]:
     """Spec of every value, with the dtype that it is stored in.
 
     That is the device's, and bfloat16 where the layer that gives a value and all that read it can

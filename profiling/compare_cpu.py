@@ -50,7 +50,8 @@ from cnn.errors import Error
 NETWORKS = ["resnet18", "resnet50", "vgg16", "mobilenet_v2", "squeezenet1_1", "efficientnet_lite0",
             "densenet121"]
 FASTEST = "fastest peer"
-UNIT = {"float32": FLOAT32, "bfloat16": 2.0 ** -9}      # unit roundoff of what is multiplied
+# Unit roundoff of what is multiplied; for bfloat16 half of it, which everybody kept to.
+UNIT = {"float32": FLOAT32, "bfloat16": 2.0 ** -9}
 TURN, MOST_CALLS = 0.1, 10  # seconds of the fastest engine's timed calls in a turn; their number
 OVERHEAD = 6                # of a row, in GMACs a thread: starting workers, idle time, warming up
 

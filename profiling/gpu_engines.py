@@ -101,7 +101,7 @@ class Rivals:
     def __init__(self, torch: Any, path: Path, dtype: str, batches: Sequence[Any],
                  compile_mode: str) -> None:
         self.torch, self.path, self.compile_mode = torch, path, compile_mode
-        self.name, self.batches = dtype, batches
+        self.for_jax = path, dtype, batches
         self.dtype = getattr(torch, STORED.get(dtype, dtype))
         set_tf32(torch, dtype == "tf32")
         self.inputs = [torch.as_tensor(batch, device="cuda").to(self.dtype).permute(0, 3, 1, 2)
@@ -111,7 +111,7 @@ class Rivals:
     def engine(self, name: str) -> Engine:
         """The one of that name among RIVALS; whatever its library raises if it can not be made."""
         if name == JAX:
-            return in_jax(self.path, self.name, self.batches)
+            return in_jax(*self.for_jax)
         kind = name.removesuffix(IN_GRAPH)
         call, used = (self.plain(kind) if kind == name else self.in_graph(kind))
         return Engine(name, call, lambda y: y.float().cpu().numpy(), used)

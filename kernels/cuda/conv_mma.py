@@ -60,14 +60,12 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     """Device function: the sum over slices, as `frame` takes it."""
     block_m, block_n, row_bytes, stages, warp_m, warp_n = tile[:6]
     chunks = tile.chunks
-    a_bytes, b_bytes = block_m * row_bytes, block_n * row_bytes
-    stage, warps_n = a_bytes + b_bytes, block_n // warp_n
+    stage, warps_n = (block_m + block_n) * row_bytes, block_n // warp_n
     # Chunk c of row r is stored at chunk c ^ (r >> shift & mask), so that the eight rows which one
     # phase of ldmatrix reads, and eight neighbouring chunks being written, lie in distinct banks.
     shift, mask = {4: 1, 8: 0}[chunks], chunks - 1
     wait_for_oldest = cp_async_wait(stages - 2)
-    copy_weights, copy_patches = weight_copy(tile), patch_copy(tile)
-    advance = next_tap(chunks)
+    first_slices, next_slice = ring_copies(tile, stages - 1)
     fragment_addresses, multiply = fragments(tile, shift, mask), multiply_slice(dtype, tile)
 
     @cuda.jit(device=True, inline="always")
@@ -75,16 +73,7 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
         swizzled = uint32(chunk ^ ((row >> uint32(shift)) & uint32(mask)))
         copy_to = keep(uint32(smem + row * uint32(row_bytes) + (swizzled << uint32(4))))
-        for s in range(stages - 1):
-            if uint32(s) < count:
-                copy_weights(uint32(copy_to + uint32(s * stage)), weight)
-                weight += uint64(b_bytes)
-        wait_for_inputs()                       # weights are none
-        for s in range(stages - 1):
-            if uint32(s) < count:
-                copy_patches(uint32(copy_to + uint32(s * stage)), x, base, outside, tap)
-                tap = advance(tap, walk)
-            cp_async_commit()                   # also when empty: keeps the count of groups
+        tap, weight = first_slices(copy_to, x, base, outside, tap, walk, weight, count)
 
         warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
         a_lane, b_lane = fragment_addresses(
@@ -95,12 +84,8 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         while done < count:
             wait_for_oldest()
             cuda.syncthreads()                  # this slice is here, and the one before is used up
-            if uint32(done + uint32(stages - 1)) < count:
-                copy_patches(uint32(copy_to + free), x, base, outside, tap)
-                copy_weights(uint32(copy_to + free), weight)
-                weight += uint64(b_bytes)
-                tap = advance(tap, walk)
-            cp_async_commit()
+            tap, weight = next_slice(uint32(copy_to + free), x, base, outside, tap, walk, weight,
+                                     uint32(done + uint32(stages - 1)) < count)
             multiply(acc, uint32(a_lane + slot), uint32(b_lane + slot))
             free = slot
             slot = uint32(slot + uint32(stage))
@@ -110,6 +95,46 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         cuda.syncthreads()                      # the epilogue writes over the ring
 
     return multiply_all
+
+
+def ring_copies(tile: Tile, ahead: int) -> tuple[Callable, Callable]:
+    """Device functions that start copies into the ring, a group a slice, also an empty one, which
+    keeps the count of groups. They give the tap and the weights of the slice after.
+
+    first_slices  (copy_to, x, base, outside, tap, walk, weight, count): of the first `ahead`
+                  slices, if there are so many; it waits for the inputs, which weights are none of
+    next_slice    (target, x, base, outside, tap, walk, weight, more): of one slice, if there is one
+    """
+    copy_weights, copy_patches = weight_copy(tile), patch_copy(tile)
+    advance = next_tap(tile.chunks)
+    b_bytes = tile.block_n * tile.row_bytes
+    stage = tile.block_m * tile.row_bytes + b_bytes
+
+    @cuda.jit(device=True, inline="always")
+    def first_slices(copy_to, x, base, outside, tap, walk, weight, count):
+        for s in range(ahead):
+            if uint32(s) < count:
+                copy_weights(uint32(copy_to + uint32(s * stage)), weight)
+                weight += uint64(b_bytes)
+        wait_for_inputs()
+        for s in range(ahead):
+            if uint32(s) < count:
+                copy_patches(uint32(copy_to + uint32(s * stage)), x, base, outside, tap)
+                tap = advance(tap, walk)
+            cp_async_commit()
+        return tap, weight
+
+    @cuda.jit(device=True, inline="always")
+    def next_slice(target, x, base, outside, tap, walk, weight, more):
+        if more:
+            copy_patches(target, x, base, outside, tap)
+            copy_weights(target, weight)
+            weight += uint64(b_bytes)
+            tap = advance(tap, walk)
+        cp_async_commit()
+        return tap, weight
+
+    return first_slices, next_slice
 
 
 def patch_copy(tile: Tile) -> Callable:

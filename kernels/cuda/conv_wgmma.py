@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .conv_epilogue import epilogue, residual_request
-from .conv_gemm import Tile, frame, keep, next_tap
-from .conv_mma import patch_copy, put_rows, weight_copy
-from .ptx import cp_async_commit, cp_async_wait, cuda, uint32, uint64, wait_for_inputs
+from .conv_gemm import Tile, frame, keep
+from .conv_mma import put_rows, ring_copies
+from .ptx import cp_async_wait, cuda, uint32, uint64
 from .wgmma import ROW_BYTES, descriptor, fence_proxy_async, products, wait, wait_for_sums
 
 DTYPES = ("float16", "bfloat16")
@@ -59,8 +59,7 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     stage, first, chunks = a_bytes + b_bytes, ahead(tile), tile.chunks
     ring = tile.stages * stage
     wait_for_oldest, wait_for_older = cp_async_wait(first - 1), wait(in_flight(tile))
-    copy_weights, copy_patches = weight_copy(tile), patch_copy(tile)
-    advance = next_tap(chunks)
+    first_slices, next_slice = ring_copies(tile, first)
     multiply, wait_for_all = products(dtype, tile.block_n), wait_for_sums(tile.block_n)
 
     @cuda.jit(device=True, inline="always")
@@ -68,16 +67,7 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
         swizzled = uint32(chunk ^ (row & uint32(7)))
         copy_to = keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
-        for s in range(first):
-            if uint32(s) < count:
-                copy_weights(uint32(copy_to + uint32(s * stage)), weight)
-                weight += uint64(b_bytes)
-        wait_for_inputs()                       # weights are none
-        for s in range(first):
-            if uint32(s) < count:
-                copy_patches(uint32(copy_to + uint32(s * stage)), x, base, outside, tap)
-                tap = advance(tap, walk)
-            cp_async_commit()                   # also when empty: keeps the count of groups
+        tap, weight = first_slices(copy_to, x, base, outside, tap, walk, weight, count)
 
         a_first = descriptor(uint32(smem + (tid >> uint32(7)) * uint32(64 * ROW_BYTES)))
         b_first = descriptor(uint32(smem + uint32(a_bytes)))
@@ -89,12 +79,8 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
             cuda.syncthreads()                  # this slice is here, and `free` is used up
             further = uint64(slot >> uint32(4))
             multiply(acc, a_first + further, b_first + further)
-            if uint32(done + uint32(first)) < count:
-                copy_patches(uint32(copy_to + free), x, base, outside, tap)
-                copy_weights(uint32(copy_to + free), weight)
-                weight += uint64(b_bytes)
-                tap = advance(tap, walk)
-            cp_async_commit()
+            tap, weight = next_slice(uint32(copy_to + free), x, base, outside, tap, walk, weight,
+                                     uint32(done + uint32(first)) < count)
             wait_for_older()
             slot, free = uint32(slot + uint32(stage)), uint32(free + uint32(stage))
             if slot == uint32(ring):

@@ -64,4 +64,3 @@ def griddepcontrol(machine: Machine, instruction: Instruction) -> Operation:
     if instruction.has("launch_dependents"):
         return Operation(nothing)
     raise NotCovered("is neither griddepcontrol.wait nor .launch_dependents")
-
