@@ -4,6 +4,7 @@ Written to be obviously right, not fast. Images are NHWC, convolution weights OH
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -88,6 +89,10 @@ def global_avg_pool2d(op: ops.GlobalAvgPool2d, x: Array) -> Array:
     return x.mean(axis=(1, 2), keepdims=True)
 
 
+def global_max_pool2d(op: ops.GlobalMaxPool2d, x: Array) -> Array:
+    return x.max(axis=(1, 2), keepdims=True)
+
+
 def relu(op: ops.Relu, x: Array) -> Array:
     return np.maximum(x, 0)
 
@@ -112,6 +117,32 @@ def hard_swish(op: ops.HardSwish, x: Array) -> Array:
     return x * np.minimum(np.maximum(x + 3, 0), 6) / 6
 
 
+def hard_sigmoid(op: ops.HardSigmoid, x: Array) -> Array:
+    return np.minimum(np.maximum(op.alpha * x + op.beta, 0), 1)
+
+
+def leaky_relu(op: ops.LeakyRelu, x: Array) -> Array:
+    return np.where(x > 0, x, op.alpha * x)
+
+
+def elu(op: ops.Elu, x: Array) -> Array:
+    return np.where(x > 0, x, op.alpha * np.expm1(x))
+
+
+def gelu(op: ops.Gelu, x: Array) -> Array:
+    if op.tanh:
+        return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))) / 2
+    return x * _erfc(-x / np.sqrt(2)) / 2       # 1 + erf(z) = erfc(-z), which does not cancel
+
+
+def erf(op: ops.Erf, x: Array) -> Array:
+    return np.vectorize(math.erf, otypes=[float])(x)
+
+
+def _erfc(x: Array) -> Array:
+    return np.vectorize(math.erfc, otypes=[float])(x)
+
+
 def add(op: ops.Add, a: Array, b: Array) -> Array:
     return a + b
 
@@ -126,13 +157,39 @@ def batch_norm(op: ops.BatchNorm, x: Array, scale: Array, bias: Array, mean: Arr
     return y if op.activation is None else run(op.activation, y)
 
 
+def layer_norm(op: ops.LayerNorm, x: Array, scale: Array, bias: Array) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred ** 2).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + op.epsilon) * scale + bias
+
+
+def local_response_norm(op: ops.LocalResponseNorm, x: Array) -> Array:
+    before = (op.size - 1) // 2
+    total = np.zeros_like(x)
+    for c in range(x.shape[-1]):
+        window = x[..., max(0, c - before):c - before + op.size]
+        total[..., c] = (window ** 2).sum(axis=-1)
+    return x / (op.bias + op.alpha / op.size * total) ** op.beta
+
+
 def concat(op: ops.Concat, *arrays: Array) -> Array:
     return np.concatenate(arrays, axis=op.axis)
 
 
 def softmax(op: ops.Softmax, x: Array) -> Array:
-    exponent = np.exp(x - x.max(axis=op.axis, keepdims=True))
-    return exponent / exponent.sum(axis=op.axis, keepdims=True)
+    x = x - x.max(axis=op.axis, keepdims=True)
+    total = np.exp(x).sum(axis=op.axis, keepdims=True)
+    return x - np.log(total) if op.log else np.exp(x) / total
+
+
+def slice_(op: ops.Slice, x: Array) -> Array:
+    index = [slice(None)] * x.ndim
+    index[op.axis] = slice(op.start, op.stop, op.step)
+    return x[tuple(index)]
+
+
+def pad(op: ops.Pad, x: Array) -> Array:
+    return np.pad(x, [*zip(op.before, op.after, strict=True)], constant_values=op.value)
 
 
 def transpose(op: ops.Transpose, x: Array) -> Array:
@@ -145,9 +202,12 @@ def reshape(op: ops.Reshape | ops.Flatten, x: Array) -> Array:
 
 MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.Conv2d: conv2d, ops.Linear: linear, ops.MaxPool2d: max_pool2d,
-    ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d, ops.Relu: relu,
-    ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu,
-    ops.HardSwish: hard_swish, ops.Add: add, ops.Mul: mul, ops.BatchNorm: batch_norm,
-    ops.Concat: concat, ops.Softmax: softmax, ops.Transpose: transpose,
+    ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d,
+    ops.GlobalMaxPool2d: global_max_pool2d, ops.Relu: relu, ops.Clip: clip,
+    ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu, ops.HardSwish: hard_swish,
+    ops.HardSigmoid: hard_sigmoid, ops.LeakyRelu: leaky_relu, ops.Elu: elu, ops.Gelu: gelu,
+    ops.Erf: erf, ops.Add: add, ops.Mul: mul, ops.BatchNorm: batch_norm,
+    ops.LayerNorm: layer_norm, ops.LocalResponseNorm: local_response_norm, ops.Concat: concat,
+    ops.Slice: slice_, ops.Pad: pad, ops.Softmax: softmax, ops.Transpose: transpose,
     ops.Reshape: reshape, ops.Flatten: reshape,
 }

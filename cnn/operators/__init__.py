@@ -1,0 +1,1 @@
+"""What each ONNX operator becomes: one function an operator, named after it."""

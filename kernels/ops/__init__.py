@@ -1,0 +1,45 @@
+"""What each op IS: its attributes, the shape it gives, the arithmetic and the bytes it costs.
+
+Images are NHWC, convolution weights OHWI (out, height, width, in / groups), Linear weights
+(out, in). A dimension that is not known yet, usually the batch, is None and travels as None.
+What each op MEANS is in `reference.py`.
+"""
+from .base import Dim, Op, Padding, Pair, Shape, TensorSpec, count, known, normal_axis
+from .elementwise import (
+    Add,
+    Binary,
+    Clip,
+    Elu,
+    Erf,
+    Gelu,
+    HardSigmoid,
+    HardSwish,
+    LeakyRelu,
+    Mul,
+    Relu,
+    Sigmoid,
+    Silu,
+    Tanh,
+    Unary,
+    broadcast_shapes,
+)
+from .image import (
+    AvgPool2d,
+    Conv2d,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
+    GlobalPool2d,
+    Linear,
+    MaxPool2d,
+    Pool2d,
+    window_extent,
+)
+from .movement import Concat, Flatten, Pad, Reshape, Slice, Transpose
+from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
+
+__all__ = ["Add", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d", "Dim", "Elu",
+           "Erf", "Flatten", "Gelu", "GlobalAvgPool2d", "GlobalMaxPool2d", "GlobalPool2d",
+           "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm",
+           "MaxPool2d", "Mul", "Op", "Pad", "Padding", "Pair", "Pool2d", "Relu", "Reshape",
+           "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Tanh", "TensorSpec", "Transpose",
+           "Unary", "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]

@@ -1,0 +1,104 @@
+"""Functions of one element, or of two."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Dim, Op, Pair, Shape
+
+
+class Unary(Op):
+    """y = f(x), element by element. Also serves as the fused activation of other ops."""
+
+
+class Relu(Unary):
+    """max(x, 0)"""
+
+
+@dataclass(frozen=True)
+class Clip(Unary):
+    """min(max(x, low), high); ReLU6 is Clip(0, 6)."""
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class Sigmoid(Unary):
+    """1 / (1 + exp(-x))"""
+
+
+class Tanh(Unary):
+    """tanh(x)"""
+
+
+class Silu(Unary):
+    """x / (1 + exp(-x)), also called Swish (Elfwing et al. 2018, arXiv:1702.03118)."""
+
+
+class HardSwish(Unary):
+    """x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019, arXiv:1905.02244)."""
+
+
+@dataclass(frozen=True)
+class HardSigmoid(Unary):
+    """min(max(alpha * x + beta, 0), 1); the defaults are PyTorch's, ONNX's are 0.2 and 0.5."""
+    alpha: float = 1 / 6
+    beta: float = 0.5
+
+
+@dataclass(frozen=True)
+class LeakyRelu(Unary):
+    """x where it is above 0, else alpha * x (Maas et al. 2013)."""
+    alpha: float = 0.01
+
+
+@dataclass(frozen=True)
+class Elu(Unary):
+    """x where it is above 0, else alpha * (exp(x) - 1) (Clevert et al. 2015, arXiv:1511.07289)."""
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Gelu(Unary):
+    """x * (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+
+    tanh: instead x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3))) / 2.
+    """
+    tanh: bool = False
+
+
+class Erf(Unary):
+    """2 / sqrt(pi) * the integral of exp(-t * t) from 0 to x, of which Gelu is made."""
+
+
+class Binary(Op):
+    """y = f(a, b) with NumPy's broadcasting."""
+    arity: ClassVar[Pair] = (2, 2)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return broadcast_shapes(*shapes)
+
+
+class Add(Binary):
+    """a + b"""
+
+
+class Mul(Binary):
+    """a * b"""
+
+
+def broadcast_shapes(a: Shape, b: Shape) -> Shape:
+    """NumPy's rule; an unknown dimension against 1 stays unknown, against n > 1 must be n."""
+    rank = max(len(a), len(b))
+    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in (a, b)]
+    result: list[Dim] = []
+    for p, q in zip(*padded, strict=True):
+        if p == 1 or p == q:
+            result.append(q)
+        elif q == 1 or q is None:
+            result.append(p)
+        elif p is None:
+            result.append(q)
+        else:
+            raise ValueError(f"shapes {a} and {b} do not broadcast")
+    return tuple(result)
