@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
@@ -58,7 +59,10 @@ def Concat(*arrays: Array, axis: int) -> Array:
 
 def Slice(data: Array, starts: Array, ends: Array, axes: Array | None = None,
           steps: Array | None = None) -> Array:
-    """Python's own slices clamp as ONNX wants, also at INT64_MAX and INT64_MIN."""
+    """Python's own slices clamp as ONNX wants, also at INT64_MAX and INT64_MIN. Before opset 10
+    all but `data` were attributes."""
+    starts, ends = np.asarray(starts), np.asarray(ends)
+    axes = None if axes is None else np.asarray(axes)
     index = [slice(None)] * data.ndim
     chosen = range(len(starts)) if axes is None else axes.tolist()
     strides = [1] * len(starts) if steps is None else steps.tolist()
@@ -93,6 +97,51 @@ def Div(a: Array, b: Array) -> Array:
     return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
 
 
+def Mod(a: Array, b: Array, *, fmod: int = 0) -> Array:
+    return np.fmod(a, b) if fmod else np.mod(a, b)
+
+
+def Max(*arrays: Array) -> Array:
+    return reduce(np.maximum, arrays)
+
+
+def Min(*arrays: Array) -> Array:
+    return reduce(np.minimum, arrays)
+
+
+def Neg(data: Array) -> Array:
+    return -data
+
+
+def Ceil(data: Array) -> Array:
+    return np.ceil(data)
+
+
+def Floor(data: Array) -> Array:
+    return np.floor(data)
+
+
+def Sqrt(data: Array) -> Array:
+    return np.sqrt(data)
+
+
+def Equal(a: Array, b: Array) -> Array:
+    return a == b
+
+
+def Where(condition: Array, a: Array, b: Array) -> Array:
+    return np.where(condition, a, b)
+
+
+def Range(start: Array, limit: Array, delta: Array) -> Array:
+    elements = max(0, int(np.ceil((limit - start) / delta)))
+    return (start + delta * np.arange(elements)).astype(start.dtype)
+
+
+def Expand(data: Array, shape: Array) -> Array:
+    return np.array(data * np.ones(tuple(shape), data.dtype))
+
+
 def Identity(data: Array) -> Array:
     return data
 
@@ -113,7 +162,8 @@ def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
 EVALUATE: dict[str, Callable[..., Array]] = {
     function.__name__: function for function in (
         Constant, ConstantOfShape, Gather, Unsqueeze, Squeeze, Concat, Slice, Cast, Add, Sub, Mul,
-        Div, Identity, Reshape, Transpose, Shape)}
+        Div, Mod, Max, Min, Neg, Ceil, Floor, Sqrt, Equal, Where, Range, Expand, Identity, Reshape,
+        Transpose, Shape)}
 
 
 def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:

@@ -120,6 +120,8 @@ class Model:
             value = producer[value].inputs[0]
         last = producer[value].op if value in producer else None
         last = getattr(last, "activation", None) or last
+        if isinstance(last, ops.Softmax) and last.log:
+            return "softmax"        # exp(x) / sum(exp(x)) of logarithms of probabilities is these
         return "none" if isinstance(last, (ops.Softmax, ops.Sigmoid)) else "softmax"
 
     def _preprocessing(self, wanted: Preprocess | str | None) -> Preprocess | None:

@@ -14,16 +14,17 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 import cnn
-from cnn.onnx_import import OPERATORS
+from cnn.operators import OPERATORS
 
 # Operators of a network, each with the positions of its inputs that are constants here.
 CONSTANTS = {"Conv": (1, 2), "BatchNormalization": (1, 2, 3, 4), "Gemm": (1, 2), "MatMul": (1,),
              "Clip": (1, 2), "Reshape": (1,), "Squeeze": (1,), "Unsqueeze": (1,),
-             "ReduceMean": (1,), "Dropout": (1, 2)}
+             "ReduceMean": (1,), "Dropout": (1, 2), "Div": (1,), "PRelu": (1,),
+             "LayerNormalization": (1, 2), "Split": (1,), "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3)}
 
 # Name (a pattern) -> what the refusal says.
 REFUSED = {
-    r"batchnorm_.*training_mode": "with 3 outputs",
+    r"batchnorm_.*training_mode": "training mode",
     r"training_dropout.*mask": "2 outputs|training mode|not computed",
     r"training_dropout": "training mode",
     r"dropout_default_mask": "'z' is not computed",
@@ -35,7 +36,12 @@ REFUSED = {
     r"gemm_default_matrix_bias": "its bias has shape",
     r"reduce_mean": "ReduceMean over axes",
     r"matmul_(3d|4d|1d|bcast)": "2 axes",
-    r"(add|mul)_(uint|int)": "only float32 is supported",
+    r"(add|mul|sub|div)_(uint|int)": "only float32 is supported",
+    r"layer_normalization": "with 3 outputs",
+    r"(edge|reflect|wrap)_pad": "only 'constant'",
+    r"slice_neg_steps": "the step be positive",
+    r"slice_start_out_of_bounds": "are not elements of axis",
+    r"split_zero_size": "parts of",
     r"(identity|clip)_.*(int8|sequence|opt)": "only float32|has no shape",
 }
 

@@ -11,7 +11,7 @@ from kernels import ops, reference
 RNG = np.random.default_rng(0)
 
 
-def outside(operator, *arrays, **attributes):
+def outside(operator, *arrays, opset=19, **attributes):
     """ONNX Runtime's result for NCHW arrays."""
     names = [f"i{k}" for k in range(len(arrays))]
     graph = helper.make_graph(
@@ -19,7 +19,7 @@ def outside(operator, *arrays, **attributes):
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape)
          for n, a in zip(names, arrays, strict=True)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(),
                                            providers=["CPUExecutionProvider"])
     return session.run(None, dict(zip(names, arrays, strict=True)))[0]
@@ -92,3 +92,45 @@ def test_nan_and_infinity_are_values_like_others():
     np.testing.assert_array_equal(reference.run(ops.Relu(), x), [np.nan, np.inf, 0, 1])
     np.testing.assert_array_equal(reference.run(ops.Clip(-1, 2), x), [np.nan, 2, -1, 1])
     np.testing.assert_array_equal(reference.run(ops.Sigmoid(), x)[:3], [np.nan, 1, 0])
+
+
+@pytest.mark.parametrize(("operator", "op", "opset", "attributes"), [
+    ("HardSigmoid", ops.HardSigmoid(0.25, 0.375), 19, {"alpha": 0.25, "beta": 0.375}),
+    ("LeakyRelu", ops.LeakyRelu(0.25), 19, {"alpha": 0.25}),
+    ("Elu", ops.Elu(1.5), 19, {"alpha": 1.5}), ("Erf", ops.Erf(), 19, {}),
+    ("Gelu", ops.Gelu(), 20, {}), ("Gelu", ops.Gelu(tanh=True), 20, {"approximate": "tanh"}),
+    ("LogSoftmax", ops.Softmax(-1, log=True), 19, {}),
+    ("LogSoftmax", ops.Softmax(1, log=True), 19, {"axis": 1})])
+def test_activations_with_numbers(operator, op, opset, attributes):
+    x = RNG.normal(0, 3, (2, 3, 4, 5)).astype(np.float32)
+    theirs = outside(operator, x, opset=opset, **attributes)
+    np.testing.assert_allclose(reference.run(op, x), theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 9])
+def test_local_response_norm(size):
+    x = whole(2, 7, 4, 5)
+    numbers = {"alpha": 0.5, "beta": 0.75, "bias": 2.0}
+    theirs = outside("LRN", x, size=size, **numbers) if size % 2 else None
+    ours = reference.run(ops.LocalResponseNorm(size, **numbers), nhwc(x))
+    if theirs is None:      # ONNX Runtime takes odd sizes alone: the specification's formula
+        total = np.zeros(x.shape)
+        for c in range(7):
+            window = range(max(0, c - (size - 1) // 2), min(6, c + size // 2) + 1)
+            total[:, c] = sum(x[:, i].astype(float) ** 2 for i in window)
+        theirs = x / (2.0 + 0.5 / size * total) ** 0.75
+    np.testing.assert_allclose(ours, nhwc(theirs), rtol=0, atol=1e-6)
+
+
+def test_layer_norm_global_max_slice_and_pad():
+    x, scale, bias = whole(2, 3, 4, 5), whole(5), whole(5)
+    theirs = outside("LayerNormalization", x, scale, bias, epsilon=0.25)
+    np.testing.assert_allclose(reference.run(ops.LayerNorm(0.25), x, scale, bias), theirs,
+                               rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(reference.run(ops.GlobalMaxPool2d(), nhwc(x)),
+                                  nhwc(outside("GlobalMaxPool", x)))
+    np.testing.assert_array_equal(reference.run(ops.Slice(2, 1, 4, 2), x), x[:, :, 1:4:2])
+    padded = np.full((2, 4, 4, 8), 7.0)
+    padded[:, 1:, :, 2:7] = x
+    np.testing.assert_array_equal(
+        reference.run(ops.Pad((0, 1, 0, 2), (0, 0, 0, 1), 7.0), x), padded)

@@ -5,7 +5,7 @@ Values named in `keep` stay values that the network computes, whatever could be 
 from __future__ import annotations
 
 from ..graph import Graph
-from . import batch_norm, bias, fuse, layout, prune, silu
+from . import batch_norm, bias, fuse, layout, pad, prune, written_out
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -22,7 +22,8 @@ def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     """Fewer layers: batch norms folded; biases, activations and residual adds fused."""
-    graph = prune.prune(silu.join(graph), keep)       # a sigmoid left over would be a reader
+    graph = pad.absorb(written_out.join(graph), keep)
+    graph = prune.prune(graph, keep)        # what is left over would still be a reader
     for merge in (bias.absorb, batch_norm.fold, fuse.fuse):
         graph = merge(graph, keep)
     return prune.prune(graph, keep)

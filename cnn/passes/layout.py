@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -106,10 +107,10 @@ class Layout:
             done = self.transpose(node, node.op)
         elif isinstance(node.op, ops.Unary):
             done = self.unary(node)
-        elif isinstance(node.op, (ops.Binary, ops.Concat, ops.Softmax)):
+        elif isinstance(node.op, (ops.Binary, ops.Concat, ops.Softmax, ops.Slice, ops.Pad)):
             done = self.any_order(node)
         elif isinstance(node.op, (ops.Flatten, ops.Reshape)):
-            done = self.flatten(node)
+            done = self.flatten(node) or self.regroup(node)
         elif isinstance(node.op, ops.Linear):
             done = self.linear(node)
         if not done:
@@ -149,8 +150,12 @@ class Layout:
         if len(inputs) < len(node.inputs):
             return False
         op = node.op
-        if isinstance(op, (ops.Concat, ops.Softmax)):
+        if isinstance(op, (ops.Concat, ops.Softmax, ops.Slice)):
             op = replace(op, axis=order[ops.normal_axis(op.axis, len(order))])
+        elif isinstance(op, ops.Pad):
+            back = [order.index(axis) for axis in range(len(order))]
+            op = replace(op, before=tuple(op.before[i] for i in back),
+                         after=tuple(op.after[i] for i in back))
         base = self.emit(op, inputs, f"{node.output}:moved", node.name)
         self.pending[node.output] = Permuted(base, order)
         return True
@@ -197,6 +202,36 @@ class Layout:
         self.pending[node.output] = Reordered(base, columns, node.inputs[0], node.op)
         return True
 
+    def regroup(self, node: Node) -> bool:
+        """Reshape that splits axes, or joins neighbours, of a value that waits for a transpose, as
+        the shuffle of channels does: each is split, or brought together and joined, where it
+        lies."""
+        waiting = self.pending.get(node.inputs[0])
+        moved = self.shape(waiting.base) if isinstance(waiting, Permuted) else None
+        if not isinstance(waiting, Permuted) or moved is None:
+            return False
+        order = waiting.permutation
+        shape = tuple(moved[i] for i in order)
+        groups = _groups(shape, node.op.output_shape(shape))
+        if groups is None:
+            return False
+        # The groups, each with the axes of base that it takes and the sizes that it gives, in the
+        # order in which base has the first of them.
+        lie = sorted(range(len(groups)), key=lambda i: [order[a] for a in groups[i].old][:1])
+        together = tuple(order[a] for i in lie for a in groups[i].old)
+        base = waiting.base
+        if together != tuple(range(len(moved))):
+            base = self.emit(_reordering(moved, together), [base], f"{node.output}:together",
+                             f"{node.name}:order")
+        target = tuple(size for i in lie for size in groups[i].sizes)
+        base = self.emit(_reshape(target), [base], f"{node.output}:moved", node.name)
+        starts, place = {}, 0
+        for i in lie:
+            starts[i], place = place, place + len(groups[i].sizes)
+        self.pending[node.output] = Permuted(base, tuple(
+            starts[i] + k for i, group in enumerate(groups) for k in range(len(group.sizes))))
+        return True
+
     def linear(self, node: Node) -> bool:
         """y = x @ W.T with x's column i being base's column columns[i]: W's columns move there."""
         waiting = self.pending.get(node.inputs[0])
@@ -209,6 +244,40 @@ class Layout:
         self.constants[name], self.specs[name] = moved, TensorSpec(moved.shape)
         self.emit(node.op, [waiting.base, name, *node.inputs[2:]], node.output, node.name)
         return True
+
+
+class Group(NamedTuple):
+    """Neighbouring axes of a shape, and the sizes of those that they become."""
+    old: tuple[int, ...]
+    sizes: Shape
+
+
+def _groups(shape: Shape, target: Shape) -> list[Group] | None:
+    """The Reshape as groups of axes that are split, joined or kept, as small as can be; None where
+    one both splits and joins, or an unknown size is not simply kept."""
+    groups, i, j = [], 0, 0
+    while i < len(shape) and j < len(target):
+        # The longer of the two runs grows until both have as many elements.
+        rows, columns = 1, 1
+        while (shape[i:i + rows] != target[j:j + columns]
+               and _elements(shape[i:i + rows]) != _elements(target[j:j + columns])):
+            if None in (*shape[i:i + rows], *target[j:j + columns]) or max(
+                    i + rows - len(shape), j + columns - len(target)) > 0:
+                return None
+            if _elements(shape[i:i + rows]) < _elements(target[j:j + columns]):
+                rows += 1
+            else:
+                columns += 1
+        if min(rows, columns) > 1:
+            return None
+        groups.append(Group(tuple(range(i, i + rows)), target[j:j + columns]))
+        i, j = i + rows, j + columns
+    return groups if i == len(shape) and j == len(target) else None
+
+
+def _elements(sizes: Shape) -> int:
+    """Their number; of an unknown size none."""
+    return 0 if None in sizes else ops.count(sizes)
 
 
 def _reordering(shape: Shape | None, permutation: Permutation) -> Op:

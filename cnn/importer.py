@@ -1,0 +1,93 @@
+"""The graph that an ONNX file's nodes become, while it grows.
+
+Semantics are kept literally. An ONNX image is NCHW, our ops are NHWC, so that Conv becomes
+Transpose, Conv2d, Transpose; passes/layout.py moves and cancels the transposes.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kernels import ops
+from kernels.ops import Op, Shape, TensorSpec
+
+from .errors import ModelError
+from .graph import Node, infer_node
+
+TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+Ints = Sequence[int]
+Value = str         # name of a value in the graph being built
+PerBatch = tuple[np.ndarray, np.ndarray]
+BATCHES = (61, 127)     # sizes that stand for an unknown batch: what both give alike, all do
+
+
+class Importer:
+    """The graph so far.
+
+    name     of the ONNX node being imported, unique
+    outputs  how many it has
+    aliases  ONNX value -> ours, where the names differ
+    batches  of each value that glue works out from shapes alone: what it is for each of BATCHES,
+             or None where other sizes matter, too
+    """
+
+    def __init__(self, opset: int) -> None:
+        self.opset, self.nodes = opset, list[Node]()
+        self.constants: dict[Value, np.ndarray] = {}
+        self.specs: dict[Value, TensorSpec | None] = {}
+        self.aliases: dict[str, Value] = {}
+        self.batches: dict[Value, PerBatch | None] = {}
+        self.name, self.outputs = "", 1
+
+    def error(self, sentence: str) -> ModelError:
+        return ModelError(f"node {self.name!r}: {sentence}")
+
+    def emit(self, op: Op, *inputs: Value, suffix: str = "") -> Value:
+        """Append a node; the value's name is that of the layer until `finish` gives it its own."""
+        node = Node(op, inputs, f"{self.name}{suffix}:{len(self.nodes)}", self.name + suffix)
+        self.specs[node.output] = infer_node(node, [self.specs[value] for value in inputs])
+        self.nodes.append(node)
+        return node.output
+
+    def channels_last(self, op: Op, x: Value, *rest: Value) -> Value:
+        """An op on images, between the transposes that make NHWC of NCHW and back."""
+        inside = self.emit(ops.Transpose(TO_NHWC), x, suffix=":nhwc")
+        return self.emit(ops.Transpose(TO_NCHW), self.emit(op, inside, *rest), suffix=":nchw")
+
+    def add_constant(self, name: Value, array: np.ndarray) -> Value:
+        self.constants[name] = array
+        self.specs[name] = TensorSpec(array.shape, array.dtype.name)
+        return name
+
+    def array(self, value: Value | None, what: str) -> np.ndarray:
+        """The array behind a value that must be a constant."""
+        if value not in self.constants:
+            raise self.error(f"its {what} must be a constant of the file, it is {value!r}")
+        return self.constants[value]
+
+    def weight(self, value: Value | None, what: str, rank: int | None = None) -> np.ndarray:
+        """A constant of float32, and of this rank."""
+        array = self.array(value, what)
+        if array.dtype != np.float32 or rank not in (None, array.ndim):
+            raise self.error(f"its {what} is {array.dtype} of shape {array.shape}; float32"
+                             f"{'' if rank is None else f' with {rank} axes'} is needed")
+        return array
+
+    def shape(self, value: Value) -> Shape:
+        spec = self.specs[value]
+        if spec is None:
+            raise self.error(f"the shape of its input {value!r} can not be known")
+        return spec.shape
+
+    def finish(self, value: Value, onnx_name: str, first: int) -> None:
+        """Give a value that a node returned the name that it has in the file."""
+        made = {node.output: i for i, node in enumerate(self.nodes[first:], first)}
+        if value not in made or any(value in node.inputs for node in self.nodes[first:]):
+            self.aliases[onnx_name] = value
+            return
+        self.nodes[made[value]] = replace(self.nodes[made[value]], output=onnx_name)
+        self.specs[onnx_name] = self.specs.pop(value)
+        if value in self.batches:
+            self.batches[onnx_name] = self.batches.pop(value)

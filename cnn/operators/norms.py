@@ -1,0 +1,74 @@
+"""Operators that bring values to a common scale: norms and softmax."""
+from __future__ import annotations
+
+import numpy as np
+
+from kernels import ops
+
+from ..importer import Importer, Value
+
+
+def BatchNormalization(net: Importer, x: Value, scale: Value, b: Value, mean: Value, var: Value,
+                       *, epsilon: float = 1e-5, momentum: float = 0.9, spatial: int = 1,
+                       training_mode: int = 0) -> Value:
+    if training_mode or not spatial:
+        raise net.error("BatchNormalization in training mode, or not per channel, is not supported")
+    for value, what in ((scale, "scale"), (b, "bias"), (mean, "mean"), (var, "variance")):
+        net.weight(value, what, rank=1)
+    op, rank = ops.BatchNorm(epsilon), len(net.shape(x))
+    if rank == 4:
+        return net.channels_last(op, x, scale, b, mean, var)
+    if rank != 2:
+        raise net.error(f"BatchNormalization of {rank} axes is not supported, only of 2 or 4")
+    return net.emit(op, x, scale, b, mean, var)
+
+
+def LayerNormalization(net: Importer, x: Value, scale: Value, b: Value | None = None, *,
+                       axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Value:
+    shape = net.shape(x)
+    axis = ops.normal_axis(axis, len(shape))
+    sizes = ops.known(shape[axis:])
+    weight = net.weight(scale, "scale")
+    bias = np.zeros_like(weight) if b is None else net.weight(b, "bias")
+    if not weight.shape == bias.shape == sizes:
+        raise ValueError(f"its scale and bias have shapes {weight.shape} and {bias.shape}; "
+                         f"{sizes} is needed")
+    constants = [net.add_constant(f"{scale}:{what}:{net.name}", array.reshape(-1))
+                 for what, array in (("scale", weight), ("bias", bias))]
+    op = ops.LayerNorm(epsilon)
+    if len(sizes) == 1:
+        return net.emit(op, x, *constants)
+    # All axes from `axis` on make up one row.
+    back = ops.Reshape((*ops.known(shape[:axis]), *sizes) if None not in shape
+                       else (-1, *ops.known(shape[1:])))
+    flat = net.emit(ops.Flatten(axis), x, suffix=":flat")
+    return net.emit(back, net.emit(op, flat, *constants, suffix=":rows"))
+
+
+def LRN(net: Importer, x: Value, *, size: int, alpha: float = 1e-4, beta: float = 0.75,
+        bias: float = 1.0) -> Value:
+    if len(net.shape(x)) != 4 or size < 1:
+        raise net.error(f"LRN over {size} channels of shape {net.shape(x)} is not supported, only "
+                        f"over at least 1 of an image's")
+    return net.channels_last(ops.LocalResponseNorm(size, alpha, beta, bias), x)
+
+
+def Softmax(net: Importer, x: Value, *, axis: int | None = None) -> Value:
+    return _softmax(net, x, axis, log=False)
+
+
+def LogSoftmax(net: Importer, x: Value, *, axis: int | None = None) -> Value:
+    return _softmax(net, x, axis, log=True)
+
+
+def _softmax(net: Importer, x: Value, axis: int | None, log: bool) -> Value:
+    if net.opset >= 13:
+        return net.emit(ops.Softmax(-1 if axis is None else axis, log), x)
+    shape, wanted = net.shape(x), 1 if axis is None else axis
+    wanted = ops.normal_axis(wanted, len(shape))
+    if wanted == len(shape) - 1:
+        return net.emit(ops.Softmax(-1, log), x)
+    # Before opset 13 all axes from `axis` on make up one row.
+    back = ops.Reshape((-1, *ops.known(shape[1:])))
+    flat = net.emit(ops.Flatten(wanted), x, suffix=":flat")
+    return net.emit(back, net.emit(ops.Softmax(-1, log), flat), suffix=":back")

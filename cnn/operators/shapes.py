@@ -1,0 +1,185 @@
+"""Operators that change shape or order, or nothing."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from kernels import ops
+
+from ..graph import Glue
+from ..importer import Importer, Ints, Value
+
+ALL = 2 ** 31 - 1       # what files write, or more, for the end of an axis
+
+def Concat(net: Importer, *inputs: Value, axis: int) -> Value:
+    return net.emit(ops.Concat(axis), *inputs)
+
+
+def Split(net: Importer, x: Value, split_input: Value | None = None, *, axis: int = 0,
+          split: Ints | None = None, num_outputs: int | None = None) -> tuple[Value, ...]:
+    size = net.shape(x)[ops.normal_axis(axis, len(net.shape(x)))]
+    if size is None:
+        raise net.error(f"Split along axis {axis} of shape {net.shape(x)}, whose size is not known")
+    parts = split if split_input is None else net.array(split_input, "split").tolist()
+    if parts is None:
+        length = -(-size // (num_outputs or net.outputs))
+        parts = [min(length, size - first) for first in range(0, size, length)]
+    if sum(parts) != size or min(parts) < 1:
+        raise ValueError(f"parts of {list(parts)} do not make up the {size} elements of axis "
+                         f"{axis} of shape {net.shape(x)}")
+    ends = list(accumulate(parts))
+    return tuple(net.emit(ops.Slice(axis, end - part, end), x, suffix=f":{i}")
+                 for i, (part, end) in enumerate(zip(parts, ends, strict=True)))
+
+
+def Slice(net: Importer, x: Value, starts_input: Value | None = None,
+          ends_input: Value | None = None, axes_input: Value | None = None,
+          steps_input: Value | None = None, *, starts: Ints = (), ends: Ints = (),
+          axes: Ints | None = None) -> Value:
+    """Ends are beyond the last element, or count back from it, as Python's do."""
+    if starts_input is not None:
+        starts = net.array(starts_input, "starts").tolist()
+        ends = net.array(ends_input, "ends").tolist()
+        axes = None if axes_input is None else net.array(axes_input, "axes").tolist()
+    steps = ([1] * len(starts) if steps_input is None
+             else net.array(steps_input, "steps").tolist())
+    shape = net.shape(x)
+    for axis, start, end, step in zip(range(len(starts)) if axes is None else axes, starts, ends,
+                                      steps, strict=True):
+        axis = ops.normal_axis(axis, len(shape))
+        size = shape[axis]
+        if (start, step) == (0, 1) and end >= ALL:
+            continue
+        if size is None or step < 0:
+            raise net.error(f"Slice {start}:{end}:{step} along axis {axis} of shape {shape} is not "
+                            f"supported: its size must be known and the step be positive")
+        first, stop, _ = slice(start, end).indices(size)
+        if (first, stop, step) != (0, size, 1):
+            x = net.emit(ops.Slice(axis, first, stop, step), x, suffix=f":{axis}")
+    return x
+
+
+def Pad(net: Importer, x: Value, pads_input: Value | None = None, value_input: Value | None = None,
+        axes_input: Value | None = None, *, mode: str = "constant", pads: Ints | None = None,
+        value: float = 0.0) -> Value:
+    if mode != "constant":
+        raise net.error(f"Pad with mode {mode!r} is not supported, only 'constant'")
+    if value_input is not None:
+        value = float(net.array(value_input, "value").reshape(()))
+    rank = len(net.shape(x))
+    given = net.array(pads_input, "pads").tolist() if pads is None else list(pads)
+    axes = range(rank) if axes_input is None else net.array(axes_input, "axes").tolist()
+    if len(given) != 2 * len(axes) or min(given, default=0) < 0:
+        raise ValueError(f"pads {given} must be two numbers of at least 0 for each of the axes "
+                         f"{list(axes)}")
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        before[axis], after[axis] = given[i], given[len(axes) + i]
+    return net.emit(ops.Pad(tuple(before), tuple(after), value), x)
+
+
+def Flatten(net: Importer, x: Value, *, axis: int = 1) -> Value:
+    return net.emit(ops.Flatten(axis), x)
+
+
+def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Value:
+    if shape in net.constants:
+        return net.emit(ops.Reshape(tuple(net.constants[shape].tolist()), bool(allowzero)), x)
+    found = net.batches.get(shape)
+    if found is not None:
+        target = [a if a == b else -1
+                  for a, b in zip(found[0].tolist(), found[1].tolist(), strict=True)]
+        if target.count(-1) == 1 and 0 not in target:       # the batch's size is what is left
+            return net.emit(ops.Reshape(tuple(target)), x)
+    return net.emit(Glue("Reshape", (("allowzero", allowzero),)), x, shape)
+
+
+def DepthToSpace(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
+    """Channels become blocks of pixels; depth first (DCR) or column first (CRD)."""
+    channels, height, width = _image(net, x)
+    if channels % blocksize ** 2:
+        raise ValueError(f"{channels} channels do not divide into blocks of {blocksize} squared")
+    depth = channels // blocksize ** 2
+    split, order = (((blocksize, blocksize, depth), (0, 3, 4, 1, 5, 2)) if mode == "DCR" else
+                    ((depth, blocksize, blocksize), (0, 1, 4, 2, 5, 3)))
+    return _regroup(net, x, (-1, *split, height, width), order,
+                    (-1, depth, height * blocksize, width * blocksize))
+
+
+def SpaceToDepth(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
+    channels, height, width = _image(net, x)
+    if height % blocksize or width % blocksize:
+        raise ValueError(f"{height} x {width} pixels do not divide into blocks of {blocksize}")
+    rows, columns = height // blocksize, width // blocksize
+    order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
+    return _regroup(net, x, (-1, channels, rows, blocksize, columns, blocksize), order,
+                    (-1, channels * blocksize ** 2, rows, columns))
+
+
+def _image(net: Importer, x: Value) -> tuple[int, ...]:
+    """Channels, height and width, which must be known."""
+    if len(net.shape(x)) != 4:
+        raise ValueError(f"it takes an image, not shape {net.shape(x)}")
+    return ops.known(net.shape(x)[1:])
+
+
+def _regroup(net: Importer, x: Value, split: Sequence[int], order: Sequence[int],
+             joined: Sequence[int]) -> Value:
+    axes = net.emit(ops.Reshape(tuple(split)), x, suffix=":split")
+    moved = net.emit(ops.Transpose(tuple(order)), axes, suffix=":moved")
+    return net.emit(ops.Reshape(tuple(joined)), moved)
+
+
+def Squeeze(net: Importer, x: Value, axes_input: Value | None = None, *,
+            axes: Ints | None = None) -> Value:
+    shape = net.shape(x)
+    given = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+    gone = ([i for i, size in enumerate(shape) if size == 1] if given is None
+            else [ops.normal_axis(axis, len(shape)) for axis in given])
+    if any(shape[i] not in (1, None) for i in gone):
+        raise ValueError(f"axes {gone} of shape {shape} are not all 1")
+    return _reshape_to(net, x, [i for i in range(len(shape)) if i not in gone])
+
+
+def Unsqueeze(net: Importer, x: Value, axes_input: Value | None = None, *,
+              axes: Ints | None = None) -> Value:
+    given = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+    rank = len(net.shape(x)) + len(given or ())
+    new = [ops.normal_axis(axis, rank) for axis in given or ()]
+    old = iter(range(rank))
+    return _reshape_to(net, x, [None if i in new else next(old) for i in range(rank)])
+
+
+def _reshape_to(net: Importer, x: Value, axes: Sequence[int | None]) -> Value:
+    """Reshape to these axes of x, None being a new one of size 1."""
+    shape = net.shape(x)
+    sizes = [1 if axis is None else shape[axis] for axis in axes]
+    target = [0 if size is None and axes[i] == i else size for i, size in enumerate(sizes)]
+    if target.count(None) > 1:
+        raise ValueError(f"shape {shape} is too little known to remove or insert axes")
+    return net.emit(ops.Reshape(tuple(-1 if size is None else size for size in target)), x)
+
+
+def Transpose(net: Importer, x: Value, *, perm: Ints | None = None) -> Value:
+    order = range(len(net.shape(x)))[::-1] if perm is None else perm
+    return net.emit(ops.Transpose(tuple(order)), x)
+
+
+def Identity(net: Importer, x: Value) -> Value:
+    return x
+
+
+def Dropout(net: Importer, x: Value, ratio: Value | None = None,
+            training_mode: Value | None = None, **_: Any) -> Value:
+    if training_mode is not None and net.array(training_mode, "training_mode").any():
+        raise net.error("Dropout in training mode is not supported")
+    return x
+
+
+def Cast(net: Importer, x: Value, *, to: np.dtype, saturate: int = 1) -> Value:
+    if to not in (np.float32, np.float16):
+        raise net.error(f"Cast of a computed value to {to} is not supported; values are float32")
+    return x
