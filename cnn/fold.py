@@ -109,6 +109,13 @@ def Min(*arrays: Array) -> Array:
     return reduce(np.minimum, arrays)
 
 
+def Clip(data: Array, low: Array | None = None, high: Array | None = None, *,
+         min: float | None = None, max: float | None = None) -> Array:
+    low = np.asarray(-np.inf if min is None else min) if low is None else low
+    high = np.asarray(np.inf if max is None else max) if high is None else high
+    return np.minimum(np.maximum(data, low), high).astype(data.dtype)
+
+
 def Neg(data: Array) -> Array:
     return -data
 
@@ -162,8 +169,8 @@ def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
 EVALUATE: dict[str, Callable[..., Array]] = {
     function.__name__: function for function in (
         Constant, ConstantOfShape, Gather, Unsqueeze, Squeeze, Concat, Slice, Cast, Add, Sub, Mul,
-        Div, Mod, Max, Min, Neg, Ceil, Floor, Sqrt, Equal, Where, Range, Expand, Identity, Reshape,
-        Transpose, Shape)}
+        Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Equal, Where, Range, Expand, Identity,
+        Reshape, Transpose, Shape)}
 
 
 def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:

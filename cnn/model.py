@@ -64,13 +64,13 @@ class Model:
             raise ModelError(f"activation={activation!r}; it can be one of {ACTIVATIONS}")
         self._device = open_device(device, dtype, threads)
         self.name, self.device, self.dtype = name, self._device.name, dtype
-        # The file's own inputs, for `run`: an image of a file is NCHW, one of ours NHWC.
-        self._channels_first = not isinstance(network, (Sequential, Graph))
         if isinstance(network, Sequential):
             if input_shape is None:
                 raise ModelError("Model(net) needs input_shape=(H, W, C), the size of its images")
             network = network.graph((None, *input_shape[-3:]))
-        self._source: Graph = network.graph if self._channels_first else network
+        # The file's own inputs, for `run`: an image of a file may be NCHW, ours are NHWC.
+        self._channels_first: frozenset[str] = getattr(network, "channels_first", frozenset())
+        self._source: Graph = network if isinstance(network, Graph) else network.graph
         self._graph = passes.optimise(self._source)
         self._options: Any = self._device.options()
         self.labels = _labels(labels)
@@ -233,7 +233,7 @@ class Model:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The network as its file has it: own input names, layouts and outputs, no softmax.
 
-        inputs: name -> float32 array; images are NCHW for an ONNX file, NHWC for a network of
+        inputs: name -> float32 array; images are as in the ONNX file, NHWC for a network of
         cnn.layers. If one of them lies on the GPU, outputs do, too (see `predict`). ModelError
         where names, shapes or dtypes do not fit.
         """
@@ -242,7 +242,7 @@ class Model:
             raise ModelError(f"{self.name}: its inputs are {sorted(specs)}, not {sorted(inputs)}")
         arrays = {}
         for name, spec in specs.items():
-            nchw = self._channels_first and len(spec.shape) == 4
+            nchw = name in self._channels_first
             shape = tuple(spec.shape[i] for i in (0, 3, 1, 2)) if nchw else spec.shape
             array = self._checked(inputs[name], f"{self.name}: input {name!r}", shape)
             arrays[name] = array.transpose(0, 2, 3, 1) if nchw else array

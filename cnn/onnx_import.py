@@ -23,13 +23,16 @@ from .graph import Glue, Graph
 from .importer import BATCHES, TO_NCHW, TO_NHWC, Importer, PerBatch, Value
 from .operators import OPERATORS
 
+PHOTO_CHANNELS = (1, 3)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A graph whose rank-4 inputs are NHWC (NCHW in the file), and the file's metadata."""
+    """A graph whose rank-4 inputs are NHWC, those of them that are NCHW in the file, and the
+    file's metadata."""
     graph: Graph
+    channels_first: frozenset[str]
     metadata: dict[str, str]
 
 
@@ -59,7 +62,9 @@ def load_onnx(path: str | os.PathLike) -> Imported:
     used = {name for node in net.nodes for name in node.inputs}
     constants = {name: array for name, array in net.constants.items() if name in used}
     graph = Graph(inputs, outputs, tuple(net.nodes), constants)
-    return Imported(fold.fold(graph), {p.key: p.value for p in model.metadata_props})
+    channels_first = frozenset(inputs.keys() & net.aliases.keys())
+    metadata = {p.key: p.value for p in model.metadata_props}
+    return Imported(fold.fold(graph), channels_first, metadata)
 
 
 def _require_operators(model: onnx.ModelProto) -> None:
@@ -93,7 +98,11 @@ def _unique_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 
 def _input(net: Importer, info: onnx.ValueInfoProto) -> TensorSpec:
-    """Declare an input of the file; one of four axes is an image, ours are NHWC."""
+    """Declare an input of the file; one of four axes is an image, ours are NHWC.
+
+    It is NCHW in the file unless its last axis alone has as many channels as a photo: that is how
+    TensorFlow's networks are exported.
+    """
     tensor = info.type.tensor_type
     if tensor.elem_type not in FLOATS:
         kind = TensorProto.DataType.Name(tensor.elem_type)
@@ -101,7 +110,7 @@ def _input(net: Importer, info: onnx.ValueInfoProto) -> TensorSpec:
     if not tensor.HasField("shape"):
         raise ModelError(f"input {info.name!r} has no shape in the file")
     shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
-    if len(shape) != 4:
+    if len(shape) != 4 or (shape[3] in PHOTO_CHANNELS and shape[1] not in PHOTO_CHANNELS):
         net.specs[info.name] = TensorSpec(shape)
         return TensorSpec(shape)
     spec = TensorSpec(tuple(shape[i] for i in TO_NHWC))

@@ -57,13 +57,16 @@ def GlobalMaxPool(net: Importer, x: Value) -> Value:
 def ReduceMean(net: Importer, x: Value, axes_input: Value | None = None, *,
                axes: Ints | None = None, keepdims: int = 1,
                noop_with_empty_axes: int = 0) -> Value:
+    """Over height and width, which TensorFlow's networks may have before the channels."""
     wanted = axes if axes_input is None else net.array(axes_input, "axes").tolist()
     shape = net.shape(x)
-    if len(shape) != 4 or wanted is None or sorted(a % 4 for a in wanted) != [2, 3]:
+    over = None if wanted is None or len(shape) != 4 else sorted(axis % 4 for axis in wanted)
+    if over not in ([1, 2], [2, 3]):
         raise net.error(f"ReduceMean over axes {wanted} of shape {shape} is not supported, only "
                         f"over height and width of an image")
-    y = net.channels_last(ops.GlobalAvgPool2d(), x)
-    return y if keepdims else net.emit(ops.Reshape((0, 0)), y, suffix=":squeeze")
+    op = ops.GlobalAvgPool2d()
+    y = net.emit(op, x) if over == [1, 2] else net.channels_last(op, x)
+    return y if keepdims else net.emit(ops.Reshape((0, -1)), y, suffix=":squeeze")
 
 
 def _pair(values: Ints | None) -> tuple[int, int]:

@@ -1,0 +1,166 @@
+"""Operators of networks from elsewhere, against ONNX Runtime on the same file."""
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_models import build, compare, node, saved, whole
+
+import cnn
+
+X = whole(2, 8, 6, 4)
+IMAGE = {"x": ["N", 8, 6, 4]}
+
+
+@pytest.mark.parametrize(("operator", "attributes", "opset"), [
+    ("HardSigmoid", {"alpha": 0.25}, 17), ("LeakyRelu", {"alpha": 0.25}, 17),
+    ("Elu", {"alpha": 1.5}, 17), ("Erf", {}, 17), ("Neg", {}, 17), ("Gelu", {}, 20),
+    ("Gelu", {"approximate": "tanh"}, 20), ("GlobalMaxPool", {}, 17), ("LRN", {"size": 3}, 17),
+    ("LogSoftmax", {"axis": 1}, 17), ("LogSoftmax", {}, 11), ("Softmax", {"axis": 2}, 11),
+    ("DepthToSpace", {"blocksize": 2}, 17), ("DepthToSpace", {"blocksize": 2, "mode": "CRD"}, 17),
+    ("SpaceToDepth", {"blocksize": 2}, 17)])
+def test_one_input(tmp_path, operator, attributes, opset):
+    compare(tmp_path, build([node("Relu", ["x"], ["r"]),
+                             node(operator, ["r"], ["y"], **attributes)], IMAGE, opset=opset), x=X)
+
+
+@pytest.mark.parametrize("slope", [whole(1), whole(8, 1, 1), whole(1, 8, 1, 1)])
+def test_prelu(tmp_path, slope):
+    compare(tmp_path, build([node("PRelu", ["x", "s"], ["y"])], IMAGE, constants={"s": slope}), x=X)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_sub_and_div(tmp_path, order):
+    constants = {"mean": whole(8, 1, 1), "std": np.float32([3.0])}
+    nodes = [node("Sub", ["x", "mean"], ["a"]), node("Div", ["a", "std"], ["d"]),
+             node("Tanh", ["d"], ["b"]), node("Sub", list(order), ["c"]),
+             node("Sub", ["std", "c"], ["y"])]
+    compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (4,)), (2, (6, 4)), (1, (8, 6, 4))])
+def test_layer_normalization(tmp_path, axis, shape):
+    constants = {"scale": whole(*shape), "bias": whole(*shape)}
+    for inputs in (["x", "scale", "bias"], ["x", "scale"]):
+        compare(tmp_path, build([node("LayerNormalization", inputs, ["y"], axis=axis,
+                                      epsilon=0.25)], IMAGE, constants=constants), x=X)
+
+
+@pytest.mark.parametrize(("starts", "ends", "axes", "steps"), [
+    ([1], [5], [1], None), ([0, -3], [2 ** 63 - 1, -1], [0, 1], None),
+    ([1, 0], [9, 3], [2, 3], None), ([1], [8], [1], [3])])
+def test_slice(tmp_path, starts, ends, axes, steps):
+    constants = {name: np.int64(values) for name, values in (
+        ("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps)) if values}
+    compare(tmp_path, build([node("Slice", ["x", *constants], ["s"]), node("Relu", ["s"], ["y"])],
+                            IMAGE, constants=constants), x=X)
+    if steps is None:       # as opset 9 has it
+        compare(tmp_path, build([node("Slice", ["x"], ["y"], starts=starts, ends=ends, axes=axes)],
+                                IMAGE, opset=9), x=X)
+
+
+@pytest.mark.parametrize(("attributes", "parts", "opset"), [
+    ({}, [2, 6], 17), ({"num_outputs": 2}, None, 18), ({}, None, 17),
+    ({"split": [5, 3]}, None, 11)])
+def test_split(tmp_path, attributes, parts, opset):
+    inputs = ["x", "parts"] if parts else ["x"]
+    nodes = [node("Split", inputs, ["a", "b"], axis=1, **attributes), node("Relu", ["b"], ["c"]),
+             node("Concat", ["c", "a"], ["y"], axis=1)]
+    constants = {"parts": np.int64(parts)} if parts else {}
+    compare(tmp_path, build(nodes, IMAGE, ("y", "a"), constants, opset), x=X)
+    trace = cnn.load(tmp_path / "net.onnx").trace(X.transpose(0, 2, 3, 1))
+    assert "c" in trace or "y" in trace
+
+
+@pytest.mark.parametrize("follower", ["Conv", "MaxPool", "AveragePool", "Relu"])
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_pad(tmp_path, follower, value):
+    constants = {"pads": np.int64([0, 0, 1, 2, 0, 0, 1, 0]), "value": np.float32(value),
+                 "w": whole(3, 8, 3, 3)}
+    follow = {"Conv": node("Conv", ["p", "w"], ["y"]), "Relu": node("Relu", ["p"], ["y"])}.get(
+        follower, node(follower, ["p"], ["y"], kernel_shape=[3, 3]))
+    compare(tmp_path, build([node("Pad", ["x", "pads", "value"], ["p"]), follow], IMAGE,
+                            constants=constants), x=X)
+
+
+def test_shapes_that_the_batch_does_not_change_are_worked_out_at_once(tmp_path):
+    """The shuffle of channels as torch exports it: shapes are computed from x's, with its batch."""
+    constants = {"zero": np.array(0), "three": np.array(3), "axes": np.int64([0]),
+                 "two": np.int64([2]), "four": np.int64([4]), "six": np.int64([6]),
+                 "w": whole(8, 1, 3, 3)}
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"], axis=0),
+             node("Gather", ["s", "three"], ["wide"], axis=0),
+             node("Unsqueeze", ["n", "axes"], ["n1"]), node("Unsqueeze", ["wide", "axes"], ["w1"]),
+             node("Concat", ["n1", "two", "four", "six", "w1"], ["split"], axis=0),
+             node("Reshape", ["x", "split"], ["five"]),
+             node("Transpose", ["five"], ["moved"], perm=[0, 2, 1, 3, 4]),
+             node("Mul", ["four", "two"], ["eight"]),
+             node("Concat", ["n1", "eight", "six", "w1"], ["joined"], axis=0),
+             node("Reshape", ["moved", "joined"], ["shuffled"]),
+             node("Conv", ["shuffled", "w"], ["y"], group=8)]
+    model = build(nodes, IMAGE, constants=constants)
+    compare(tmp_path, model, x=X)
+    graph = cnn.load(tmp_path / "net.onnx")._graph
+    kinds = [layer.op.kind for layer in graph.nodes]
+    assert not {"Gather", "Concat"} & set(kinds)
+    assert kinds.count("Transpose") == 2        # of the shuffle, and of the output
+
+
+def test_a_file_of_float16(tmp_path):
+    weight, bias = whole(3, 8, 3, 3), whole(3)
+    half = [numpy_helper.from_array(a.astype(np.float16), n) for a, n in ((weight, "w"),
+                                                                         (bias, "b"))]
+    graph = helper.make_graph(
+        [node("Conv", ["x", "w", "b"], ["c"]), node("Cast", ["c"], ["f"], to=TensorProto.FLOAT),
+         node("Cast", ["f"], ["h"], to=TensorProto.FLOAT16), node("Relu", ["h"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["N", 8, 6, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)], half)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    ours = cnn.load(saved(tmp_path, model)).run({"x": X})["y"]
+    single = build([node("Conv", ["x", "w", "b"], ["c"]), node("Relu", ["c"], ["y"])], IMAGE,
+                   constants={"w": weight, "b": bias})
+    theirs = cnn.load(saved(tmp_path, single)).run({"x": X})["y"]
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_file_with_channels_last_as_tensorflow_has_them(tmp_path, keepdims):
+    photo = whole(2, 6, 5, 3)
+    nodes = [node("Sub", ["x", "mean"], ["s"]), node("Transpose", ["s"], ["t"], perm=[0, 3, 1, 2]),
+             node("Conv", ["t", "w"], ["c"]), node("Transpose", ["c"], ["n"], perm=[0, 2, 3, 1]),
+             node("ReduceMean", ["n"], ["y"], axes=[1, 2], keepdims=keepdims)]
+    constants = {"w": whole(4, 3, 3, 3), "mean": np.float32([1, 2, 3])}
+    model = build(nodes, {"x": ["N", 6, 5, 3]}, constants=constants)
+    path = saved(tmp_path, model)
+    theirs, = onnxruntime.InferenceSession(path).run(None, {"x": photo})
+    network = cnn.load(path)
+    assert network.input_shape == (None, 6, 5, 3)
+    np.testing.assert_allclose(network.run({"x": photo})["y"], theirs, rtol=1e-6, atol=1e-6)
+    assert "Transpose" not in [layer.op.kind for layer in network._graph.nodes]
+
+
+def test_log_softmax_at_the_end_gives_probabilities(tmp_path):
+    nodes = [node("GlobalAveragePool", ["x"], ["g"]), node("Flatten", ["g"], ["f"]),
+             node("LogSoftmax", ["f"], ["y"], axis=1)]
+    model = cnn.load(saved(tmp_path, build(nodes, IMAGE)))
+    found = model.predict(np.ascontiguousarray(X.transpose(0, 2, 3, 1)))
+    logits = X.mean(axis=(2, 3))
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("last", "constants", "sentence"), [
+    (node("Pad", ["x", "p"], ["y"], name="n", mode="reflect"), {"p": np.int64([0] * 8)},
+     "mode 'reflect' is not supported, only 'constant'"),
+    (node("Slice", ["x", "s", "e", "a"], ["y"], name="n"),
+     {"s": np.int64([1]), "e": np.int64([2]), "a": np.int64([0])}, "its size must be known"),
+    (node("Split", ["x", "p"], ["y", "z"], name="n", axis=1), {"p": np.int64([1, 2])},
+     "do not make up the 8 elements"),
+    (node("Div", ["x", "x"], ["y"], name="n"), {}, "its divisor must be a constant"),
+    (node("SpaceToDepth", ["x"], ["y"], name="n", blocksize=5), {}, "do not divide into blocks"),
+    (node("LayerNormalization", ["x", "s"], ["y"], name="n", axis=1), {"s": whole(8)},
+     r"shapes \(8,\)"),
+    (node("Gelu", ["x"], ["y"], name="n", approximate="fast"), {}, "'none' or 'tanh'")])
+def test_what_is_refused_is_named(tmp_path, last, constants, sentence):
+    with pytest.raises(cnn.ModelError, match=f"node 'n'.*{sentence}"):
+        cnn.load(saved(tmp_path, build([last], IMAGE, constants=constants, opset=20)))
