@@ -130,8 +130,8 @@ def elu(op: ops.Elu, x: Array) -> Array:
 
 
 def gelu(op: ops.Gelu, x: Array) -> Array:
-    if op.tanh:
-        return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))) / 2
+    if op.tanh:     # 1 + tanh(s / 2) = 2 / (1 + exp(-s)), which does not cancel
+        return x / (1 + np.exp(-np.sqrt(8 / np.pi) * (x + 0.044715 * x ** 3)))
     return x * _erfc(-x / np.sqrt(2)) / 2       # 1 + erf(z) = erfc(-z), which does not cancel
 
 

@@ -11,7 +11,10 @@ from kernels.axes import collapse
 EDGES = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1, -1, 88, 88.5, 89, -87, -88, -104, 1e30, -1e30,
                   np.inf, -np.inf, np.nan], np.float32)
 
-SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish()]
+SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish(), ops.Elu(), ops.Elu(0.7),
+          ops.Gelu(), ops.Erf()]
+EVERY = [*SMOOTH, ops.Gelu(tanh=True), ops.HardSigmoid(), ops.HardSigmoid(0.2, 0.4),
+         ops.LeakyRelu(), ops.Relu(), ops.Clip(-1.0, 6.0)]
 
 
 @pytest.mark.parametrize("op", [ops.Relu(), ops.Clip(0.0, 6.0), ops.Clip(-2.0), ops.Clip()])
@@ -24,22 +27,59 @@ def test_clips_are_exact(op, size):
 
 @pytest.mark.parametrize("op", SMOOTH)
 def test_smooth_activations_are_within_four_roundings(op):
-    x = np.concatenate([np.linspace(-100, 100, 200_001), np.linspace(-1, 1, 100_001)])
+    x = np.concatenate([np.linspace(-100, 100, 200_001), np.linspace(-14, 14, 100_001),
+                        np.linspace(-1, 1, 100_001), np.linspace(-1e-6, 1e-6, 101)])
     x = x.astype(np.float32)
     # exp adds a rounding of its argument to its own two; 1 + e and the division are two more.
     bound = 8 * EPS * np.abs(reference.run(op, x))
     assert_within(bound, op, x, kernel=f"{op.kind.lower()}_f32")
 
 
-def test_smooth_activations_at_the_edges():
-    with np.errstate(over="ignore"):
-        for op in SMOOTH:
-            found, expected = run(op, EDGES), reference.run(op, EDGES)
-            finite = np.isfinite(expected)
-            assert np.array_equal(found[~finite], expected[~finite], equal_nan=True)
-            assert (np.abs(found[finite] - expected[finite])
-                    <= 8 * EPS * np.abs(expected[finite]) + TINY).all()
+def test_gelu_by_tanh_is_within_what_the_rounding_of_an_exponent_amounts_to():
+    op = ops.Gelu(tanh=True)
+    x = np.concatenate([np.linspace(-15, 15, 300_001), np.linspace(-1e-3, 1e-3, 1001)])
+    x = x.astype(np.float32)
+    # Four roundings of s move e ** s by 4 EPS * |s| of itself.
+    s = np.sqrt(8 / np.pi) * (np.abs(x) + 0.044715 * np.abs(x.astype(float)) ** 3)
+    assert_within((8 + 4 * s) * EPS * np.abs(reference.run(op, x)), op, x, kernel="gelu_f32")
+
+
+@pytest.mark.parametrize("op", [ops.HardSigmoid(0.25, 0.5), ops.LeakyRelu(0.25),
+                                ops.LeakyRelu(-2.0)])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 1000])
+def test_piecewise_linear_activations_of_whole_numbers_are_exact(op, size):
+    x = integers(np.random.default_rng(0), size, low=-9, high=10)
+    assert_exact(op, x, kernel=f"{op.kind.lower()}_f32")
+
+
+@pytest.mark.parametrize("op", [ops.HardSigmoid(), ops.HardSigmoid(0.2, 0.4), ops.LeakyRelu()])
+def test_piecewise_linear_activations_round_once_an_operation(op):
+    x = normal(np.random.default_rng(0), 10_007) * 4
+    beta = op.beta if isinstance(op, ops.HardSigmoid) else 0.0
+    bound = 3 * EPS * (op.alpha * np.abs(x) + beta)
+    assert_within(bound, op, x, kernel=f"{op.kind.lower()}_f32")
+
+
+def test_activations_at_the_edges():
+    for op in EVERY:
+        found, expected = run(op, EDGES), reference.run(op, EDGES)
+        finite = np.abs(expected) < np.finfo(np.float32).max
+        assert np.array_equal(found[~finite], expected[~finite].astype(np.float32),
+                              equal_nan=True), op
+        assert (np.abs(found[finite] - expected[finite])
+                <= 8 * EPS * np.abs(expected[finite]) + TINY).all(), op
     assert run(ops.Sigmoid(), np.array([-np.inf, np.inf], np.float32)).tolist() == [0, 1]
+    assert run(ops.Erf(), np.array([-np.inf, np.inf], np.float32)).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("op", [ops.HardSigmoid(), ops.Gelu(), ops.Gelu(tanh=True), ops.LeakyRelu(),
+                                ops.Elu(), ops.Erf()])
+def test_a_convolution_is_followed_by_any_activation(op):
+    rng = np.random.default_rng(0)
+    x, weight, bias = integers(rng, 1, 5, 7, 6), integers(rng, 19, 3, 3, 6) / 16, integers(rng, 19)
+    fused = run(ops.Conv2d(activation=op), x, weight, bias, weights=(1, 2))
+    np.testing.assert_array_equal(fused, run(op, run(ops.Conv2d(), x, weight, bias,
+                                                     weights=(1, 2))))
 
 
 @st.composite

@@ -98,7 +98,7 @@ def test_an_array_becomes_its_address_and_shape():
 @pytest.mark.parametrize("argument", ["text", 1.5, None, [1], np.float64(1)])
 def test_what_no_kernel_takes_is_refused(argument):
     with pytest.raises(TypeError, match=f"kernels take no {type(argument).__name__}"):
-        Kernel("elementwise", "unary").bind(argument)
+        Kernel("elementwise", "clip").bind(argument)
 
 
 def test_launches_run_in_order_alone_or_together():
@@ -106,7 +106,7 @@ def test_launches_run_in_order_alone_or_together():
     x, y, z = np.float32([-1, 2]), np.zeros(2, np.float32), np.zeros(2, np.float32)
     add = Kernel("elementwise", "binary")
     one, step = np.ones(2, np.float32), np.array([1])
-    launches = [Kernel("elementwise", "unary").bind(0, *relu, x, y, False, 1),
+    launches = [Kernel("elementwise", "clip").bind(*relu, x, y, False, 1),
                 add.bind(0, y, one, z, np.array([2]), step, step, 1)]
     for launch in launches:
         launch()

@@ -5,47 +5,39 @@ from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
 from .simd import at, copy_numbers
-from .sizes import ADD, CLIP, SIGMOID, SILU, TANH
+from .sizes import ADD
 
 SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that memcpy is fast for
 
 
 # ---- one input --------------------------------------------------------------------------------
 
-@kernel
-def unary(code, low, high, x, y, in_place, threads):
-    """y = f(x); in_place: x is y."""
-    parallel_for(unary_range, -(-len(y) // SWEEP), threads, (code, low, high, x, y, in_place))
+def unary(function):
+    """The kernel of y = function(x, a, b), where a and b are the two numbers of the function. One
+    each, so that a network compiles those that it has."""
+    @njit(keep=False)
+    def sweep(thread, first, end, a, b, x, y, in_place):
+        """Copy and work on the copy in L1: of two arrays that may be one, LLVM makes scalar
+        code."""
+        for start in range(first * SWEEP, end * SWEEP, SWEEP):
+            part = y[start:start + SWEEP]
+            if not in_place:
+                copy_numbers(at(y, start), at(x, start), len(part))
+            for i in range(len(part)):
+                part[i] = function(part[i], a, b)
+
+    @kernel
+    def sweeps(a, b, x, y, in_place, threads):
+        """in_place: x is y."""
+        parallel_for(sweep, -(-len(y) // SWEEP), threads, (a, b, x, y, in_place))
+
+    return sweeps
 
 
-@njit()
-def unary_range(thread, first, end, code, low, high, x, y, in_place):
-    """Copy and work on the copy in L1: of two arrays that may be one, LLVM makes scalar code."""
-    for sweep in range(first, end):
-        start = sweep * SWEEP
-        part = y[start:start + SWEEP]
-        if not in_place:
-            copy_numbers(at(y, start), at(x, start), len(part))
-        apply(code, low, high, part)
-
-
-@njit()
-def apply(code, low, high, y):
-    if code == CLIP:
-        for i in range(len(y)):
-            y[i] = scalar.clip(y[i], low, high)
-    elif code == SIGMOID:
-        for i in range(len(y)):
-            y[i] = scalar.sigmoid(y[i])
-    elif code == TANH:
-        for i in range(len(y)):
-            y[i] = scalar.tanh(y[i])
-    elif code == SILU:
-        for i in range(len(y)):
-            y[i] = scalar.silu(y[i])
-    else:
-        for i in range(len(y)):
-            y[i] = scalar.hard_swish(y[i])
+clip, sigmoid, tanh, silu = map(unary, (scalar.clip, scalar.sigmoid, scalar.tanh, scalar.silu))
+hard_swish, hard_sigmoid = unary(scalar.hard_swish), unary(scalar.hard_sigmoid)
+leaky_relu, elu, erf = unary(scalar.leaky_relu), unary(scalar.elu), unary(scalar.erf)
+gelu, gelu_tanh = unary(scalar.gelu), unary(scalar.gelu_tanh)
 
 
 # ---- two inputs -------------------------------------------------------------------------------

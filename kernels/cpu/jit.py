@@ -18,11 +18,12 @@ def kernel(function: Callable) -> Any:
     return _compiled(function)
 
 
-def njit(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit(**options)`, kept in Numba's own cache under store.folder()."""
+def njit(keep: bool = True, **options: Any) -> Callable[[Callable], Any]:
+    """`numba.njit(**options)`. keep: in Numba's own cache under store.folder(), which never finds
+    again what closes over another function."""
     def decorate(function: Callable) -> Any:
         dispatcher = _compiled(function, **options)
-        if store.writable():
+        if keep and store.writable():
             users = numba.config.CACHE_DIR      # other users of numba keep their own folder
             numba.config.CACHE_DIR = str(store.folder())
             try:

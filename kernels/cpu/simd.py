@@ -207,3 +207,15 @@ def power_of_two(typingctx, exponent):
         biased = b.add(args[0], ir.Constant(I32, 127))
         return b.bitcast(b.shl(biased, ir.Constant(I32, 23)), F32)
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def split_exponent(typingctx, x):
+    """(e, m) with x = m * 2.0 ** e, e an int32, and m at least sqrt(1/2) and below sqrt(2): of a
+    positive, finite x from 2 ** -126 on. Of any other they are some numbers."""
+    def codegen(context, b, sig, args):
+        bits, places = b.bitcast(args[0], I32), ir.Constant(I32, 23)
+        e = b.ashr(b.sub(bits, ir.Constant(I32, 0x3F3504F3)), places)       # sqrt(1/2)
+        m = b.bitcast(b.sub(bits, b.shl(e, places)), F32)
+        return context.make_tuple(b, sig.return_type, [e, m])
+    return types.Tuple((types.int32, types.float32))(types.float32), codegen

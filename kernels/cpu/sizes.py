@@ -55,5 +55,4 @@ DEPTHWISE_GROUP = 16 * LANES    # channels down whose rows a thread goes: their 
 
 # ---- elementwise ops: their codes -------------------------------------------------------------
 
-CLIP, SIGMOID, TANH, SILU, HARD_SWISH = range(5)
 ADD, MUL = range(2)

@@ -10,20 +10,30 @@ from ...axes import collapse
 from ...ops import Op, TensorSpec, Unary, count
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
-from ..sizes import ADD, CLIP, HARD_SWISH, MUL, SIGMOID, SILU, TANH
+from ..sizes import ADD, MUL
 
-UNARY, BINARY = Kernel("elementwise", "unary"), Kernel("elementwise", "binary")
+BINARY = Kernel("elementwise", "binary")
+UNARY: dict[type[Op], str] = {
+    ops.Relu: "clip", ops.Clip: "clip", ops.Sigmoid: "sigmoid", ops.Tanh: "tanh", ops.Silu: "silu",
+    ops.HardSwish: "hard_swish", ops.HardSigmoid: "hard_sigmoid", ops.LeakyRelu: "leaky_relu",
+    ops.Elu: "elu", ops.Gelu: "gelu", ops.Erf: "erf"}
 
 
-def unary_code(op: Op) -> tuple[int, np.float32, np.float32]:
-    """(code, low, high) as `unary` takes them; Relu is a clip."""
+def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
+    """The kernel of an op, and the two numbers that its function takes, 0 where it takes none; Relu
+    is a clip."""
+    name, a, b = UNARY[type(op)], 0.0, 0.0
     if isinstance(op, ops.Relu):
-        return CLIP, np.float32(0), np.float32(np.inf)
-    if isinstance(op, ops.Clip):
-        return CLIP, np.float32(op.low), np.float32(op.high)
-    codes: dict[type[Op], int] = {ops.Sigmoid: SIGMOID, ops.Tanh: TANH, ops.Silu: SILU,
-                                  ops.HardSwish: HARD_SWISH}
-    return codes[type(op)], np.float32(0), np.float32(0)
+        b = np.inf
+    elif isinstance(op, ops.Clip):
+        a, b = op.low, op.high
+    elif isinstance(op, ops.HardSigmoid):
+        a, b = op.alpha, op.beta
+    elif isinstance(op, (ops.LeakyRelu, ops.Elu)):
+        a = op.alpha
+    elif isinstance(op, ops.Gelu) and op.tanh:
+        name = "gelu_tanh"
+    return Kernel("elementwise", name), np.float32(a), np.float32(b)
 
 
 def in_place(op: Unary) -> Callable[[Array, int], list[Launch]]:
@@ -32,7 +42,8 @@ def in_place(op: Unary) -> Callable[[Array, int], list[Launch]]:
 
 
 def _unary(op: Op, x: Array, y: Array, threads: int) -> Launch:
-    return UNARY.bind(*unary_code(op), x, y, x is y, threads)
+    kernel, a, b = unary_kernel(op)
+    return kernel.bind(a, b, x, y, x is y, threads)
 
 
 def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
