@@ -228,7 +228,10 @@ def test_what_only_bfloat16_layers_read_is_stored_so(device):
 
 @pytest.mark.parametrize(("op", "inputs"), [
     (ops.GlobalAvgPool2d(), ("c",)), (ops.Add(), ("c", "x")), (ops.Concat(-1), ("c", "x")),
-    (ops.Softmax(-1), ("c",)), (ops.AvgPool2d((2, 2), (1, 1)), ("c",))])
+    (ops.Softmax(-1), ("c",)), (ops.AvgPool2d((2, 2), (1, 1)), ("c",)),
+    (ops.GlobalMaxPool2d(), ("c",)), (ops.Slice(1, 0, 2), ("c",)), (ops.Gelu(), ("c",)),
+    (ops.Pad((0, 1, 1, 0), (0, 1, 1, 0)), ("c",)), (ops.LocalResponseNorm(), ("c",)),
+    (ops.LayerNorm(), ("c", "d", "d"))])
 def test_what_another_op_reads_or_writes_stays_float32(device, op, inputs):
     chain = Chain()
     chain.add(op, inputs, "p")

@@ -47,6 +47,12 @@ APART = {
                          k=integers(RNG, 5, 1), o=integers(RNG, 1, 6, 1, 4)),
     "reshape": network((ops.Reshape((0, -1, 8)), ("x",), "y")),
     "transpose": network((ops.Transpose((0, 3, 1, 2)), ("x",), "y")),
+    "slices": network((ops.Slice(-1, 1, 3), ("x",), "s"), (ops.Slice(1, 0, 6, 2), ("s",), "y")),
+    "pad": network((ops.Pad((0, 1, 2, 0), (0, 0, 1, 0)), ("x",), "y")),
+    "maximum": network((ops.GlobalMaxPool2d(), ("x",), "y")),
+    "norms of a pixel": network((ops.LayerNorm(), ("x", "b", "b"), "n"),
+                                (ops.LocalResponseNorm(3), ("n",), "y"), b=BIAS),
+    "activations": network((ops.HardSigmoid(), ("x",), "h"), (ops.Gelu(), ("h",), "y")),
     "two outputs": network(CONV, (ops.Sigmoid(), ("c",), "y"), outputs=("y", "c"), w=WEIGHT,
                            b=BIAS),
     "two inputs": network((ops.Add(), ("x", "z"), "y"), inputs={
@@ -57,6 +63,10 @@ APART = {
 MEET = {
     "softmax over images": network((ops.Softmax(0), ("x",), "y")),
     "concat of images": network((ops.Concat(0), ("x", "x"), "y")),
+    "slice of images": network((ops.Slice(0, 0, 1), ("x",), "y")),
+    "other images": network((ops.Slice(0, 0, 1), ("x",), "f"), (ops.Concat(0), ("x", "f"), "l"),
+                            (ops.Slice(0, 1, 5), ("l",), "y")),
+    "pad of images": network((ops.Pad((1, 0, 0, 0), (0, 0, 0, 0)), ("x",), "y")),
     "transposed": network((ops.Transpose((3, 1, 2, 0)), ("x",), "y")),
     "transposed and back": network((ops.Transpose((3, 1, 2, 0)), ("x",), "t"),
                                    (ops.Softmax(-1), ("t",), "s"),

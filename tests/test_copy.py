@@ -7,6 +7,7 @@ from checks import assert_exact, run
 
 from kernels import ops
 from kernels.axes import as_matrices
+from kernels.cpu.copy import PIECE
 
 
 def numbered(*shape):
@@ -48,10 +49,62 @@ def test_concat_along_every_axis(axis, parts):
     assert_exact(ops.Concat(axis), *arrays, kernel="concat_f32")
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 9, 38), (7, 9, 11), (9, 8), (17,), (12,)])
+@pytest.mark.parametrize(("start", "end", "step"), [
+    (0, 0, 1), (1, 0, 1), (0, 1, 1), (2, 3, 1), (0, 0, 2), (1, 0, 2), (1, 1, 3), (2, 0, 3),
+    (0, 0, 6)])
+def test_slice_along_every_axis(shape, start, end, step):
+    """end: elements that are left out there."""
+    for axis in range(-1, len(shape)):
+        size = shape[axis]
+        if size > start + end:
+            even = step == 1 or -(-(size - end - start) // step) * step == size
+            assert_exact(ops.Slice(axis, start, size - end, step), numbered(*shape),
+                         kernel="slice_f32" if even else "slice_any_f32")
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ((0, 0, 0, 0), (0, 0, 0, 0)), ((0, 1, 1, 0), (0, 1, 1, 0)), ((0, 0, 1, 0), (0, 2, 0, 0)),
+    ((0, 3, 0, 0), (0, 0, 0, 0)), ((0, 0, 0, 2), (0, 0, 0, 3)), ((0, 1, 0, 2), (0, 0, 3, 0)),
+    ((1, 0, 0, 0), (2, 0, 0, 0)), ((1, 0, 2, 0), (0, 0, 0, 0)), ((2, 1, 3, 1), (1, 2, 1, 4))])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 1), (1, 7, 1, 33)])
+def test_pad_around_every_axis(before, after, shape):
+    for value in (0.0, -1.5):
+        assert_exact(ops.Pad(before, after, value), numbered(*shape) + 1, kernel="pad_f32")
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5, 6])
+def test_pad_of_any_rank(rank):
+    shape = (3, 2, 4, 1, 2, 5)[:rank]
+    assert_exact(ops.Pad(tuple(range(rank)), (1,) * rank, 7.0), numbered(*shape))
+    assert_exact(ops.Pad((0,) * (rank - 1) + (2,), (0,) * rank, 7.0), numbered(*shape))
+    assert_exact(ops.Pad((2,) + (0,) * (rank - 1), (0,) * rank, 7.0), numbered(*shape))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_pad_with_what_is_no_number(value):
+    y = run(ops.Pad((0, 1), (2, 0), value), numbered(2, 3))
+    np.testing.assert_array_equal(y, np.pad(numbered(2, 3), ((0, 2), (1, 0)),
+                                            constant_values=value))
+
+
+def test_what_is_large_is_copied_in_pieces():
+    x = numbered(3, 2 * PIECE + 7)
+    assert_exact(ops.Concat(0), x, x + 1)
+    assert_exact(ops.Concat(1), x, x[:, :5])
+    assert_exact(ops.Slice(1, 3, PIECE + 3), x)
+    assert_exact(ops.Slice(1, 3, PIECE + 4), x)
+    assert_exact(ops.Slice(0, 1, 3), x)
+    assert_exact(ops.Reshape((-1,)), x)
+
+
 def test_bits_of_nan_are_kept():
     odd = np.array([0x7FC00001, 0xFFC12345], np.uint32).view(np.float32)
     for y in (run(ops.Concat(0), odd), run(ops.Reshape((2, 1)), odd),
-              run(ops.Transpose((1, 0)), odd.reshape(2, 1))):
+              run(ops.Transpose((1, 0)), odd.reshape(2, 1)),
+              run(ops.Slice(0, 0, 2), np.concatenate([odd, odd])),
+              run(ops.Slice(0, 0, 3, 2), odd[[0, 0, 1, 1]]),
+              run(ops.Pad((1,), (0,)), odd)[1:]):
         assert np.array_equal(y.reshape(-1).view(np.uint32), odd.view(np.uint32))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops, reference
-from kernels.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
 
 
 @st.composite
@@ -47,16 +47,25 @@ def test_avg_pool_of_whole_numbers_over_windows_of_four_is_exact(include_pad):
     assert_exact(op, integers(np.random.default_rng(0), 2, 7, 9, 5) * 4)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 7, 130), (1, 1, 9, 64), (3, 5, 1, 63)])
+GLOBAL = [(1, 1, 1, 1), (2, 7, 7, 130), (1, 1, 9, 64), (3, 5, 1, 63)]
+
+
+@pytest.mark.parametrize("shape", GLOBAL)
 def test_global_average(shape):
     x = normal(np.random.default_rng(0), *shape)
     bound = (shape[1] * shape[2] + 2) * EPS * reference.run(GlobalAvgPool2d(), np.abs(x))
     assert_within(bound, GlobalAvgPool2d(), x, kernel="global_avg_pool2d_f32")
 
 
+@pytest.mark.parametrize("shape", GLOBAL)
+def test_global_maximum(shape):
+    x = normal(np.random.default_rng(0), *shape) - 3
+    assert_exact(GlobalMaxPool2d(), x, kernel="global_max_pool2d_f32")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("op", [MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), GlobalAvgPool2d(),
-                                AvgPool2d((2, 2), (1, 1))])
+                                GlobalMaxPool2d(), AvgPool2d((2, 2), (1, 1))])
 def test_nan_and_infinity_travel_as_ieee_says(op, value):
     x = integers(np.random.default_rng(0), 1, 4, 4, 20)
     for place in ((0, 0, 0, 3), (0, 2, 2, 7), (0, 3, 3, 19)):

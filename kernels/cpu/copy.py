@@ -1,23 +1,59 @@
-"""Ops that only move data: concat, transpose, reshape."""
+"""Ops that only move data: concat, slice, pad, transpose, reshape."""
 from __future__ import annotations
 
 from .jit import kernel, njit
 from .parallel import parallel_for
 from .simd import at, copy_numbers
 
-BLOCK = 32      # a 32 x 32 block of float32 is read and written while it lies in L1
+PIECE = 1 << 14     # numbers that one thread copies at once
+BLOCK = 32          # a 32 x 32 block of float32 is read and written while it lies in L1
 
 
 @kernel
-def copy_columns(x, width, y, y_width, first, threads):
-    """y[:, first:first + width] = x, row by row; both flat."""
-    parallel_for(copy_rows, len(x) // width, threads, (x, width, y, y_width, first))
+def copy_columns(rows, width, x, x_width, x_first, y, y_width, y_first, threads):
+    """y[:, y_first:y_first + width] = x[:, x_first:x_first + width], row by row; both flat."""
+    pieces = -(-width // PIECE)
+    parallel_for(copy_pieces, rows * pieces, threads, (
+        pieces, width, x, x_width, x_first, y, y_width, y_first))
 
 
 @njit()
-def copy_rows(thread, first_row, end_row, x, width, y, y_width, first):
+def copy_pieces(thread, first_unit, end_unit, pieces, width, x, x_width, x_first, y, y_width,
+                y_first):
+    for unit in range(first_unit, end_unit):
+        row, start = unit // pieces, unit % pieces * PIECE
+        copy_numbers(at(y, row * y_width + y_first + start), at(x, row * x_width + x_first + start),
+                     min(PIECE, width - start))
+
+
+@kernel
+def pad(x, x_sizes, before, y, y_sizes, value, threads):
+    """Flat y of axes y_sizes: `value`, and in it x, of axes x_sizes, from `before` on."""
+    parallel_for(pad_rows, len(y) // y_sizes[-1], threads, (x, x_sizes, before, y, y_sizes, value))
+
+
+@njit()
+def pad_rows(thread, first_row, end_row, x, x_sizes, before, y, y_sizes, value):
+    last = len(y_sizes) - 1
     for row in range(first_row, end_row):
-        copy_numbers(at(y, row * y_width + first), at(x, row * width), width)
+        rest, source, step, inside = row, 0, x_sizes[last], True
+        for axis in range(last - 1, -1, -1):
+            i = rest % y_sizes[axis] - before[axis]
+            inside &= (i >= 0) & (i < x_sizes[axis])
+            source += i * step
+            step *= x_sizes[axis]
+            rest //= y_sizes[axis]
+        start = row * y_sizes[last]
+        first, taken = start + before[last], x_sizes[last] if inside else 0
+        fill(y[start:first], value)
+        copy_numbers(at(y, first), at(x, source), taken)
+        fill(y[first + taken:start + y_sizes[last]], value)
+
+
+@njit()
+def fill(y, value):
+    for i in range(len(y)):
+        y[i] = value
 
 
 @kernel
@@ -39,13 +75,13 @@ def transpose_stripes(thread, first_unit, end_unit, x, y, stripes):
 
 
 @kernel
-def transpose_any(x, y, sizes, steps, threads):
+def gather(x, y, sizes, steps, threads):
     """Flat y of these sizes, whose axes step through flat x by `steps` elements."""
-    parallel_for(transpose_range, len(y), threads, (x, y, sizes, steps))
+    parallel_for(gather_range, len(y), threads, (x, y, sizes, steps))
 
 
 @njit()
-def transpose_range(thread, first, end, x, y, sizes, steps):
+def gather_range(thread, first, end, x, y, sizes, steps):
     for i in range(first, end):
         rest, source = i, 0
         for axis in range(len(sizes) - 1, -1, -1):

@@ -1,13 +1,16 @@
-"""Batch norm that no convolution could take in, one multiply-add and a clip per element; and pixels
-as a network wants them."""
+"""Batch norm that no convolution could take in, one multiply-add and a clip per element; norms of
+the channels of each pixel, which lie in L1 meanwhile; and pixels as a network wants them."""
 from __future__ import annotations
 
 import numpy as np
 
+from . import scalar
 from .jit import kernel, njit
 from .microkernels import scale_shift_pixel
 from .parallel import parallel_for
-from .simd import at
+from .simd import at, square_root
+
+THREE_QUARTERS = np.float32(0.75)       # beta of all networks known, which needs square roots alone
 
 
 @kernel
@@ -23,6 +26,78 @@ def scale_shift_rows(thread, first_row, end_row, x, scale, shift, y, low, high):
     for row in range(first_row, end_row):
         scale_shift_pixel((at(x, row * channels), at(scale, 0), at(shift, 0),
                            at(y, row * channels), channels, low, high))
+
+
+@kernel
+def layer_norm(x, scale, bias, epsilon, y, threads):
+    """y[.., c] = (x[.., c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] on flat
+    arrays."""
+    parallel_for(layer_norm_rows, len(x) // len(scale), threads, (x, scale, bias, epsilon, y))
+
+
+@njit()
+def layer_norm_rows(thread, first_row, end_row, x, scale, bias, epsilon, y):
+    channels, number = len(scale), np.float32(len(scale))
+    for row in range(first_row, end_row):
+        start, end = row * channels, (row + 1) * channels
+        given, out = x[start:end], y[start:end]
+        mean = sum_of(given) / number
+        for c in range(channels):
+            out[c] = given[c] - mean
+        factor = scalar.ONE / square_root(sum_of_squares(out) / number + epsilon)
+        for c in range(channels):
+            out[c] = out[c] * factor * scale[c] + bias[c]
+
+
+@njit(fastmath={"reassoc"})     # sums in any order: those of a vector side by side
+def sum_of(x):
+    total = scalar.ZERO
+    for i in range(len(x)):
+        total += x[i]
+    return total
+
+
+@njit(fastmath={"reassoc"})
+def sum_of_squares(x):
+    total = scalar.ZERO
+    for i in range(len(x)):
+        total += x[i] * x[i]
+    return total
+
+
+@kernel
+def local_response_norm(x, channels, before, after, factor, beta, bias, y, threads):
+    """y[.., c] = x[.., c] / (bias + factor * sum of x * x) ** beta on flat arrays; the sum is over
+    the channels from c - before to c + after."""
+    parallel_for(local_response_rows, len(x) // channels, threads, (
+        x, channels, before, after, factor, beta, bias, y))
+
+
+@njit()
+def local_response_rows(thread, first_row, end_row, x, channels, before, after, factor, beta, bias,
+                        y):
+    for row in range(first_row, end_row):
+        start, end = row * channels, (row + 1) * channels
+        given, out = x[start:end], y[start:end]
+        for c in range(channels):
+            out[c] = given[c] * given[c]
+        for distance in range(1, min(before, channels - 1) + 1):
+            add_squares(out[distance:], given[:channels - distance])
+        for distance in range(1, min(after, channels - 1) + 1):
+            add_squares(out[:channels - distance], given[distance:])
+        if beta == THREE_QUARTERS:
+            for c in range(channels):
+                root = scalar.ONE / square_root(bias + factor * out[c])
+                out[c] = given[c] * root * square_root(root)
+        else:
+            for c in range(channels):
+                out[c] = given[c] * scalar.exp(-beta * scalar.log(bias + factor * out[c]))
+
+
+@njit()
+def add_squares(sums, x):
+    for i in range(len(sums)):
+        sums[i] += x[i] * x[i]
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Max, average and global average pooling, NHWC, in float32; max pooling also of bfloat16.
+"""Max and average pooling, by windows and global, NHWC, in float32; max pooling also of bfloat16.
 
 Bound by memory. Windows are clipped to the image once per output pixel; what is left of one is a
 rectangle, over which `pool_window` of microkernels.py goes with some vectors of channels at a time.
@@ -12,7 +12,7 @@ from .microkernels import pool_window
 from .parallel import parallel_for
 from .simd import at
 
-CHANNELS_AT_ONCE = 64       # of global average pooling: the vectors that pool_window has at work
+CHANNELS_AT_ONCE = 64       # of global pooling: the vectors that pool_window has at work
 
 
 @kernel
@@ -74,15 +74,37 @@ def mean_of(window, size):
 @kernel
 def global_avg_pool2d(x, shape, y, threads):
     """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
-    groups = -(-shape[2] // CHANNELS_AT_ONCE)
-    parallel_for(global_avg_units, shape[0] * groups, threads, (x, shape, y, groups))
+    parallel_for(global_avg_units, shape[0] * groups_of(shape), threads, (x, shape, y))
 
 
 @njit()
-def global_avg_units(thread, first_unit, end_unit, x, shape, y, groups):
-    _, pixels, channels = shape
+def global_avg_units(thread, first_unit, end_unit, x, shape, y):
     for unit in range(first_unit, end_unit):
-        image, first = unit // groups, unit % groups * CHANNELS_AT_ONCE
-        mean_of((at(x, image * pixels * channels + first), 1, 0, pixels, channels,
-                 at(y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first)),
-                np.float32(pixels))
+        mean_of(all_pixels(unit, x, shape, y), np.float32(shape[1]))
+
+
+@kernel
+def global_max_pool2d(x, shape, y, threads):
+    """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
+    parallel_for(global_max_units, shape[0] * groups_of(shape), threads, (x, shape, y))
+
+
+@njit()
+def global_max_units(thread, first_unit, end_unit, x, shape, y):
+    for unit in range(first_unit, end_unit):
+        greatest_of(all_pixels(unit, x, shape, y))
+
+
+@njit(inline="always")
+def groups_of(shape):
+    return -(-shape[2] // CHANNELS_AT_ONCE)
+
+
+@njit(inline="always")
+def all_pixels(unit, x, shape, y):
+    """The window of a unit of global pooling: some channels of an image."""
+    _, pixels, channels = shape
+    image, group = unit // groups_of(shape), unit % groups_of(shape)
+    first = group * CHANNELS_AT_ONCE
+    return (at(x, image * pixels * channels + first), 1, 0, pixels, channels,
+            at(y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first))

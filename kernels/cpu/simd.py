@@ -219,3 +219,12 @@ def split_exponent(typingctx, x):
         m = b.bitcast(b.sub(bits, b.shl(e, places)), F32)
         return context.make_tuple(b, sig.return_type, [e, m])
     return types.Tuple((types.int32, types.float32))(types.float32), codegen
+
+
+@intrinsic
+def square_root(typingctx, x):
+    """Correctly rounded; NaN below 0. np.sqrt would call the C library."""
+    def codegen(context, b, sig, args):
+        function = ir.FunctionType(F32, [F32])
+        return b.call(cgutils.get_or_insert_function(b.module, function, "llvm.sqrt.f32"), args)
+    return types.float32(types.float32), codegen

@@ -1,4 +1,4 @@
-"""Softmax along any axis, float32, with the maximum subtracted first."""
+"""Softmax along any axis and its logarithm, float32, with the maximum subtracted first."""
 from __future__ import annotations
 
 import numpy as np
@@ -9,13 +9,13 @@ from .parallel import parallel_for
 
 
 @kernel
-def softmax(x, y, length, inner, threads):
-    """x, y: flat (outer, length, inner); along `length`."""
-    parallel_for(softmax_columns, len(x) // length, threads, (x, y, length, inner))
+def softmax(log, x, y, length, inner, threads):
+    """x, y: flat (outer, length, inner); along `length`. log: the logarithm of softmax."""
+    parallel_for(softmax_columns, len(x) // length, threads, (log, x, y, length, inner))
 
 
 @njit()
-def softmax_columns(thread, first_column, end_column, x, y, length, inner):
+def softmax_columns(thread, first_column, end_column, log, x, y, length, inner):
     for column in range(first_column, end_column):
         first = column // inner * length * inner + column % inner
         greatest = x[first]
@@ -32,8 +32,13 @@ def softmax_columns(thread, first_column, end_column, x, y, length, inner):
         total = np.float32(0)
         for i in range(length):
             total += y[first + i * inner]
-        for i in range(length):
-            y[first + i * inner] /= total
+        if log:
+            total = scalar.log(total)
+            for i in range(length):
+                y[first + i * inner] = (x[first + i * inner] - greatest) - total
+        else:
+            for i in range(length):
+                y[first + i * inner] /= total
 
 
 @njit()

@@ -7,13 +7,24 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from ...axes import as_matrices, dense_steps, merge_axes
-from ...ops import Concat, Flatten, Reshape, TensorSpec, Transpose, count, known, normal_axis
+from ...ops import (
+    Concat,
+    Flatten,
+    Pad,
+    Reshape,
+    Slice,
+    TensorSpec,
+    Transpose,
+    count,
+    known,
+    normal_axis,
+)
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 
-COPY_COLUMNS = Kernel("copy", "copy_columns")
+COPY_COLUMNS, PAD = Kernel("copy", "copy_columns"), Kernel("copy", "pad")
 TRANSPOSE_MATRICES = Kernel("copy", "transpose_matrices")
-TRANSPOSE_ANY = Kernel("copy", "transpose_any")
+GATHER = Kernel("copy", "gather")
 
 
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
@@ -21,15 +32,55 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
     """Inputs that lie in the output already, where they belong, are not copied."""
     axis = normal_axis(op.axis, len(output.shape))
     bounds = list(accumulate((count(spec.shape[axis:]) for spec in inputs), initial=0))
-    width = bounds[-1]
+    rows, width = count(output.shape[:axis]), bounds[-1]
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [COPY_COLUMNS.bind(flat_bits(array), end - start, flat_bits(y), width, start,
-                                  options.threads)
+        return [COPY_COLUMNS.bind(rows, end - start, flat_bits(array), end - start, 0,
+                                  flat_bits(y), width, start, options.threads)
                 for array, (start, end) in zip(arrays, pairwise(bounds), strict=True)
                 if end > start and not np.may_share_memory(array, y)]
 
     return Step("concat_f32", bind)
+
+
+def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,
+                  weights: list[Array | None], options: Options) -> Step:
+    shape = known(inputs[0].shape)
+    axis = normal_axis(op.axis, len(shape))
+    size, taken, inner = shape[axis], known(output.shape)[axis], count(shape[axis + 1:])
+    rows, width, x_width = count(shape[:axis]), taken * inner, size * inner
+    first = op.start * inner
+    if op.step > 1 and taken * op.step == size:     # each element of the axis is a row of its own
+        rows, width, x_width = rows * taken, inner, op.step * inner
+    elif op.step > 1:
+        sizes, steps = merge_axes((rows, taken, inner), (x_width, op.step * inner, 1))
+        return _gather("slice_any_f32", first, sizes, steps[0], options)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [COPY_COLUMNS.bind(rows, width, arrays[0].reshape(-1), x_width, first,
+                                  y.reshape(-1), width, 0, options.threads)]
+
+    return Step("slice_f32", bind)
+
+
+def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
+                weights: list[Array | None], options: Options) -> Step:
+    """An axis without padding is merged with the one before it."""
+    merged = [[1, 0, 1]]
+    for size, before, y_size in zip(known(inputs[0].shape), op.before, known(output.shape),
+                                    strict=True):
+        if size == y_size:
+            merged[-1] = [number * size for number in merged[-1]]
+        else:
+            merged.append([size, before, y_size])
+    x_sizes, first, y_sizes = np.array(merged, np.int64).T.copy()
+    value = np.float32(op.value)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [PAD.bind(arrays[0].reshape(-1), x_sizes, first, y.reshape(-1), y_sizes, value,
+                         options.threads)]
+
+    return Step("pad_f32", bind)
 
 
 def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,
@@ -47,24 +98,30 @@ def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpe
 
 
 def _transpose_any(op: Transpose, shape: tuple[int, ...], options: Options) -> Step:
-    """One that swaps more than two runs of axes, element by element."""
+    """One that swaps more than two runs of axes."""
     steps = dense_steps(shape)
-    merged = merge_axes([shape[axis] for axis in op.permutation],
-                        [steps[axis] for axis in op.permutation])
-    sizes, moved = np.array(merged[0], np.int64), np.array(merged[1][0], np.int64)
+    sizes, moved = merge_axes([shape[axis] for axis in op.permutation],
+                              [steps[axis] for axis in op.permutation])
+    return _gather("transpose_any_f32", 0, sizes, moved[0], options)
+
+
+def _gather(name: str, first: int, sizes: Sequence[int], steps: Sequence[int],
+            options: Options) -> Step:
+    """Element by element: the axes of the output step through the input, from `first` on."""
+    of_y, of_x = np.array(sizes, np.int64), np.array(steps, np.int64)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [TRANSPOSE_ANY.bind(arrays[0].reshape(-1), y.reshape(-1), sizes, moved,
-                                   options.threads)]
+        return [GATHER.bind(arrays[0].reshape(-1)[first:], y.reshape(-1), of_y, of_x,
+                            options.threads)]
 
-    return Step("transpose_any_f32", bind)
+    return Step(name, bind)
 
 
 def prepare_reshape(op: Reshape | Flatten, inputs: list[TensorSpec], output: TensorSpec,
                     weights: list[Array | None], options: Options) -> Step:
     """The executor makes views of these; a copy is needed only where one is asked for alone."""
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [COPY_COLUMNS.bind(arrays[0].reshape(-1), y.size, y.reshape(-1), y.size, 0,
-                                  options.threads)]
+        return [COPY_COLUMNS.bind(1, y.size, arrays[0].reshape(-1), y.size, 0, y.reshape(-1),
+                                  y.size, 0, options.threads)]
 
     return Step("copy_f32", bind)

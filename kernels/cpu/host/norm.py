@@ -6,12 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...norm import scale_and_shift
-from ...ops import BatchNorm, TensorSpec
+from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 from .epilogue import epilogue
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
+LAYER_NORM = Kernel("norm", "layer_norm")
+LOCAL_RESPONSE_NORM = Kernel("norm", "local_response_norm")
 
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,
@@ -25,6 +27,30 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
                 *finish(flat, options.threads)]
 
     return Step("batch_norm_f32" + suffix, bind)
+
+
+def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSpec,
+                       weights: list[Array | None], options: Options) -> Step:
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        x, scale, bias = arrays
+        return [LAYER_NORM.bind(x.reshape(-1), scale, bias, np.float32(op.epsilon), y.reshape(-1),
+                                options.threads)]
+
+    return Step("layer_norm_f32", bind)
+
+
+def prepare_local_response_norm(op: LocalResponseNorm, inputs: list[TensorSpec],
+                                output: TensorSpec, weights: list[Array | None],
+                                options: Options) -> Step:
+    channels, before = known(inputs[0].shape)[-1], (op.size - 1) // 2
+    factor, beta, bias = map(np.float32, (op.alpha / op.size, op.beta, op.bias))
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [LOCAL_RESPONSE_NORM.bind(arrays[0].reshape(-1), channels, before,
+                                         op.size - 1 - before, factor, beta, bias, y.reshape(-1),
+                                         options.threads)]
+
+    return Step("local_response_norm_f32", bind)
 
 
 def normalise(pixels: Array, mean: Sequence[float], std: Sequence[float], y: Array,

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, known
+from ...ops import AvgPool2d, GlobalMaxPool2d, GlobalPool2d, MaxPool2d, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 
-POOL2D, GLOBAL_AVG_POOL2D = Kernel("pool", "pool2d"), Kernel("pool", "global_avg_pool2d")
+POOL2D = Kernel("pool", "pool2d")
 
 
 def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -24,12 +24,14 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
     return Step(f"{name}_pool2d_{op.kernel_size[0]}x{op.kernel_size[1]}_f32", bind)
 
 
-def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
-                              weights: list[Array | None], options: Options) -> Step:
+def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
+                          weights: list[Array | None], options: Options) -> Step:
     batch, height, width, channels = known(inputs[0].shape)
+    name = f"global_{'max' if isinstance(op, GlobalMaxPool2d) else 'avg'}_pool2d"
+    kernel = Kernel("pool", name)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [GLOBAL_AVG_POOL2D.bind(arrays[0].reshape(-1), (batch, height * width, channels),
-                                       y.reshape(-1), options.threads)]
+        return [kernel.bind(arrays[0].reshape(-1), (batch, height * width, channels),
+                            y.reshape(-1), options.threads)]
 
-    return Step("global_avg_pool2d_f32", bind)
+    return Step(f"{name}_f32", bind)

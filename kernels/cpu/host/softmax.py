@@ -17,6 +17,7 @@ def prepare_softmax(op: Softmax, inputs: list[TensorSpec], output: TensorSpec,
     length, inner = shape[axis], count(shape[axis + 1:])
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [SOFTMAX.bind(arrays[0].reshape(-1), y.reshape(-1), length, inner, options.threads)]
+        return [SOFTMAX.bind(op.log, arrays[0].reshape(-1), y.reshape(-1), length, inner,
+                             options.threads)]
 
-    return Step("softmax_f32", bind)
+    return Step("log_softmax_f32" if op.log else "softmax_f32", bind)
