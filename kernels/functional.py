@@ -13,6 +13,7 @@ ValueError says which shape or argument does not fit, TypeError which dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,11 @@ def global_avg_pool2d(x: Array, *, threads: int | None = None) -> Array:
     return run(ops.GlobalAvgPool2d(), x, threads=threads)
 
 
+def global_max_pool2d(x: Array, *, threads: int | None = None) -> Array:
+    """Greatest value over height and width: (N, H, W, C) -> (N, 1, 1, C)."""
+    return run(ops.GlobalMaxPool2d(), x, threads=threads)
+
+
 def relu(x: Array, *, threads: int | None = None) -> Array:
     """max(x, 0)"""
     return run(ops.Relu(), x, threads=threads)
@@ -103,6 +109,34 @@ def hard_swish(x: Array, *, threads: int | None = None) -> Array:
     return run(ops.HardSwish(), x, threads=threads)
 
 
+def hard_sigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5, *,
+                 threads: int | None = None) -> Array:
+    """min(max(alpha * x + beta, 0), 1)"""
+    return run(ops.HardSigmoid(float(alpha), float(beta)), x, threads=threads)
+
+
+def leaky_relu(x: Array, negative_slope: float = 0.01, *, threads: int | None = None) -> Array:
+    """x where it is above 0, else negative_slope * x."""
+    return run(ops.LeakyRelu(float(negative_slope)), x, threads=threads)
+
+
+def elu(x: Array, alpha: float = 1.0, *, threads: int | None = None) -> Array:
+    """x where it is above 0, else alpha * (exp(x) - 1)."""
+    return run(ops.Elu(float(alpha)), x, threads=threads)
+
+
+def gelu(x: Array, approximate: str = "none", *, threads: int | None = None) -> Array:
+    """x * (1 + erf(x / sqrt(2))) / 2, or with approximate="tanh" what comes close to it."""
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate={approximate!r} can be 'none' or 'tanh'")
+    return run(ops.Gelu(approximate == "tanh"), x, threads=threads)
+
+
+def erf(x: Array, *, threads: int | None = None) -> Array:
+    """2 / sqrt(pi) * the integral of exp(-t * t) from 0 to x."""
+    return run(ops.Erf(), x, threads=threads)
+
+
 def add(a: Array, b: Array, *, threads: int | None = None) -> Array:
     """a + b, broadcast as NumPy does."""
     return run(ops.Add(), a, b, threads=threads)
@@ -118,15 +152,48 @@ def concat(arrays: Sequence[Array], axis: int = -1, *, threads: int | None = Non
     return run(ops.Concat(axis), *arrays, threads=threads)
 
 
+def pad(x: Array, pad_width: Any, constant_values: float = 0.0, *,
+        threads: int | None = None) -> Array:
+    """`constant_values` around x; pad_width as np.pad has it: (before, after) of each axis, one
+    such pair for all of them, or one number."""
+    widths, rank = np.asarray(pad_width), np.ndim(x)
+    if widths.dtype.kind not in "iu" or widths.shape not in ((), (1,), (2,), (1, 2), (rank, 2)):
+        raise ValueError(f"pad_width={pad_width!r} must be a whole number, (before, after), or "
+                         f"such a pair for each of {rank} axes")
+    before, after = (tuple(side.tolist()) for side in np.broadcast_to(widths, (rank, 2)).T)
+    return run(ops.Pad(before, after, float(constant_values)), x, threads=threads)
+
+
 def softmax(x: Array, axis: int = -1, *, threads: int | None = None) -> Array:
     """exp(x) / sum(exp(x)) along `axis`."""
     return run(ops.Softmax(axis), x, threads=threads)
+
+
+def log_softmax(x: Array, axis: int = -1, *, threads: int | None = None) -> Array:
+    """x - log(sum(exp(x))) along `axis`."""
+    return run(ops.Softmax(axis, log=True), x, threads=threads)
 
 
 def batch_norm(x: Array, mean: Array, var: Array, weight: Array, bias: Array,
                eps: float = 1e-5, *, threads: int | None = None) -> Array:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis."""
     return run(ops.BatchNorm(eps), x, weight, bias, mean, var, threads=threads)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5, *,
+               threads: int | None = None) -> Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, of mean and variance along the last axis."""
+    return run(ops.LayerNorm(eps), x, weight, bias, threads=threads)
+
+
+def local_response_norm(x: Array, size: int, alpha: float = 1e-4, beta: float = 0.75,
+                        k: float = 1.0, *, threads: int | None = None) -> Array:
+    """x / (k + alpha / size * sum of x * x over `size` channels around) ** beta. Of an even size
+    one channel more is after than before, as in ONNX."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size={size!r} must be a whole number of at least 1")
+    return run(ops.LocalResponseNorm(size, float(alpha), float(beta), float(k)), x,
+               threads=threads)
 
 
 def run(op: Op, *arrays: Array, threads: int | None = None) -> Array:

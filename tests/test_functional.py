@@ -56,6 +56,32 @@ def test_the_others():
     np.testing.assert_allclose(kernels.softmax(X).sum(-1), 1, rtol=0, atol=1e-6)
     for function in (kernels.sigmoid, kernels.tanh):
         assert function(X).shape == X.shape
+    np.testing.assert_array_equal(kernels.global_max_pool2d(X), X.max((1, 2), keepdims=True))
+
+
+@pytest.mark.parametrize(("function", "arguments", "op"), [
+    (kernels.hard_sigmoid, (), ops.HardSigmoid()),
+    (kernels.hard_sigmoid, (0.2, 0.4), ops.HardSigmoid(0.2, 0.4)),
+    (kernels.leaky_relu, (0.25,), ops.LeakyRelu(0.25)), (kernels.elu, (0.5,), ops.Elu(0.5)),
+    (kernels.gelu, (), ops.Gelu()), (kernels.gelu, ("tanh",), ops.Gelu(tanh=True)),
+    (kernels.erf, (), ops.Erf()), (kernels.log_softmax, (1,), ops.Softmax(1, log=True)),
+    (kernels.local_response_norm, (3, 0.5, 0.75, 2), ops.LocalResponseNorm(3, 0.5, bias=2.0)),
+])
+def test_their_arguments_are_those_of_the_op(function, arguments, op):
+    np.testing.assert_allclose(function(X, *arguments), reference.run(op, X), rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_takes_weight_and_bias():
+    weight, bias = integers(RNG, 6), integers(RNG, 6)
+    np.testing.assert_allclose(kernels.layer_norm(X, weight, bias, eps=0.5),
+                               reference.run(ops.LayerNorm(0.5), X, weight, bias),
+                               rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [2, (1, 2), ((1, 2),), ((0, 0), (1, 0), (2, 3), (0, 4))])
+def test_pad_takes_what_numpy_takes(width):
+    np.testing.assert_array_equal(kernels.pad(X, width), np.pad(X, width))
+    np.testing.assert_array_equal(kernels.pad(X, width, -2), np.pad(X, width, constant_values=-2))
 
 
 def test_non_contiguous_arrays_and_empty_batches_work():
@@ -68,6 +94,7 @@ def test_non_contiguous_arrays_and_empty_batches_work():
 @pytest.mark.parametrize(("call", "error", "sentence"), [
     (lambda: kernels.relu(X.astype(np.float64)), TypeError, "not float64"),
     (lambda: kernels.relu([1.0]), TypeError, "not list"),
+    (lambda: kernels.pad([1.0], 1), TypeError, "not list"),
     (lambda: kernels.conv2d(X[0], W), ValueError, r"x \(N, H, W, C\)"),
     (lambda: kernels.conv2d(X, W[..., :5]), ValueError, "x has 6 channels"),
     (lambda: kernels.conv2d(X, W, B[:3]), ValueError, r"bias has shape \(3,\)"),
@@ -80,6 +107,12 @@ def test_non_contiguous_arrays_and_empty_batches_work():
     (lambda: kernels.add(X, B), ValueError, "do not broadcast"),
     (lambda: kernels.softmax(X, 4), ValueError, "axis 4 is out of range"),
     (lambda: kernels.relu(X, threads=0), ValueError, "threads=0"),
+    (lambda: kernels.gelu(X, "erf"), ValueError, "approximate='erf' can be 'none' or 'tanh'"),
+    (lambda: kernels.pad(X, ((1, 1), (2, 2))), ValueError, r"pad_width=\(\(1, 1\), \(2, 2\)\)"),
+    (lambda: kernels.pad(X, 0.5), ValueError, "pad_width=0.5 must be a whole number"),
+    (lambda: kernels.pad(X, -1), ValueError, r"not a number of at least 0 for each axis"),
+    (lambda: kernels.layer_norm(X, B, B), ValueError, "LayerNorm along the last axis"),
+    (lambda: kernels.local_response_norm(X, 0), ValueError, "size=0 must be a whole number"),
 ])
 def test_errors_are_sentences(call, error, sentence):
     with pytest.raises(error, match=sentence):
