@@ -38,12 +38,12 @@ def flag(layer: object, argument: str) -> bool:
     return value
 
 
-def number(layer: object, argument: str, most: float) -> float:
-    """A float from 0 to `most`."""
+def number(layer: object, argument: str, most: float, least: float = 0) -> float:
+    """A float from `least` to `most`."""
     value = getattr(layer, argument)
     real = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
-    if not real or not 0 <= value <= most:
-        raise refused(layer, argument, f"must be a number from 0 to {most}")
+    if not real or not least <= value <= most:
+        raise refused(layer, argument, f"must be a number from {least} to {most}")
     return float(value)
 
 
@@ -59,6 +59,17 @@ def padding(layer: object) -> Padding:
                    "one number, (height, width) or (top, left, bottom, right)")
     top, left, bottom, right = sizes if len(sizes) == 4 else sizes * 2
     return top, left, bottom, right
+
+
+def sides(layer: Any) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom), also from one number."""
+    value = layer.padding
+    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,) * 4
+    if len(sizes) != 4 or not all(is_whole(size, 0) for size in sizes):
+        raise refused(layer, "padding", f"must be one number or (left, right, top, bottom), of "
+                                        f"whole numbers from 0 to {LARGEST}")
+    left, right, top, bottom = (int(size) for size in sizes)
+    return left, right, top, bottom
 
 
 def _sizes(layer: object, argument: str, least: int, lengths: tuple[int, ...],

@@ -8,72 +8,42 @@ Every layer raises ModelError for an argument that does not fit, naming layer, a
 """
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from kernels import ops
-from kernels.ops import Op, Padding, Pair, Shape, TensorSpec
+from kernels.ops import Padding, Pair, Shape
 
 from . import arguments
-from .arguments import flag, number, pair, refused, whole
-from .errors import ModelError
-from .graph import Graph, Node, infer_node
+from .activations import (
+    ELU,
+    GELU,
+    Hardsigmoid,
+    Hardswish,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
+from .arguments import LARGEST, flag, is_whole, number, pair, refused, whole
+from .layer import Array, Emitted, Layer, Size
+from .sequential import Sequential
 
-if TYPE_CHECKING:
-    from .image import Preprocess
-    from .model import Model
-
-Array = np.ndarray
-Size = int | Sequence[int]
-Emitted = list[tuple[Op, dict[str, Array]]]
-
-MAX_MODELS = 4      # image sizes for which `Sequential.__call__` keeps a prepared Model
-
-
-class Layer:
-    """One layer; the fields of a subclass are its arguments.
-
-    Weights that nobody loaded are drawn when they are first needed, by torch's default rule, from
-    np.random.default_rng(seed); `Sequential` gives each of its layers its own seed.
-    """
-    seed: Pair = (0, 0)
-    _weights: dict[str, Array] | None = None
-
-    def emit(self, shape: Shape) -> Emitted:
-        """The ops that compute this layer one after the other for an input of this shape, each
-        with its weights by name. ValueError for a shape that the layer does not take."""
-        raise NotImplementedError
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of the weights, in torch's layouts and order."""
-        return {}
-
-    @property
-    def weights(self) -> dict[str, Array]:
-        """Name -> float32 array, of `shapes`. Arrays are replaced, never written into."""
-        if self._weights is None:
-            self._weights = self.draw(np.random.default_rng(self.seed))
-        return self._weights
-
-    @weights.setter
-    def weights(self, weights: dict[str, Array] | None) -> None:
-        self._weights = weights
-
-    def draw(self, rng: np.random.Generator) -> dict[str, Array]:
-        """Fresh weights, uniform in +-1 / sqrt(inputs per output): what torch's
-        kaiming_uniform_(a=sqrt(5)) and its rule for biases amount to."""
-        shapes = self.shapes()
-        reach = 1 / math.sqrt(math.prod(shapes["weight"][1:])) if shapes else 0.0
-        return {name: (rng.random(shape, np.float32) * 2 - 1) * np.float32(reach)
-                for name, shape in shapes.items()}
+__all__ = ["ELU", "GELU", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BatchNorm2d",
+           "ChannelShuffle", "Conv2d", "Dropout", "Flatten", "Hardsigmoid", "Hardswish",
+           "Identity", "Layer", "LayerNorm", "LeakyReLU", "Linear", "LocalResponseNorm",
+           "LogSoftmax", "MaxPool2d", "ReLU", "ReLU6", "Sequential", "SiLU", "Sigmoid", "Softmax",
+           "Tanh", "ZeroPad2d"]
 
 
-# ---- layers with weights ----------------------------------------------------------------------
+# ---- convolution and matrix product -----------------------------------------------------------
 
 @dataclass(eq=False)
 class Conv2d(Layer):
@@ -152,15 +122,26 @@ def _with_bias(bias: bool, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]
     return {"weight": weight, "bias": weight[:1]} if bias else {"weight": weight}
 
 
+# ---- norms ------------------------------------------------------------------------------------
+
+class Norm(Layer):
+    """What norms with weights have in common."""
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Array]:
+        """Ones and zeros: the layer changes no scale yet, as in torch."""
+        return {name: np.full(shape, name in ("weight", "running_var"), np.float32)
+                for name, shape in self.shapes().items()}
+
+
 @dataclass(eq=False)
-class BatchNorm2d(Layer):
+class BatchNorm2d(Norm):
     """(x - running_mean) / sqrt(running_var + eps) * weight + bias, of images.
 
-    Weights, each (num_features,): weight, bias, running_mean, running_var; torch's
-    num_batches_tracked is accepted by load_state_dict and not kept.
+    Weights, each (num_features,): weight, bias, running_mean, running_var.
     """
     num_features: int
     eps: float = 1e-5
+    ignored: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)
 
     def __post_init__(self) -> None:
         self.num_features, self.eps = whole(self, "num_features"), number(self, "eps", 1.0)
@@ -169,80 +150,61 @@ class BatchNorm2d(Layer):
         names = ("weight", "bias", "running_mean", "running_var")
         return dict.fromkeys(names, (self.num_features,))
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Array]:
-        """Ones and zeros: the layer changes nothing yet, as in torch."""
-        return {name: np.full(shape, name in ("weight", "running_var"), np.float32)
-                for name, shape in self.shapes().items()}
-
     def emit(self, shape: Shape) -> Emitted:
         if len(shape) != 4:
             raise ValueError(f"BatchNorm2d takes (N, H, W, {self.num_features}), not {shape}")
         return [(ops.BatchNorm(self.eps), self.weights)]
 
 
-# ---- layers without weights -------------------------------------------------------------------
-
 @dataclass(eq=False)
-class ReLU(Layer):
-    """max(x, 0). inplace changes no result here."""
-    inplace: bool = False
-    op: ClassVar[ops.Unary] = ops.Relu()
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(var + eps) * weight + bias, of mean and variance of the channels of each
+    pixel, or of the features: always the last axis. normalized_shape is their number.
 
-    def __post_init__(self) -> None:
-        flag(self, "inplace")
-
-    def emit(self, shape: Shape) -> Emitted:
-        return [(self.op, {})]
-
-
-class ReLU6(ReLU):
-    """min(max(x, 0), 6). inplace changes no result here."""
-    op = ops.Clip(0.0, 6.0)
-
-
-class SiLU(ReLU):
-    """x / (1 + exp(-x)). inplace changes no result here."""
-    op = ops.Silu()
-
-
-class Hardswish(ReLU):
-    """x * min(max(x + 3, 0), 6) / 6. inplace changes no result here."""
-    op = ops.HardSwish()
-
-
-@dataclass(eq=False)
-class Tanh(Layer):
-    """tanh(x)"""
-
-    def emit(self, shape: Shape) -> Emitted:
-        return [(ops.Tanh(), {})]
-
-
-@dataclass(eq=False)
-class Sigmoid(Layer):
-    """1 / (1 + exp(-x))"""
-
-    def emit(self, shape: Shape) -> Emitted:
-        return [(ops.Sigmoid(), {})]
-
-
-@dataclass(eq=False)
-class Softmax(Layer):
-    """exp(x) / sum(exp(x)) over the classes or, of an image, the channels: always the last axis.
-
-    dim counts NHWC axes: -1, or 1 after Flatten, or 3 for an image (torch's dim=1 there).
+    Weights, each (normalized_shape,): weight, bias.
     """
-    dim: int = -1
+    normalized_shape: int | Sequence[int]
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        self.dim = whole(self, "dim", least=-4)
+        sizes = self.normalized_shape
+        if isinstance(sizes, (list, tuple)) and len(sizes) == 1:
+            self.normalized_shape = sizes[0]
+        if not is_whole(self.normalized_shape, 1):
+            raise refused(self, "normalized_shape", f"must be one whole number from 1 to {LARGEST}"
+                                                    f", that of the channels")
+        self.eps = number(self, "eps", 1.0)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("weight", "bias"), (whole(self, "normalized_shape"),))
 
     def emit(self, shape: Shape) -> Emitted:
-        if ops.normal_axis(self.dim, len(shape)) != len(shape) - 1:
-            raise ValueError(f"Softmax(dim={self.dim}) of a value of shape {shape} is not "
-                             f"supported; channels and classes are the last axis here, dim=-1")
-        return [(ops.Softmax(-1), {})]
+        return [(ops.LayerNorm(self.eps), self.weights)]
 
+
+@dataclass(eq=False)
+class LocalResponseNorm(Layer):
+    """x / (k + alpha / size * sum of x * x) ** beta, the sum over `size` channels, of which that of
+    x is the middle one. size must be odd: of an even one torch's middle is not ONNX's."""
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.size = whole(self, "size")
+        if self.size % 2 == 0:
+            raise refused(self, "size", "is not supported, only odd sizes, which have a middle")
+        for argument in ("alpha", "beta", "k"):
+            setattr(self, argument, number(self, argument, LARGEST))
+
+    def emit(self, shape: Shape) -> Emitted:
+        if len(shape) != 4:
+            raise ValueError(f"LocalResponseNorm takes (N, H, W, C), not {shape}")
+        return [(ops.LocalResponseNorm(self.size, self.alpha, self.beta, self.k), {})]
+
+
+# ---- pooling ----------------------------------------------------------------------------------
 
 class Pool(Layer):
     """What both kinds of pooling have in common."""
@@ -306,15 +268,25 @@ class AvgPool2d(Pool):
 class AdaptiveAvgPool2d(Layer):
     """Mean over the whole image, (N, H, W, C) -> (N, 1, 1, C): output_size can only be 1."""
     output_size: Size
+    op: ClassVar[ops.GlobalPool2d] = ops.GlobalAvgPool2d()
 
     def __post_init__(self) -> None:
         self.output_size = pair(self, "output_size")
         if self.output_size != (1, 1):
-            raise refused(self, "output_size", "is not supported, only 1; use AvgPool2d")
+            raise refused(self, "output_size", "is not supported, only 1; use AvgPool2d or "
+                                               "MaxPool2d")
 
     def emit(self, shape: Shape) -> Emitted:
-        return [(ops.GlobalAvgPool2d(), {})]
+        return [(self.op, {})]
 
+
+class AdaptiveMaxPool2d(AdaptiveAvgPool2d):
+    """Greatest value of the whole image, (N, H, W, C) -> (N, 1, 1, C): output_size can only be
+    1."""
+    op = ops.GlobalMaxPool2d()
+
+
+# ---- layers that only move values, or pass them through ---------------------------------------
 
 @dataclass(eq=False)
 class Flatten(Layer):
@@ -353,146 +325,33 @@ class Dropout(Layer):
         return []
 
 
-# ---- networks ---------------------------------------------------------------------------------
+@dataclass(eq=False)
+class ZeroPad2d(Layer):
+    """Zeros around an image. padding is one number or, in torch's order, (left, right, top,
+    bottom)."""
+    padding: Size
 
-class Sequential:
-    """Layers one after the other; a layer may be a Sequential itself.
+    def __post_init__(self) -> None:
+        self.padding = arguments.sides(self)
 
-    layers  the layers, named "0", "1" ..., or one mapping of name -> layer, as in torch.nn
-
-    Weights start as torch's do, but always the same: layer number i draws its own from
-    np.random.default_rng((0, i)), unless it already has some. ModelError for what is no layer.
-    """
-
-    def __init__(self, *layers: Layer | Sequential | Mapping[str, Any]) -> None:
-        named: Mapping[str, Any] = {str(i): layer for i, layer in enumerate(layers)}
-        if len(layers) == 1 and isinstance(layers[0], Mapping):
-            named = layers[0]
-        for name, layer in named.items():
-            if not isinstance(name, str) or not name or set(name) & set(".:"):
-                raise ModelError(f"Sequential: {name!r} can not be a layer's name; a name is a "
-                                 f"string without '.' and ':'")
-            if not isinstance(layer, (Layer, Sequential)):
-                raise ModelError(f"Sequential: layer {name!r} is {layer!r}, which is no layer of "
-                                 f"cnn; give objects such as cnn.ReLU()")
-        self.layers: dict[str, Layer | Sequential] = dict(named)
-        self._models: dict[Shape, Model] = {}
-        self._prepared: list[Array] = []        # the weights that _models were made with
-        for i, (_, leaf) in enumerate(self.leaves()):
-            leaf.seed = (0, i)                  # without effect on weights that it has
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[Layer | Sequential]:
-        return iter(self.layers.values())
-
-    def __getitem__(self, index: int) -> Layer | Sequential:
-        return list(self.layers.values())[index]
-
-    def __repr__(self) -> str:
-        lines = [f"({name}): {layer!r}" for name, layer in self.layers.items()]
-        body = "\n".join(lines).replace("\n", "\n  ")
-        return f"Sequential(\n  {body}\n)" if lines else "Sequential()"
-
-    def leaves(self) -> Iterator[tuple[str, Layer]]:
-        """(torch's dotted path, layer) of every layer, those of nested Sequentials included."""
-        for name, layer in self.layers.items():
-            if isinstance(layer, Layer):
-                yield name, layer
-            else:
-                yield from ((f"{name}.{path}", leaf) for path, leaf in layer.leaves())
-
-    # ---- weights ------------------------------------------------------------------------------
-
-    def reset_parameters(self, seed: int = 0) -> None:
-        """Forget all weights; layer number i draws new ones from default_rng((seed, i))."""
-        if not arguments.is_whole(seed, 0):
-            raise ModelError(f"reset_parameters: seed={seed!r} must be a whole number of at least "
-                             f"0")
-        for i, (_, layer) in enumerate(self.leaves()):
-            layer.seed, layer.weights = (int(seed), i), None
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of all weights, float32, by torch's names ("0.weight") and in its layouts."""
-        return {f"{path}.{name}": array.copy() for path, layer in self.leaves()
-                for name, array in layer.weights.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take all weights from a mapping as torch's `state_dict()` gives it.
-
-        Values are float arrays or torch tensors of torch's shapes; they are converted to float32
-        and copied. ModelError lists every key that is missing, unexpected, misshapen or no float;
-        nothing is changed then.
-        """
-        from .weights import fitting
-        shapes = {f"{path}.{name}": shape for path, layer in self.leaves()
-                  for name, shape in layer.shapes().items()}
-        ignored = {f"{path}.num_batches_tracked" for path, layer in self.leaves()
-                   if isinstance(layer, BatchNorm2d)}
-        arrays = fitting(state_dict, shapes, ignored)
-        for path, layer in self.leaves():
-            layer.weights = {name: arrays[f"{path}.{name}"] for name in layer.shapes()}
-
-    def save(self, path: str | os.PathLike, *, labels: Sequence[str] | None = None,
-             preprocess: Preprocess | None = None, input_shape: Shape | None = None) -> None:
-        """Write layers and weights to a .safetensors file, which `cnn.load` rebuilds bit for bit.
-
-        labels, preprocess and input_shape (H, W, C), as in `cnn.Model`, are kept with them, so
-        that the file alone classifies photos. ModelError where the file can not be written; one
-        that was there is then untouched.
-        """
-        from .weights import save_layers
-        save_layers(self, path, labels=labels, preprocess=preprocess, input_shape=input_shape)
-
-    # ---- running ------------------------------------------------------------------------------
-
-    def graph(self, input_shape: Shape) -> Graph:
-        """The network for an input of this shape: NHWC (or (N, features)), None for any size.
-
-        Its input is named "input", its output "output", a node by its layer's dotted path.
-        ModelError, naming the layer, where shapes do not fit.
-        """
-        value, spec = "input", TensorSpec(arguments.shape(input_shape, "input_shape"))
-        inputs, nodes, constants = {value: spec}, list[Node](), dict[str, Array]()
-        for path, layer in self.leaves():
-            for op, weights in _emit(path, layer, spec.shape):
-                own = {f"{path}.{name}": array for name, array in weights.items()}
-                name = f"{path}:nchw" if isinstance(op, ops.Transpose) else path
-                node = Node(op, (value, *own), f"{name}:out", name)
-                found = infer_node(node, [spec, *(TensorSpec(a.shape) for a in own.values())])
-                assert found is not None
-                value, spec = node.output, found
-                nodes.append(node)
-                constants |= own
-        if not nodes:
-            raise ModelError("Sequential: it has no layer that computes anything")
-        nodes[-1] = replace(nodes[-1], output="output")
-        return Graph(inputs, ("output",), tuple(nodes), constants)
-
-    def __call__(self, batch: Array) -> Array:
-        """The network's raw output for an NHWC (or (N, features)) float32 batch, on the CPU.
-
-        A Model prepared for the batch's image size is kept for later calls. ModelError for a
-        batch that does not fit.
-        """
-        from .model import Model
-        if not isinstance(batch, np.ndarray) or batch.ndim < 2:
-            got = f"shape {batch.shape}" if isinstance(batch, np.ndarray) else repr(batch)[:80]
-            raise ModelError(f"Sequential: a batch is a NumPy array (N, H, W, C), not {got}")
-        weights = [a for _, layer in self.leaves() for a in layer.weights.values()]
-        if [*map(id, weights)] != [*map(id, self._prepared)]:
-            self._models, self._prepared = {}, weights
-        size = batch.shape[1:]
-        if size not in self._models:
-            if len(self._models) >= MAX_MODELS:
-                del self._models[next(iter(self._models))]
-            self._models[size] = Model(self, input_shape=size, device="cpu")
-        return self._models[size].run({"input": batch})["output"]
+    def emit(self, shape: Shape) -> Emitted:
+        left, right, top, bottom = arguments.sides(self)
+        return [(ops.Pad((0, top, left, 0), (0, bottom, right, 0)), {})]
 
 
-def _emit(path: str, layer: Layer, shape: Shape) -> Emitted:
-    try:
-        return layer.emit(shape)
-    except ValueError as error:
-        raise ModelError(f"layer {path!r}: {error}") from None
+@dataclass(eq=False)
+class ChannelShuffle(Layer):
+    """Channels as rows of `groups` columns, read by columns: those of each group come to lie
+    `groups` apart (Zhang et al. 2017, arXiv:1707.01083)."""
+    groups: int
+
+    def __post_init__(self) -> None:
+        self.groups = whole(self, "groups")
+
+    def emit(self, shape: Shape) -> Emitted:
+        channels = shape[-1]
+        if len(shape) != 4 or channels is None or channels % self.groups:
+            raise ValueError(f"ChannelShuffle takes (N, H, W, C) with C a multiple of groups="
+                             f"{self.groups}, not {shape}")
+        return [(ops.Reshape((0, 0, 0, self.groups, channels // self.groups)), {}),
+                (ops.Transpose((0, 1, 2, 4, 3)), {}), (ops.Reshape((0, 0, 0, channels)), {})]

@@ -27,10 +27,8 @@ VERSION = 1
 SUFFIX = ".safetensors"
 MAX_FILE_BYTES = 4 << 30
 MAX_DEPTH = 50      # of Sequentials in Sequentials, in a file
-KINDS: dict[str, type[layers.Layer]] = {kind.__name__: kind for kind in (
-    layers.AdaptiveAvgPool2d, layers.AvgPool2d, layers.BatchNorm2d, layers.Conv2d, layers.Dropout,
-    layers.Flatten, layers.Hardswish, layers.Identity, layers.Linear, layers.MaxPool2d,
-    layers.ReLU, layers.ReLU6, layers.Sigmoid, layers.SiLU, layers.Softmax, layers.Tanh)}
+KINDS: dict[str, type[layers.Layer]] = {
+    name: getattr(layers, name) for name in layers.__all__ if name not in ("Layer", "Sequential")}
 
 
 # ---- what fits --------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 """Layers by hand: torch's names, layouts and numbers, and clear errors for what does not fit."""
+import math
 from collections import OrderedDict
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from torch_networks import FILE, NETWORKS, exemplary
 
 import cnn
-from cnn import layers
+from cnn import layers, sequential
 from kernels import ops, reference
 
 U32, U64 = 2.0 ** -24, 2.0 ** -53       # unit roundoffs
@@ -41,7 +42,21 @@ def error_bound(graph, values, u):
             terms = np.prod(node.op.kernel_size)
         elif isinstance(node.op, ops.GlobalAvgPool2d):
             terms = x.shape[1] * x.shape[2]
+        elif isinstance(node.op, ops.LayerNorm):
+            # dy = (dx - mean(dx) - y * mean(y * dx)) / deviation, for y without scale and bias
+            scale, bias = weights
+            deviation = np.sqrt(x.var(axis=-1, keepdims=True) + node.op.epsilon)
+            greatest = (np.abs(x - x.mean(axis=-1, keepdims=True)) / deviation).max()
+            gain, shift = scale.max() * ((2 + greatest) / deviation).max(), bias.max()
+            terms = x.shape[-1]
+        elif isinstance(node.op, ops.LocalResponseNorm):
+            # Its slope is that of x / bias ** beta, and beta times 2 * x * sum|x| against sum x * x
+            gain = (1 + 2 * node.op.beta * node.op.size ** 0.5) / node.op.bias ** node.op.beta
+            terms = node.op.size
+        elif isinstance(node.op, (ops.Gelu, ops.Silu, ops.HardSwish)):
+            gain = 1.5                      # the greatest slope of the last, and more than others'
         elif isinstance(node.op, ops.Softmax):
+            gain = 2.0 if node.op.log else 1.0
             terms = x.shape[-1] + np.abs(x).max()
         size = max(gain * np.abs(x).max() + shift, np.abs(values[node.output]).max())
         error = gain * error + (terms + 10) * u * size
@@ -87,6 +102,10 @@ def by_torchs_rules(state, x, act):
 
 
 ACTIVATIONS = {"ReLU": lambda x: np.maximum(x, 0), "Tanh": np.tanh,
+               "LeakyReLU": lambda x: np.where(x > 0, x, x / 100),
+               "ELU": lambda x: np.where(x > 0, x, np.exp(x) - 1),
+               "Hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+               "GELU": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / 2 ** 0.5)),
                "Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "SiLU": lambda x: x / (1 + np.exp(-x)),
                "Hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6}
 
@@ -123,6 +142,31 @@ def test_same_padding_keeps_the_size_and_puts_the_odd_element_last():
         assert 0 <= right - left <= 1
 
 
+def test_a_channel_shuffle_moves_whole_channels():
+    x = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6)
+    found = layers.Sequential(layers.ChannelShuffle(3))(x)
+    assert np.array_equal(found, x[..., [0, 2, 4, 1, 3, 5]])
+
+
+def test_zeros_are_padded_in_torchs_order():
+    x = np.ones((1, 2, 3, 2), np.float32)
+    found = layers.Sequential(layers.ZeroPad2d((1, 2, 3, 4)))(x)
+    assert np.array_equal(found, np.pad(x, ((0, 0), (3, 4), (1, 2), (0, 0))))
+    assert np.array_equal(layers.Sequential(layers.ZeroPad2d(2))(x),
+                          np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))))
+
+
+def test_a_layer_norm_is_of_the_channels_of_a_pixel():
+    x = np.random.default_rng(0).integers(-4, 5, (2, 3, 4, 8)).astype(np.float32)
+    net = layers.Sequential(layers.LayerNorm(8, eps=0.25))
+    found = net(x)
+    alone = net(np.ascontiguousarray(x[1:, 2:, 3:]))
+    assert np.array_equal(found[1:, 2:, 3:], alone)
+    assert np.abs(found.mean(-1)).max() <= 16 * U32 * np.abs(found).max()
+    assert {key: array.tolist() for key, array in net.state_dict().items()} == {
+        "0.weight": [1] * 8, "0.bias": [0] * 8}
+
+
 # ---- graph ------------------------------------------------------------------------------------
 
 def test_graph_has_torchs_paths_and_our_layouts():
@@ -132,7 +176,7 @@ def test_graph_has_torchs_paths_and_our_layouts():
         flat=layers.Flatten(), head=layers.Linear(6, 2)))
     graph = net.graph((None, 8, 8, 4))
     assert [node.name for node in graph.nodes] == [
-        "features.0", "features.2", "features.3", "flat:nchw", "flat", "head"]
+        "features.0", "features.2", "features.3", "flat:transpose", "flat", "head"]
     assert list(graph.inputs) == ["input"]
     assert graph.outputs == ("output",)
     assert graph.inputs["input"].shape == (None, 8, 8, 4)
@@ -142,6 +186,12 @@ def test_graph_has_torchs_paths_and_our_layouts():
     assert np.array_equal(graph.constants["features.0.weight"], weight.transpose(0, 2, 3, 1))
     assert graph.constants["features.0.weight"].flags.c_contiguous
     assert graph.nodes[3].op == ops.Transpose((0, 3, 1, 2))
+
+
+def test_each_node_of_a_layer_has_a_name():
+    graph = layers.Sequential(layers.ChannelShuffle(2)).graph((None, None, None, 6))
+    assert [node.name for node in graph.nodes] == ["0:reshape", "0:transpose", "0"]
+    assert graph.infer()["output"].shape == (None, None, None, 6)
 
 
 def test_any_image_size_that_fits_can_stay_open():
@@ -161,6 +211,11 @@ def test_any_image_size_that_fits_can_stay_open():
     (layers.Sequential(layers.Linear(3, 2)), (None, 8, 8, 3), r"put Flatten\(\) before it"),
     (layers.Sequential(layers.Softmax(dim=1)), (None, 8, 8, 3), r"layer '0': Softmax\(dim=1\)"),
     (layers.Sequential(layers.Softmax(dim=3)), (None, 8), "layer '0': axis 3 is out of range"),
+    (layers.Sequential(layers.LogSoftmax(dim=1)), (None, 8, 8, 3), r"LogSoftmax\(dim=1\) of"),
+    (layers.Sequential(layers.LayerNorm(4)), (None, 8, 8, 3), "layer '0': LayerNorm along the"),
+    (layers.Sequential(layers.LocalResponseNorm(5)), (None, 4), r"takes \(N, H, W, C\), not"),
+    (layers.Sequential(layers.ChannelShuffle(4)), (None, 8, 8, 6), "a multiple of groups=4, not"),
+    (layers.Sequential(layers.ZeroPad2d(1)), (None, 8), "layer '0': Pad:"),
     (layers.Sequential(layers.Identity()), (None, 8), "no layer that computes anything"),
     (layers.Sequential(), (None, 8), "no layer that computes anything"),
     (exemplary(layers), "8x8", "input_shape='8x8' must be a shape"),
@@ -201,10 +256,22 @@ def test_shapes_that_do_not_fit_name_the_layer(net, shape, sentence):
     (lambda: layers.AvgPool2d(3, padding=(0, 2)), r"AvgPool2d: padding=\(0, 2, 0, 2\) must be"),
     (lambda: layers.AvgPool2d(3, count_include_pad=None), "AvgPool2d: count_include_pad=None must"),
     (lambda: layers.AdaptiveAvgPool2d(7), r"output_size=\(7, 7\) is not supported, only 1"),
+    (lambda: layers.AdaptiveMaxPool2d(2), r"AdaptiveMaxPool2d: output_size=\(2, 2\) is not supp"),
+    (lambda: layers.LeakyReLU("0"), "LeakyReLU: negative_slope='0' must be a number from -21"),
+    (lambda: layers.ELU(inplace=1), "ELU: inplace=1 must be True or False"),
+    (lambda: layers.ELU(float("inf")), "ELU: alpha=inf must be a number"),
+    (lambda: layers.GELU("erf"), "GELU: approximate='erf' can be 'none' or 'tanh'"),
+    (lambda: layers.LayerNorm((3, 4)), r"LayerNorm: normalized_shape=\(3, 4\) must be one whole"),
+    (lambda: layers.LayerNorm(3, eps=-1), "LayerNorm: eps=-1 must be a number from 0 to 1"),
+    (lambda: layers.LocalResponseNorm(4), "LocalResponseNorm: size=4 is not supported, only odd"),
+    (lambda: layers.LocalResponseNorm(5, k=-1), "LocalResponseNorm: k=-1 must be a number from 0"),
+    (lambda: layers.ZeroPad2d((1, 2)), r"ZeroPad2d: padding=\(1, 2\) must be one number or"),
+    (lambda: layers.ZeroPad2d(-1), "ZeroPad2d: padding=-1 must be one number or"),
+    (lambda: layers.ChannelShuffle(0), "ChannelShuffle: groups=0 must be a whole number from 1"),
     (lambda: layers.Flatten(0), "Flatten: start_dim=0 is not supported, only 1"),
     (lambda: layers.Dropout(1.5), "Dropout: p=1.5 must be a number from 0 to 1"),
     (lambda: layers.ReLU(inplace=0), "ReLU: inplace=0 must be True or False"),
-    (lambda: layers.Sequential(layers.ReLU), "layer '0' is <class 'cnn.layers.ReLU'>, which is no"),
+    (lambda: layers.Sequential(layers.ReLU), "layer '0' is <class 'cnn.activations.ReLU'>, which"),
     (lambda: layers.Sequential({"a.b": layers.ReLU()}), "'a.b' can not be a layer's name"),
     (lambda: layers.Sequential({"": layers.ReLU()}), "'' can not be a layer's name"),
     (lambda: exemplary(layers).reset_parameters("x"), "reset_parameters: seed='x' must be"),
@@ -338,7 +405,7 @@ def test_new_weights_are_used_at_once_also_those_of_a_part():
 
 
 def test_image_sizes_and_batch_sizes_may_change_from_call_to_call(monkeypatch):
-    monkeypatch.setattr(layers, "MAX_MODELS", 2)
+    monkeypatch.setattr(sequential, "MAX_MODELS", 2)
     net = layers.Sequential(layers.Conv2d(1, 1, 2, stride=2, bias=False))
     net.load_state_dict({"0.weight": np.ones((1, 1, 2, 2))})
     for n, height, width in [(1, 2, 2), (2, 4, 6), (0, 4, 6), (1, 2, 4), (3, 2, 2)]:

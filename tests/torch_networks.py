@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 FILE = Path(__file__).parent / "data" / "torch_networks.npz"
-SIZES = {"exemplary": (2, 3, 8, 8), "every_layer": (2, 3, 11, 12)}
+SIZES = {"exemplary": (2, 3, 8, 8), "every_layer": (2, 3, 11, 12), "rarer_layers": (2, 3, 9, 10)}
 
 
 def exemplary(nn: Any, activation: str = "ReLU"):
@@ -24,7 +24,7 @@ def exemplary(nn: Any, activation: str = "ReLU"):
 
 
 def every_layer(nn: Any):
-    """Each layer and argument at least once, nested and named."""
+    """Each layer of common networks and each argument at least once, nested and named."""
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
                          nn.BatchNorm2d(8, eps=1e-3), nn.ReLU6(inplace=True))
     block = nn.Sequential(
@@ -39,7 +39,21 @@ def every_layer(nn: Any):
     return nn.Sequential(OrderedDict(stem=stem, block=block, head=head))
 
 
-NETWORKS = {"exemplary": exemplary, "every_layer": every_layer}
+def rarer_layers(nn: Any):
+    """All others."""
+    body = nn.Sequential(
+        nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.1, inplace=True),
+        nn.LocalResponseNorm(3, alpha=0.5, beta=0.75, k=2.0), nn.ChannelShuffle(2),
+        nn.Conv2d(8, 12, 1, groups=2), nn.Hardsigmoid(), nn.ChannelShuffle(3), nn.ZeroPad2d(1),
+        nn.Conv2d(12, 8, 3), nn.ELU(0.5), nn.LocalResponseNorm(5), nn.Conv2d(8, 8, 1), nn.GELU(),
+        nn.Hardswish(), nn.SiLU())
+    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 6),
+                         nn.GELU(approximate="tanh"), nn.LayerNorm((6,), eps=1e-3),
+                         nn.LogSoftmax(dim=1))
+    return nn.Sequential(body, head)
+
+
+NETWORKS = {"exemplary": exemplary, "every_layer": every_layer, "rarer_layers": rarer_layers}
 
 
 def main() -> None:
@@ -54,6 +68,9 @@ def main() -> None:
                     torch.nn.init.uniform_(tensor, 0.5, 1.5)
                 for tensor in (module.bias, module.running_mean):
                     torch.nn.init.normal_(tensor)
+            if isinstance(module, torch.nn.LayerNorm):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias)
         arrays |= {f"{name}/state/{key}": value.numpy().copy()
                    for key, value in net.state_dict().items()}
         x = torch.randn(SIZES[name])
