@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
+from kernels.cuda.activation import activation_of
 from kernels.cuda.host import conv, conv_choice
 from kernels.cuda.host.conv_choice import TILES
 from kernels.cuda.host.conv_shape import Conv, folded
@@ -169,6 +170,21 @@ def test_floats_are_within_the_bound(activation, dtype, runner):
     bound = 1.1 * truncation * sum_bound(Conv2d(op.stride, op.padding), 360, *inputs)
     assert_within(bound + 4e-7 * (activation is not None), op, *inputs, weights=WEIGHTS,
                   dtype=dtype, tile=small(dtype), splits=1, kernel="conv_", runner=runner)
+
+
+@pytest.mark.parametrize(("activation", "dtype"), [
+    (ops.HardSigmoid(0.2, 0.5), "float32"), (ops.LeakyRelu(0.2), "float16"),
+    (ops.Gelu(), "float16"),
+    pytest.param(ops.Elu(1.5), "float16", marks=pytest.mark.slow),
+    pytest.param(ops.Gelu(tanh=True), "float16", marks=pytest.mark.slow)])
+def test_an_activation_gets_its_two_numbers(activation, dtype, runner):
+    op, tile = Conv2d(activation=activation), small(dtype)
+    inputs = arrays(representable(dtype), 1, 5, 7, 40, 16, (3, 3))
+    # As above; ELU is as steep as its alpha.
+    bound = 1.5 * 2 * sum_bound(Conv2d(), 360, *inputs) + 6e-7
+    kernel = conv.conv_kernel(dtype, tile, activation_of(activation)[0], False).name
+    assert_within(bound, op, *inputs, weights=WEIGHTS, dtype=dtype, tile=tile, splits=1,
+                  kernel=kernel, runner=runner)
 
 
 @pytest.mark.parametrize("dtype", FEWER)

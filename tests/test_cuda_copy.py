@@ -64,10 +64,63 @@ def test_concat_takes_the_widest_vector_that_every_part_allows():
     assert narrow.kernel == "concat_copy_b16x2"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op", "lanes"), [
+    (ops.Slice(3, 16, 32), 8), (ops.Slice(-1, 4, 28), 4),   # channels, by vectors of 8 and of 4
+    (ops.Slice(3, 1, 31), 1), (ops.Slice(3, 3, 32, 2), 1),  # odd ones; every other, as a shuffle
+    (ops.Slice(1, 1, 4), 8), (ops.Slice(2, 0, 5, 2), 8),    # rows; every other column
+    (ops.Slice(0, 1, 2), 8), (ops.Slice(1, 0, 5), 8)])      # an image; everything
+def test_slices_take_the_widest_vectors(op, lanes, dtype, runner):
+    bits, most = (32, 4) if dtype == "float32" else (16, 8)
+    assert_exact(op, numbered(2, 5, 5, 32), dtype=dtype, runner=runner,
+                 kernel=f"slice_copy_b{bits}x{min(lanes, most)}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("before", "after", "lanes"), [
+    ((0, 1, 2, 0), (0, 2, 1, 0), 8),        # height and width: whole vectors of channels
+    ((0, 0, 0, 8), (0, 0, 0, 16), 8),       # channels, by vectors
+    ((0, 0, 0, 0), (0, 0, 0, 4), 4),        # by narrower ones
+    ((0, 0, 0, 1), (0, 0, 0, 2), 1),
+    ((1, 2, 0, 3), (0, 1, 2, 1), 1),        # every axis
+    ((0, 3, 0, 0), (0, 0, 0, 0), 8),        # one side of one axis
+    ((1, 0, 0, 0), (2, 0, 0, 0), 8),        # the batch
+    ((0,) * 4, (0,) * 4, 8)])               # nothing
+def test_padding_goes_around(before, after, lanes, dtype, runner):
+    bits, most = (32, 4) if dtype == "float32" else (16, 8)
+    assert_exact(ops.Pad(before, after, -3.5), numbered(2, 3, 4, 16), dtype=dtype, runner=runner,
+                 kernel=f"pad_b{bits}x{min(lanes, most)}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.0, 0.1, np.inf, -np.inf, np.nan, 1e30])
+def test_padding_is_the_value_rounded_once(value, dtype, runner):
+    op = ops.Pad((1, 0), (0, 2), value)
+    y = run(op, numbered(3, 6), dtype=dtype, runner=runner)
+    with np.errstate(over="ignore"):
+        expected = np.pad(numbered(3, 6).astype(NUMPY[dtype]), ((1, 0), (0, 2)),
+                          constant_values=np.float32(value).astype(NUMPY[dtype]))
+    np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("shape", "before", "after"), [
+    ((5,), (2,), (1,)), ((3, 8), (1, 0), (0, 0)),
+    ((2, 2, 3, 2, 4), (0, 0, 1, 1, 0), (0, 0, 0, 1, 0)),
+    ((2, 3, 1, 2, 2, 2), (0, 1, 0, 0, 0, 0), (0, 1, 2, 0, 0, 0))])
+def test_padding_of_any_rank_that_merges(shape, before, after, runner):
+    assert_exact(ops.Pad(before, after, 7.0), numbered(*shape), kernel="pad_", runner=runner)
+
+
+def test_padding_of_five_axes_is_refused():
+    with pytest.raises(ValueError, match=r"Pad: 5 axes of sizes .* walk over at most 4"):
+        run(ops.Pad((1,) * 5, (0,) * 5), numbered(2, 3, 2, 3, 2))
+
+
 def test_bits_of_nan_are_kept(runner):
     odd = np.array([0x7FC00001, 0xFFC12345], np.uint32).view(np.float32)
     for op, x in ((ops.Concat(0), odd), (ops.Reshape((2, 1)), odd),
-                  (ops.Transpose((1, 0)), odd.reshape(2, 1))):
+                  (ops.Transpose((1, 0)), odd.reshape(2, 1)), (ops.Slice(0, 0, 2), odd),
+                  (ops.Pad((0,), (0,)), odd)):
         y = run(op, x, runner=runner)
         assert np.array_equal(y.reshape(-1).view(np.uint32), odd.view(np.uint32))
 

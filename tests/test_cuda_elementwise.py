@@ -9,24 +9,77 @@ from cuda_checks import (
     assert_in_place,
     assert_resources,
     assert_within,
+    rounded,
+    run,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_elementwise import EDGES, SMOOTH, broadcasts
+from test_elementwise import EDGES, broadcasts
 
 from kernels import ops, reference
 from kernels.cuda.host import elementwise
 from kernels.ops import TensorSpec
 
 BINARY = [ops.Add(), ops.Mul()]
+SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish()]
+FEW = (1, 7, 8, 9, 4103)    # elements: less than a vector, whole vectors, more than a block
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", [ops.Relu(), ops.Clip(0.0, 6.0), ops.Clip(-2.0), ops.Clip()])
 def test_clips_are_exact_for_every_length_of_the_tail(op, dtype, runner):
     x = np.concatenate([integers(np.random.default_rng(0), 100), EDGES[-3:]])
-    for size in (1, 7, 8, 9, 4103):     # less than a vector, whole vectors, more than a block
+    for size in FEW:
         assert_exact(op, np.resize(x, size), dtype=dtype, kernel="clip_", runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op", "kernel"), [
+    (ops.LeakyRelu(0.25), "leaky_relu_"), (ops.HardSigmoid(0.25, 0.5), "hard_sigmoid_"),
+    (ops.HardSigmoid(-0.5, -0.25), "hard_sigmoid_")])
+def test_straight_lines_with_two_numbers_are_exact(op, kernel, dtype, runner):
+    x = np.concatenate([EDGES[-3:], integers(np.random.default_rng(0), 100)])
+    for size in FEW:
+        assert_exact(op, np.resize(x, size), dtype=dtype, kernel=kernel, runner=runner)
+
+
+def rounding(op, x):
+    """Bound of the error in float32; of libdevice's functions what the CUDA C++ Programming Guide
+    says, 2 ulp for erf and exp and 1 for expm1, an ulp being two roundings. What is less than the
+    least normal float32 may be taken for 0 on the way."""
+    y, below = np.abs(reference.run(op, x)), np.minimum(x, 0)
+    match op:
+        case ops.HardSigmoid(_, beta):      # where it is not clipped, |alpha * x| <= 1 + |beta|
+            return 3 * EPS * (1 + 2 * abs(beta))
+        case ops.Gelu(tanh=True):           # z: the argument of exp, rounded 5 times
+            z = np.sqrt(8 / np.pi) * (below + 0.044715 * below ** 3)
+            cancelled = 2.0 ** -52 * np.minimum(np.abs(x), 10)      # in the float64 of 1 + tanh(z)
+            return (5 * np.abs(z) + 9) * EPS * y + cancelled + np.abs(x) * 2.0 ** -126
+        case ops.Gelu():                    # its reciprocal is within 1 ulp, which counts twice
+            return 14 * EPS * y + np.abs(x) * 2.0 ** -126
+    return 4 * EPS * y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op", "kernel"), [
+    (ops.HardSigmoid(), "hard_sigmoid_"), (ops.HardSigmoid(0.2, 0.6), "hard_sigmoid_"),
+    (ops.LeakyRelu(), "leaky_relu_"), (ops.Elu(), "elu_"), (ops.Elu(1.7), "elu_"),
+    (ops.Gelu(), "gelu_f"), (ops.Gelu(tanh=True), "gelu_tanh_"), (ops.Erf(), "erf_")])
+def test_other_activations_keep_their_digits_to_both_ends(op, kernel, dtype, runner):
+    x = np.concatenate([np.linspace(-100, 100, 801), np.linspace(-14, 14, 1401),
+                        np.linspace(-1, 1, 401), EDGES])
+    x = rounded(x, dtype).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        bound = rounding(op, x)
+    kernel = kernel if dtype != "bfloat16" else kernel.replace("_f", "_bf")
+    assert_within(bound, op, x.astype(np.float32), dtype=dtype, kernel=kernel, runner=runner)
+
+
+def test_gelu_far_from_zero(runner):
+    x = np.float32([-1e30, 1e30, np.inf])
+    for op in (ops.Gelu(), ops.Gelu(tanh=True)):
+        assert run(op, x, runner=runner).tolist() == [0, np.float32(1e30), np.inf]
+        assert np.isnan(run(op, np.float32([np.nan, -np.inf]), runner=runner)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,7 +10,7 @@ from test_pool import problems
 from kernels import reference
 from kernels.cuda import vector
 from kernels.cuda.host import pool
-from kernels.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
 
 # kernel, stride, padding, dilation, ceil_mode
 WINDOWS = [
@@ -62,13 +62,25 @@ def test_any_avg_pool_is_within_the_bound(problem, include_pad, seed):
     assert_within(bound, op, x, kernel=name("avg", kernel))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "split"), [
+WHOLE = [
     ((2, 7, 7, 136), False),    # more than one block of channels, the last one partly filled
     ((1, 1, 1, 1), False),
     ((1, 20, 30, 7), True),     # one block's worth of channels: pixels are split
     ((2, 17, 31, 16), True),    # pixels that do not divide evenly
-])
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "split"), WHOLE)
+def test_global_maximum_is_exact(shape, split, dtype, runner):
+    x = integers(np.random.default_rng(0), *shape, low=-99, high=-1)    # 0 for no pixel would show
+    partial = vector.short(dtype, "float32") if split else vector.short(dtype)
+    assert_exact(GlobalMaxPool2d(), x, dtype=dtype, runner=runner,
+                 kernel=f"global_max_pool2d_{partial}x")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "split"), WHOLE)
 def test_global_average(shape, split, dtype, runner):
     x = normal(np.random.default_rng(0), *shape)
     bound = (shape[1] * shape[2] + 2) * EPS * reference.run(GlobalAvgPool2d(), np.abs(x))
@@ -79,13 +91,13 @@ def test_global_average(shape, split, dtype, runner):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("op", [MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), GlobalAvgPool2d(),
-                                AvgPool2d((2, 2), (1, 1))])
+                                GlobalMaxPool2d(), AvgPool2d((2, 2), (1, 1))])
 def test_nan_and_infinity_travel_as_ieee_says(op, value, runner):
     x = integers(np.random.default_rng(0), 1, 4, 4, 20)
     for place in ((0, 0, 0, 3), (0, 2, 2, 7), (0, 3, 3, 19)):
         x[place] = value
     assert_exact(op, x, runner=runner)
-    if isinstance(op, MaxPool2d):
+    if isinstance(op, MaxPool2d | GlobalMaxPool2d):
         assert_exact(op, x, dtype="float16", runner=runner)
         assert_exact(op, x, dtype="bfloat16", runner=runner)
 

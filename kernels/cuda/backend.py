@@ -7,7 +7,19 @@ from .. import ops
 from ..ops import Op, TensorSpec
 from ..step import Array, Step
 from .compiler import Kernel
-from .host import conv, copy, depthwise, elementwise, matmul, norm, pool, softmax, splitk
+from .host import (
+    conv,
+    copy,
+    depthwise,
+    elementwise,
+    layer_norm,
+    local_response_norm,
+    matmul,
+    norm,
+    pool,
+    softmax,
+    splitk,
+)
 from .host.conv import stored_as
 from .launch import CudaOptions
 
@@ -16,18 +28,28 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Linear: matmul.prepare_linear,
     ops.MaxPool2d: pool.prepare_pool2d,
     ops.AvgPool2d: pool.prepare_pool2d,
-    ops.GlobalAvgPool2d: pool.prepare_global_avg_pool2d,
+    ops.GlobalAvgPool2d: pool.prepare_global_pool2d,
+    ops.GlobalMaxPool2d: pool.prepare_global_pool2d,
     ops.Relu: elementwise.prepare_unary,
     ops.Clip: elementwise.prepare_unary,
     ops.Sigmoid: elementwise.prepare_unary,
     ops.Tanh: elementwise.prepare_unary,
     ops.Silu: elementwise.prepare_unary,
     ops.HardSwish: elementwise.prepare_unary,
+    ops.HardSigmoid: elementwise.prepare_unary,
+    ops.LeakyRelu: elementwise.prepare_unary,
+    ops.Elu: elementwise.prepare_unary,
+    ops.Gelu: elementwise.prepare_unary,
+    ops.Erf: elementwise.prepare_unary,
     ops.Add: elementwise.prepare_binary,
     ops.Mul: elementwise.prepare_binary,
     ops.Softmax: softmax.prepare_softmax,
     ops.BatchNorm: norm.prepare_batch_norm,
+    ops.LayerNorm: layer_norm.prepare_layer_norm,
+    ops.LocalResponseNorm: local_response_norm.prepare_local_response_norm,
     ops.Concat: copy.prepare_concat,
+    ops.Slice: copy.prepare_slice,
+    ops.Pad: copy.prepare_pad,
     ops.Transpose: copy.prepare_transpose,
     ops.Reshape: copy.prepare_reshape,
     ops.Flatten: copy.prepare_reshape,
@@ -53,7 +75,7 @@ def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[
 def all_kernels(dtype: str) -> list[Kernel]:
     """Every kernel that is compiled ahead for a compute type of DTYPES."""
     stored = stored_as(dtype)
-    families = (copy, depthwise, elementwise, norm, pool, softmax)
+    families = (copy, depthwise, elementwise, norm, layer_norm, local_response_norm, pool, softmax)
     found = [*conv.kernels(dtype), *matmul.kernels(dtype), *splitk.kernels(dtype),
              *(kernel for family in families for kernel in family.kernels(stored))]
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Kernels that move data: permute, concat, convert; transpose; pixels of photos.
+"""Kernels that move data: permute, concat, slice, convert; pad; transpose; pixels of photos.
 
 Bound by memory. Exact grids: a thread moves one vector, or a block one tile.
 """
@@ -12,12 +12,13 @@ from .ptx import cuda, float32, uint32, uint64
 
 THREADS = 256
 
-# x, y, count of vectors, first (in elements), the axes, steps of x (in elements), steps of y
-STRIDED_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 2 + AXES + ("uint32",) * 8
+# x, y, count of vectors, first of x and of y (in elements), the axes, steps of x, steps of y
+STRIDED_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 3 + AXES + ("uint32",) * 8
 
 
 def strided(source: str, target: str, lanes: int) -> Callable:
-    """y[first + i . y_steps] = x[i . x_steps] over four axes, converting from dtype to dtype.
+    """y[y_first + i . y_steps] = x[x_first + i . x_steps] over four axes, converting from dtype to
+    dtype.
 
     The last axis steps by `lanes` at a time, contiguous in x and in y, or lanes is 1.
     """
@@ -25,7 +26,7 @@ def strided(source: str, target: str, lanes: int) -> Callable:
     load, store = vector.load(source, lanes), vector.store(target, lanes)
     register = vector.STORAGE[source].register
 
-    def copy(x, y, count, first, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s,
+    def copy(x, y, count, x_first, y_first, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s,
              x0, x1, x2, x3, y0, y1, y2, y3):
         thread = thread_index(THREADS)
         if thread >= count:
@@ -33,12 +34,44 @@ def strided(source: str, target: str, lanes: int) -> Callable:
         i0, i1, i2, i3 = split_axes(thread, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s)
         i3 = uint32(i3 * uint32(lanes))
         value = cuda.local.array(lanes, register)
-        i, j = uint32(i0 * x0 + i1 * x1 + i2 * x2 + i3 * x3), uint32(
-            first + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3)
+        i, j = uint32(x_first + i0 * x0 + i1 * x1 + i2 * x2 + i3 * x3), uint32(
+            y_first + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3)
         load(value, 0, x + uint64(i) * uint64(bytes_x))
         store(y + uint64(j) * uint64(bytes_y), value, 0)
 
     return copy
+
+
+# x, y, count of y's vectors, value (its bits), the axes of y, elements before x, sizes of x
+PAD_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 2 + AXES + ("uint32",) * 8
+
+
+def pad(dtype: str, lanes: int) -> Callable:
+    """y = x with a value around it, over four axes; a vector of y is all of x or all padding.
+
+    dtype: "bits16" or "bits32".
+    """
+    size, register = vector.STORAGE[dtype].bytes, vector.STORAGE[dtype].register
+    load, store = vector.load(dtype, lanes, fill=0.0), vector.store(dtype, lanes)
+
+    def padded(x, y, count, value, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s,
+               before0, before1, before2, before3, x0, x1, x2, x3):
+        thread = thread_index(THREADS)
+        if thread >= count:
+            return
+        i0, i1, i2, i3 = split_axes(thread, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s)
+        # What lies before x wraps to beyond it.
+        i0, i1, i2 = uint32(i0 - before0), uint32(i1 - before1), uint32(i2 - before2)
+        i3 = uint32(i3 * uint32(lanes) - before3)
+        inside = i0 < x0 and i1 < x1 and i2 < x2 and i3 < x3
+        place = uint32(uint32(uint32(i0 * x1 + i1) * x2 + i2) * x3 + i3)
+        element = cuda.local.array(lanes, register)
+        load(element, 0, x + uint64(place) * uint64(size), inside)
+        for k in range(lanes):
+            element[k] = element[k] if inside else value
+        store(y + uint64(thread) * uint64(lanes * size), element, 0)
+
+    return padded
 
 
 SIDE = 32       # accesses along a tile's edge: a warp reads, and writes, one row of a tile

@@ -1,4 +1,4 @@
-"""Max, average and global average pooling, NHWC.
+"""Max, average and global pooling, NHWC.
 
 Bound by memory. A thread of `window` computes one output pixel for one vector of channels; where
 windows overlap, the L1 cache serves the second reader. A tap outside the image is a predicated
@@ -70,24 +70,26 @@ def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> C
     return pool
 
 
-# The mean of pixels: a block sums 8 vectors of channels, 128 bytes of a pixel, so that a warp
-# reads whole cache lines of four pixels; its 32 rows of threads are summed in shared memory, in
+# All pixels: a block takes 8 vectors of channels, 128 bytes of a pixel, so that a warp reads whole
+# cache lines of four pixels; what its 32 rows of threads found is combined in shared memory, in
 # one order always. Four loads a thread are in flight.
 VECTORS, ROWS, FLIGHT = 8, 32, 4
-MEAN_THREADS = VECTORS * ROWS
+WHOLE_THREADS = VECTORS * ROWS
 
 # x (images, pixels, channels), y (images, splits, channels), pixels, pixels a split, channels,
-# divisor of the sum, then divisors of the block's number: blocks of channels, splits
-MEAN_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 3 + ("float32",) + DIVISOR * 2
+# number to divide by, then divisors of the block's number: blocks of channels, splits
+WHOLE_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 3 + ("float32",) + DIVISOR * 2
 
 
-def mean(source: str, target: str, lanes: int) -> Callable:
-    """Sum of x's pixels, split by split, divided by a number; source, target: their dtypes."""
+def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
+    """Sum ("avg") or greatest ("max") of x's pixels, split by split, divided by a number; source,
+    target: their dtypes."""
     bytes_x, bytes_y = vector.STORAGE[source].bytes, vector.STORAGE[target].bytes
-    load, store = vector.load(source, lanes, fill=0.0), vector.store(target, lanes)
-    shared_size = lanes * MEAN_THREADS
+    start, combine = (-math.inf, greater) if kind == "max" else (0.0, add)
+    load, store = vector.load(source, lanes, fill=start), vector.store(target, lanes)
+    shared_size = lanes * WHOLE_THREADS
 
-    def global_mean(x, y, pixels, per_split, channels, divided_by, blocks, blocks_m, blocks_s,
+    def global_pool(x, y, pixels, per_split, channels, divided_by, blocks, blocks_m, blocks_s,
                     splits, splits_m, splits_s):
         thread = uint32(cuda.threadIdx.x)
         part, block = split(uint32(cuda.blockIdx.x), blocks, blocks_m, blocks_s)
@@ -101,7 +103,7 @@ def mean(source: str, target: str, lanes: int) -> Callable:
         acc = cuda.local.array(lanes, float32)
         value = cuda.local.array(lanes, float32)
         for k in range(lanes):
-            acc[k] = float32(0)
+            acc[k] = float32(start)
         pitch = uint64(channels) * uint64(bytes_x)
         address = (x + uint64(uint32(image * pixels + pixel)) * pitch
                    + uint64(channel) * uint64(bytes_x))
@@ -109,25 +111,36 @@ def mean(source: str, target: str, lanes: int) -> Callable:
             for _ in range(FLIGHT):
                 load(value, 0, address, inside and pixel < end)
                 for k in range(lanes):
-                    acc[k] += value[k]
+                    acc[k] = combine(acc[k], value[k])
                 pixel = uint32(pixel + uint32(ROWS))
                 address = uint64(address + uint64(ROWS) * pitch)
 
         # Element k of all threads lies together: no two lanes of a warp meet in a bank.
-        sums = cuda.shared.array(shared_size, float32)
+        found = cuda.shared.array(shared_size, float32)
         for k in range(lanes):
-            sums[uint32(uint32(k * MEAN_THREADS) + thread)] = acc[k]
+            found[uint32(uint32(k * WHOLE_THREADS) + thread)] = acc[k]
         half = uint32(ROWS // 2)
         while half > uint32(0):
             cuda.syncthreads()
             if row < half:
                 for k in range(lanes):
-                    mine = uint32(uint32(k * MEAN_THREADS) + thread)
-                    sums[mine] += sums[uint32(mine + half * uint32(VECTORS))]
+                    mine = uint32(uint32(k * WHOLE_THREADS) + thread)
+                    other = found[uint32(mine + half * uint32(VECTORS))]
+                    found[mine] = combine(found[mine], other)
             half = uint32(half >> uint32(1))
         if row == uint32(0) and inside:
             for k in range(lanes):
-                acc[k] = sums[uint32(uint32(k * MEAN_THREADS) + thread)] / divided_by
+                acc[k] = found[uint32(uint32(k * WHOLE_THREADS) + thread)] / divided_by
             store(y + uint64(uint32(part * channels + channel)) * uint64(bytes_y), acc, 0)
 
-    return global_mean
+    return global_pool
+
+
+@cuda.jit(device=True, inline="always")
+def add(a, b):
+    return float32(a + b)
+
+
+@cuda.jit(device=True, inline="always")
+def greater(a, b):
+    return b if b > a or b != b else a      # NaN wins, and stays

@@ -1,4 +1,4 @@
-"""Softmax, with the maximum subtracted first.
+"""Softmax and its logarithm, with the maximum subtracted first.
 
 A thread keeps the greatest value so far and the sum of exponents relative to it (Milakov and
 Gimelshein 2018, arXiv:1805.02867), so that two readings of x are enough; the second finds it in
@@ -23,12 +23,13 @@ ALL = 0xFFFFFFFF        # lanes of a warp
 ROWS_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 2     # x, y, rows, length
 
 
-def rows(dtype: str, lanes: int, row_threads: int) -> Callable:
+def rows(dtype: str, lanes: int, row_threads: int, log: bool) -> Callable:
     """Along the last axis: a row belongs to one warp (32), whose lanes exchange their sums in
     registers, or to a block (THREADS), whose warps then do so in shared memory."""
     size, row_warps, block_rows = vector.STORAGE[dtype].bytes, row_threads // 32, (
         THREADS // row_threads)
     load, store = vector.load(dtype, lanes), vector.store(dtype, lanes)
+    scale_of, finish = LOG if log else PLAIN
 
     def softmax(x, y, count, length):
         thread = uint32(cuda.threadIdx.x)
@@ -70,11 +71,11 @@ def rows(dtype: str, lanes: int, row_threads: int) -> Callable:
             for w in range(WARPS):
                 total += sums[w]
 
-        scale = float32(1) / total
+        scale = scale_of(total)
         for i in range(first, length, step):
             load(value, 0, x + offset + uint64(i) * uint64(size))
             for k in range(lanes):
-                value[k] = exp(value[k] - top) * scale
+                value[k] = finish(value[k] - top, scale)
             store(y + offset + uint64(i) * uint64(size), value, 0)
 
     return softmax
@@ -84,11 +85,12 @@ def rows(dtype: str, lanes: int, row_threads: int) -> Callable:
 COLUMNS_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 2 + DIVISOR
 
 
-def columns(dtype: str) -> Callable:
+def columns(dtype: str, log: bool) -> Callable:
     """Along another axis of (outer, length, inner): a thread owns one column, its neighbours the
     neighbouring ones, so that accesses are coalesced."""
     size = vector.STORAGE[dtype].bytes
     load, store = vector.load(dtype, 1), vector.store(dtype, 1)
+    scale_of, finish = LOG if log else PLAIN
 
     def softmax(x, y, count, length, inner, inner_m, inner_s):
         column = thread_index(THREADS)
@@ -105,10 +107,10 @@ def columns(dtype: str) -> Callable:
             before = greatest
             greatest = max(greatest, value[0])
             total = total * exp(before - greatest) + exp(value[0] - greatest)
-        scale = float32(1) / total
+        scale = scale_of(total)
         for i in range(length):
             load(value, 0, x + offset + uint64(i) * pitch)
-            value[0] = exp(value[0] - greatest) * scale
+            value[0] = finish(value[0] - greatest, scale)
             store(y + offset + uint64(i) * pitch, value, 0)
 
     return softmax
@@ -117,3 +119,27 @@ def columns(dtype: str) -> Callable:
 @cuda.jit(device=True, inline="always")
 def exp(x):
     return math.exp(float32(x))
+
+
+@cuda.jit(device=True, inline="always")
+def inverse(total):
+    return float32(1) / total
+
+
+@cuda.jit(device=True, inline="always")
+def scaled(x, scale):
+    return exp(x) * scale
+
+
+@cuda.jit(device=True, inline="always")
+def logarithm(total):
+    return math.log(total)
+
+
+@cuda.jit(device=True, inline="always")
+def lowered(x, scale):
+    return float32(x - scale)
+
+
+# What a row's sum is made into, and what an element less the maximum is with it.
+PLAIN, LOG = (inverse, scaled), (logarithm, lowered)

@@ -4,14 +4,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ...axes import as_matrices, dense_steps, merge_axes
-from ...ops import Concat, Flatten, Reshape, TensorSpec, Transpose, count, known, normal_axis
+from ...ops import (
+    Concat,
+    Flatten,
+    Pad,
+    Reshape,
+    Slice,
+    TensorSpec,
+    Transpose,
+    count,
+    known,
+    normal_axis,
+)
 from ...step import Array, Options, Step
 from .. import copy, vector
 from ..compiler import Kernel
 from ..index import divisor
 from ..launch import Launch
 from .arguments import blocks, check_sizes, four_axes
+from .conv import stored
 
 LEAST_SIDE = 8      # of a matrix worth a tile of 32; three planes of a photo are not
 
@@ -28,6 +42,12 @@ def strided_kernel(source: str, target: str, lanes: int) -> Kernel:
     return Kernel(f"copy_{vector.short(source, target)}x{lanes}", copy.strided,
                   (source, target, lanes), copy.STRIDED_SIGNATURE, copy.THREADS,
                   arch=vector.arch(source, target))
+
+
+def pad_kernel(dtype: str, lanes: int) -> Kernel:
+    bits, _ = moved(dtype, dtype)
+    return Kernel(f"pad_{vector.short(bits)}x{lanes}", copy.pad, (bits, lanes), copy.PAD_SIGNATURE,
+                  copy.THREADS)
 
 
 def transpose_kernel(source: str, target: str, lanes: int) -> Kernel:
@@ -49,26 +69,27 @@ def kernels(dtype: str) -> list[Kernel]:
     pairs = dict.fromkeys([moved(dtype, dtype), moved("float32", dtype), moved(dtype, "float32")])
     return [*(strided_kernel(*pair, lanes) for pair in pairs
               for lanes in (min(map(vector.lanes, pair)), 1)),
+            *(pad_kernel(dtype, lanes) for lanes in (vector.lanes(dtype), 1)),
             *(transpose_kernel(*pair, lanes) for pair in pairs for lanes in (1, 2)),
             *(pixels_kernel(dtype, 3, padded, group) for padded in (3, 4, 8) for group in (1, 4))]
 
 
 def strided_launch(what: str, source: str, target: str, sizes: Sequence[int],
-                   x_steps: Sequence[int], y_steps: Sequence[int], first: int = 0
-                   ) -> tuple[Kernel, Callable[[Array, Array], Launch]]:
-    """(kernel, function (x, y) -> Launch) that copies elements by these sizes and steps, to y's
-    element `first` and on."""
+                   x_steps: Sequence[int], y_steps: Sequence[int], x_first: int = 0,
+                   y_first: int = 0) -> tuple[Kernel, Callable[[Array, Array], Launch]]:
+    """(kernel, function (x, y) -> Launch) that copies elements by these sizes and steps, from x's
+    element `x_first` and on to y's `y_first` and on."""
     dtypes = moved(source, target)
     sizes, (x_steps, y_steps) = merge_axes(sizes, x_steps, y_steps)
     lanes = 1
     if x_steps[-1] == y_steps[-1] == 1:
-        counts = (sizes[-1], *x_steps[:-1], *y_steps[:-1], first)
+        counts = (sizes[-1], *x_steps[:-1], *y_steps[:-1], x_first, y_first)
         lanes = min(vector.lanes(dtype, *counts) for dtype in dtypes)
     kernel = strided_kernel(*dtypes, lanes)
     vectors = math.prod(sizes) // lanes
     axes = four_axes(what, [*sizes[:-1], sizes[-1] // lanes], x_steps, y_steps)
     return kernel, lambda x, y: Launch(kernel, blocks(vectors, kernel.threads),
-                                       (x, y, vectors, first, *axes))
+                                       (x, y, vectors, x_first, y_first, *axes))
 
 
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
@@ -81,13 +102,56 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
     for spec in inputs:
         width = count(spec.shape[axis:])
         parts.append(strided_launch(op.kind, spec.dtype, output.dtype, (rows, width), (width, 1),
-                                    (pitch, 1), first))
+                                    (pitch, 1), y_first=first))
         first += width
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         return [launch(x, y) for x, (_, launch) in zip(arrays, parts, strict=True)]
 
     return Step(f"concat_{parts[0][0].name}", bind)
+
+
+def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,
+                  weights: list[Array | None], options: Options) -> Step:
+    """Vectors where the slice begins and ends at whole ones."""
+    check_sizes(op.kind, *inputs)
+    shape = known(inputs[0].shape)
+    axis, x_steps = normal_axis(op.axis, len(shape)), dense_steps(shape)
+    first = op.start * x_steps[axis]
+    x_steps[axis] *= op.step
+    kernel, launch = strided_launch(op.kind, inputs[0].dtype, output.dtype, known(output.shape),
+                                    x_steps, dense_steps(output.shape), x_first=first)
+    return Step(f"slice_{kernel.name}", lambda arrays, y, workspace: [launch(arrays[0], y)])
+
+
+def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
+                weights: list[Array | None], options: Options) -> Step:
+    """One launch that writes each vector of y once."""
+    check_sizes(op.kind, output)
+    dtype, shape = output.dtype, known(inputs[0].shape)
+    axes = _padded_axes(shape, op.before, op.after)
+    lanes = vector.lanes(dtype, *axes[-1])
+    kernel, vectors = pad_kernel(dtype, lanes), count(output.shape) // lanes
+    axes = [(1, 0, 0)] * (4 - len(axes)) + axes
+    sizes = [size + before + after for size, before, after in axes]
+    numbers = four_axes(op.kind, [*sizes[:-1], sizes[-1] // lanes],
+                        [before for _, before, _ in axes], [size for size, _, _ in axes])
+    value = stored(np.array([op.value], np.float32), dtype)
+    bits = int(value.view(np.uint32 if value.itemsize == 4 else np.uint16)[0])
+    return Step(kernel.name, lambda arrays, y, workspace: [
+        Launch(kernel, blocks(vectors, kernel.threads), (arrays[0], y, vectors, bits, *numbers))])
+
+
+def _padded_axes(shape: Sequence[int], before: Sequence[int], after: Sequence[int]
+                 ) -> list[tuple[int, ...]]:
+    """(size, before, after) of x's axes, one without padding merged into the axis before it."""
+    axes: list[tuple[int, ...]] = []
+    for axis in zip(shape, before, after, strict=True):
+        if axes and not any(axis[1:]):
+            axes[-1] = tuple(n * axis[0] for n in axes[-1])
+        else:
+            axes.append(axis)
+    return axes
 
 
 def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,

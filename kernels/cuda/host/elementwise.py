@@ -7,7 +7,7 @@ from ...axes import collapse
 from ...ops import Binary, Op, TensorSpec, Unary, count
 from ...step import Array, Options, Step
 from .. import elementwise, vector
-from ..activation import activation_of
+from ..activation import ACTIVATIONS, activation_of
 from ..compiler import Kernel
 from ..launch import Launch
 from .arguments import blocks, check_sizes, four_axes
@@ -30,8 +30,7 @@ def broadcast_kernel(dtype: str, lanes: int, function: str, repeat: bool) -> Ker
 
 def kernels(dtype: str) -> list[Kernel]:
     """Those that networks meet."""
-    functions = ("clip", "sigmoid", "tanh", "silu", "hard_swish", "add", "mul")
-    return [*(flat_kernel(dtype, function) for function in functions),
+    return [*(flat_kernel(dtype, function) for function in (*ACTIVATIONS, *elementwise.BINARY)),
             *(broadcast_kernel(dtype, lanes, "mul", repeat) for repeat in (False, True)
               for lanes in (vector.lanes(dtype), 1))]
 

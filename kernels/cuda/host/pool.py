@@ -1,9 +1,9 @@
-"""Pooling: which kernel, which grid, and over how many blocks a global average is split."""
+"""Pooling: which kernel, which grid, and over how many blocks a global one is split."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d, TensorSpec, known
+from ...ops import AvgPool2d, GlobalMaxPool2d, GlobalPool2d, MaxPool2d, TensorSpec, known
 from ...step import Array, Step
 from .. import pool, vector
 from ..compiler import Kernel
@@ -23,11 +23,11 @@ def window_kernel(kind: str, dtype: str, lanes: int, window: tuple[int, int]) ->
                   arch=vector.arch(dtype))
 
 
-def mean_kernel(source: str, target: str, lanes: int) -> Kernel:
-    """source, target: dtypes; partial sums are float32."""
-    return Kernel(f"global_avg_pool2d_{vector.short(source, target)}x{lanes}",
-                  pool.mean, (source, target, lanes), pool.MEAN_SIGNATURE, pool.MEAN_THREADS,
-                  arch=vector.arch(source, target))
+def whole_kernel(kind: str, source: str, target: str, lanes: int) -> Kernel:
+    """source, target: dtypes; partial results are float32."""
+    return Kernel(f"global_{kind}_pool2d_{vector.short(source, target)}x{lanes}",
+                  pool.whole, (kind, source, target, lanes), pool.WHOLE_SIGNATURE,
+                  pool.WHOLE_THREADS, arch=vector.arch(source, target))
 
 
 def kernels(dtype: str) -> list[Kernel]:
@@ -35,8 +35,9 @@ def kernels(dtype: str) -> list[Kernel]:
     wide = vector.lanes(dtype)
     return [*(window_kernel(kind, dtype, wide, window) for kind in ("max", "avg")
               for window in (*COMPILED_IN, (0, 0))), window_kernel("max", dtype, 1, (3, 3)),
-            *(mean_kernel(dtype, dtype, lanes) for lanes in (wide, 1)),
-            mean_kernel(dtype, "float32", wide), mean_kernel("float32", dtype, 4)]
+            *(whole_kernel("avg", dtype, dtype, lanes) for lanes in (wide, 1)),
+            whole_kernel("avg", dtype, "float32", wide), whole_kernel("avg", "float32", dtype, 4),
+            whole_kernel("max", dtype, dtype, wide)]
 
 
 def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -63,13 +64,15 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
     return Step(kernel.name, bind)
 
 
-def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
-                              weights: list[Array | None], options: CudaOptions) -> Step:
-    """One launch, or, where channels and batch alone leave multiprocessors idle, partial sums of
-    pixels in the workspace and a second launch that sums those."""
+def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
+                          weights: list[Array | None], options: CudaOptions) -> Step:
+    """One launch, or, where channels and batch alone leave multiprocessors idle, results of parts
+    of the pixels in the workspace and a second launch that combines those."""
     check_sizes(op.kind, *inputs)
     batch, height, width, channels = known(inputs[0].shape)
+    kind = "max" if isinstance(op, GlobalMaxPool2d) else "avg"
     dtype, pixels = output.dtype, height * width
+    elements = 1 if kind == "max" else pixels       # what a result is divided by
     per_image = -(-channels // (vector.lanes(dtype, channels) * pool.VECTORS))
     splits = max(1, min(pixels // LEAST_PIXELS, options.multiprocessors // (batch * per_image)))
 
@@ -77,18 +80,18 @@ def prepare_global_avg_pool2d(op: GlobalAvgPool2d, inputs: list[TensorSpec], out
                divided_by: int) -> Launch:
         lanes = vector.lanes(source, channels)
         groups = -(-channels // (lanes * pool.VECTORS))
-        return Launch(mean_kernel(source, target, lanes), (batch * splits * groups, 1, 1),
+        return Launch(whole_kernel(kind, source, target, lanes), (batch * splits * groups, 1, 1),
                       (x, y, pixels, -(-pixels // splits), channels, float(divided_by),
                        *divisor(groups), *divisor(splits)))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x,) = arrays
         if splits == 1:
-            return [launch(dtype, dtype, x, y, pixels, 1, pixels)]
+            return [launch(dtype, dtype, x, y, pixels, 1, elements)]
         return [launch(dtype, "float32", x, workspace, pixels, splits, 1),
-                launch("float32", dtype, workspace, y, splits, 1, pixels)]
+                launch("float32", dtype, workspace, y, splits, 1, elements)]
 
-    name = mean_kernel(dtype, dtype if splits == 1 else "float32",
-                       vector.lanes(dtype, channels)).name
+    name = whole_kernel(kind, dtype, dtype if splits == 1 else "float32",
+                        vector.lanes(dtype, channels)).name
     return Step(name + (f"_split{splits}" if splits > 1 else ""), bind,
                 workspace=0 if splits == 1 else batch * splits * channels * 4)

@@ -14,22 +14,28 @@ from .arguments import blocks, check_sizes
 WARP_READS = 4      # of a lane; a longer row is shared by a block
 
 
-def rows_kernel(dtype: str, lanes: int, row_threads: int) -> Kernel:
+def rows_kernel(dtype: str, lanes: int, row_threads: int, log: bool) -> Kernel:
     owner = "warp" if row_threads == 32 else "block"
-    return Kernel(f"softmax_{owner}_{vector.short(dtype)}x{lanes}", softmax.rows,
-                  (dtype, lanes, row_threads), softmax.ROWS_SIGNATURE, softmax.THREADS,
+    return Kernel(f"{_kind(log)}_{owner}_{vector.short(dtype)}x{lanes}", softmax.rows,
+                  (dtype, lanes, row_threads, log), softmax.ROWS_SIGNATURE, softmax.THREADS,
                   arch=vector.arch(dtype))
 
 
-def columns_kernel(dtype: str) -> Kernel:
-    return Kernel(f"softmax_columns_{vector.short(dtype)}", softmax.columns, (dtype,),
+def columns_kernel(dtype: str, log: bool) -> Kernel:
+    return Kernel(f"{_kind(log)}_columns_{vector.short(dtype)}", softmax.columns, (dtype, log),
                   softmax.COLUMNS_SIGNATURE, softmax.THREADS, arch=vector.arch(dtype))
 
 
+def _kind(log: bool) -> str:
+    return "log_softmax" if log else "softmax"
+
+
 def kernels(dtype: str) -> list[Kernel]:
-    """All of the dtype but for the narrower vectors."""
-    return [*(rows_kernel(dtype, lanes, threads) for lanes in (vector.lanes(dtype), 1)
-              for threads in (32, softmax.THREADS)), columns_kernel(dtype)]
+    """All of the dtype but for the narrower vectors; of the logarithm that of whole rows."""
+    wide = vector.lanes(dtype)
+    return [*(rows_kernel(dtype, lanes, threads, False) for lanes in (wide, 1)
+              for threads in (32, softmax.THREADS)), columns_kernel(dtype, False),
+            *(rows_kernel(dtype, wide, threads, True) for threads in (32, softmax.THREADS))]
 
 
 def prepare_softmax(op: Softmax, inputs: list[TensorSpec], output: TensorSpec,
@@ -42,11 +48,11 @@ def prepare_softmax(op: Softmax, inputs: list[TensorSpec], output: TensorSpec,
     if inner == 1:
         lanes = vector.lanes(dtype, length)
         row_threads = 32 if length <= WARP_READS * 32 * lanes else softmax.THREADS
-        kernel = rows_kernel(dtype, lanes, row_threads)
+        kernel = rows_kernel(dtype, lanes, row_threads, op.log)
         grid = blocks(owners * row_threads, kernel.threads)
         numbers: tuple[int, ...] = (owners, length)
     else:
-        kernel = columns_kernel(dtype)
+        kernel = columns_kernel(dtype, op.log)
         grid = blocks(owners, kernel.threads)
         numbers = (owners, length, *divisor(inner))
 
