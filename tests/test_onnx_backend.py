@@ -38,10 +38,10 @@ REFUSED = {
     r"matmul_(3d|4d|1d|bcast)": "2 axes",
     r"(add|mul|sub|div)_(uint|int)": "only float32 is supported",
     r"layer_normalization": "with 3 outputs",
-    r"(edge|reflect|wrap)_pad": "only 'constant'",
+    r"(edge|reflect|wrap)_pad": "only float32 is supported",
     r"slice_neg_steps": "the step be positive",
     r"slice_start_out_of_bounds": "are not elements of axis",
-    r"split_zero_size": "parts of",
+    r"split_zero_size": "whose size is not known",
     r"(identity|clip)_.*(int8|sequence|opt)": "only float32|has no shape",
 }
 
@@ -99,4 +99,4 @@ def test_node(case, tmp_path):
 def test_enough_of_the_cases_run():
     names = [case.values[0].name.removeprefix("test_") for case in CASES]
     refused = [name for name in names if any(re.match(pattern, name) for pattern in REFUSED)]
-    assert len(names) - len(refused) >= 124     # with onnx 1.23; newer ones may add cases
+    assert len(names) - len(refused) >= 190     # with onnx 1.23; newer ones may add cases

@@ -67,8 +67,11 @@ def test_split(tmp_path, attributes, parts, opset):
              node("Concat", ["c", "a"], ["y"], axis=1)]
     constants = {"parts": np.int64(parts)} if parts else {}
     compare(tmp_path, build(nodes, IMAGE, ("y", "a"), constants, opset), x=X)
-    trace = cnn.load(tmp_path / "net.onnx").trace(X.transpose(0, 2, 3, 1))
-    assert "c" in trace or "y" in trace
+    photo = np.ascontiguousarray(X.transpose(0, 2, 3, 1))
+    trace = cnn.load(tmp_path / "net.onnx").trace(photo)
+    ends = parts or attributes.get("split") or [4, 4]
+    np.testing.assert_array_equal(trace["Split_0:0"], photo[..., :ends[0]])
+    np.testing.assert_array_equal(trace["Split_0:1"], photo[..., ends[0]:])
 
 
 @pytest.mark.parametrize("follower", ["Conv", "MaxPool", "AveragePool", "Relu"])

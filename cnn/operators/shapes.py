@@ -46,7 +46,7 @@ def Slice(net: Importer, x: Value, starts_input: Value | None = None,
         axes = None if axes_input is None else net.array(axes_input, "axes").tolist()
     steps = ([1] * len(starts) if steps_input is None
              else net.array(steps_input, "steps").tolist())
-    shape = net.shape(x)
+    shape, parts = net.shape(x), []
     for axis, start, end, step in zip(range(len(starts)) if axes is None else axes, starts, ends,
                                       steps, strict=True):
         axis = ops.normal_axis(axis, len(shape))
@@ -58,7 +58,9 @@ def Slice(net: Importer, x: Value, starts_input: Value | None = None,
                             f"supported: its size must be known and the step be positive")
         first, stop, _ = slice(start, end).indices(size)
         if (first, stop, step) != (0, size, 1):
-            x = net.emit(ops.Slice(axis, first, stop, step), x, suffix=f":{axis}")
+            parts.append(ops.Slice(axis, first, stop, step))
+    for i, part in enumerate(parts, 1):
+        x = net.emit(part, x, suffix="" if i == len(parts) else f":{part.axis}")
     return x
 
 
