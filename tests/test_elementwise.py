@@ -72,6 +72,16 @@ def test_activations_at_the_edges():
     assert run(ops.Erf(), np.array([-np.inf, np.inf], np.float32)).tolist() == [-1, 1]
 
 
+@pytest.mark.parametrize("op", EVERY)
+def test_an_element_has_the_same_bits_wherever_it_lies(op):
+    """In a vector, or alone behind the last: an image of a batch has those that it would alone."""
+    x = normal(np.random.default_rng(0), 1000) * 4
+    whole = run(op, x)
+    for length in (1, 3, 7, 13, 29):
+        parts = [run(op, x[start:start + length]) for start in range(0, 15 * length, length)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole[:15 * length])
+
+
 @pytest.mark.parametrize("op", [ops.HardSigmoid(), ops.Gelu(), ops.Gelu(tanh=True), ops.LeakyRelu(),
                                 ops.Elu(), ops.Erf()])
 def test_a_convolution_is_followed_by_any_activation(op):

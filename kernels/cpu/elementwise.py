@@ -15,7 +15,7 @@ SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that m
 def unary(function):
     """The kernel of y = function(x, a, b), where a and b are the two numbers of the function. One
     each, so that a network compiles those that it has."""
-    @njit(keep=False)
+    @njit(keep=False, fastmath={"contract"})    # products fused with sums where the CPU can
     def sweep(thread, first, end, a, b, x, y, in_place):
         """Copy and work on the copy in L1: of two arrays that may be one, LLVM makes scalar
         code."""
