@@ -150,5 +150,19 @@ def activation(torch: Any, op: ops.Unary | None) -> Function:
             return lambda x: functional.hardswish(x, inplace=True)
         case ops.Sigmoid():
             return torch.sigmoid_
-        case _:
+        case ops.Tanh():
             return torch.tanh_
+        case ops.HardSigmoid(alpha, beta):      # torch's own has one alpha and beta
+            if op == ops.HardSigmoid():
+                return lambda x: functional.hardsigmoid(x, inplace=True)
+            return lambda x: x.mul_(alpha).add_(beta).clamp_(0, 1)
+        case ops.LeakyRelu(alpha):
+            return lambda x: functional.leaky_relu_(x, alpha)
+        case ops.Elu(alpha):
+            return lambda x: functional.elu_(x, alpha)
+        case ops.Gelu(tanh):                    # torch has none in place
+            return lambda x: functional.gelu(x, approximate="tanh" if tanh else "none")
+        case ops.Erf():
+            return torch.erf_
+        case _:
+            raise ValueError(f"no rival is known for {op.kind}")
