@@ -188,5 +188,5 @@ def test_photos_that_do_not_fit_are_refused():
 def test_resources(dtype, arch):
     for kernel in copy.kernels(dtype):
         counts = assert_resources(kernel, arch).counts
-        if kernel.name in ("copy_b32x4", "copy_b16x8"):
+        if kernel.name in ("copy_b32x4", "copy_b16x8", "pad_b32x4", "pad_b16x8"):
             assert counts["LDG.E.128"] == counts["STG.E.128"] == 1
