@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kernels.cuda.compiler import Kernel
 from kernels.cuda.launch import CudaOptions, Launch
-from kernels.ops import Shape
+from kernels.ops import Shape, Softmax
 
 from . import passes, zoo
 from .cuda_devices import CudaKernels
@@ -27,7 +27,8 @@ def kernels_of(source: str, options: CudaOptions, batch_sizes: Iterable[int]) ->
         shapes = {name: _sized(path.name, name, spec.shape, batch_size)
                   for name, spec in graph.inputs.items()}
         recorder = Recorder(options)
-        Program(specialise(graph, shapes), recorder, recorder.options())
+        Program(specialise(graph, shapes), recorder, recorder.options(),
+                activation=Softmax(-1))
         found.update((launch.kernel, None) for launch in recorder.launches)
     return list(found)
 

@@ -15,7 +15,7 @@ import numpy as np
 from kernels import ops
 from kernels.cpu.launch import Kernel, calls
 from kernels.cpu.threads import team
-from kernels.ops import Shape, count, known, normal_axis
+from kernels.ops import Op, Shape, count, known, normal_axis
 from kernels.step import Array, Options
 
 from .devices import CpuDevice, Device
@@ -31,15 +31,17 @@ ROW_BY_ROW = (ops.Unary, ops.Conv2d, ops.Linear, ops.Pool2d, ops.GlobalPool2d, o
               ops.LayerNorm, ops.LocalResponseNorm, ops.Reshape, ops.Flatten)
 
 
-def prepare(graph: Graph, shapes: Mapping[str, Shape], device: Device,
-            options: Any) -> Program | ByImage:
-    """What runs a network for inputs of these shapes: by image where that is faster."""
+def prepare(graph: Graph, shapes: Mapping[str, Shape], device: Device, options: Any,
+            activation: Op | None = None) -> Program | ByImage:
+    """What runs a network for inputs of these shapes: by image where that is faster. Only off the
+    CPU is an activation of the output a part of it."""
     fixed = specialise(graph, shapes)
     if isinstance(device, CpuDevice):
         one = for_one_image(graph, fixed, options.threads)
         if one is not None:
             return ByImage(one, _batch(graph, fixed), device, options)
-    return Program(fixed, device, options)
+        activation = None
+    return Program(fixed, device, options, activation=activation)
 
 
 def for_one_image(graph: Graph, fixed: Graph, threads: int) -> Graph | None:

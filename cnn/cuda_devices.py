@@ -14,8 +14,8 @@ import numpy as np
 
 from kernels.cuda.backend import DTYPES, prepare, stored_as
 from kernels.cuda.host.copy import prepare_convert, prepare_pixels, prepare_transpose
-from kernels.cuda.launch import CudaOptions
-from kernels.ops import Op, Shape, TensorSpec, Transpose
+from kernels.cuda.launch import CudaOptions, Launch
+from kernels.ops import Op, Shape, TensorSpec, Transpose, count
 from kernels.step import Array, Narrow, Step
 
 from .errors import DeviceError
@@ -36,12 +36,27 @@ class CudaKernels:
         self.name, self.dtype = name, dtype
         self.stored = stored_as(dtype)
 
+    def allocate(self, size: int) -> Array:
+        """Bytes of the device."""
+        raise NotImplementedError
+
+    def view(self, block: Array, spec: TensorSpec) -> Array:
+        """A part of an allocation as a value of this shape and dtype."""
+        raise NotImplementedError
+
     def prepare(self, op: Op, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: CudaOptions) -> Step:
         return prepare(op, inputs, output, weights, options)
 
     def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
         return Narrow()         # values are all stored in one dtype
+
+    def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Launch]]:
+        if spec.dtype == "float32":
+            return value, []
+        single = TensorSpec(spec.shape)
+        there = self.view(self.allocate(4 * count(spec.shape)), single)
+        return there, widen(spec).bind([value], there, value)
 
     def constant(self, array: Array, options: CudaOptions) -> Array:
         return options.pack(array, f"constant_{self.stored}",

@@ -63,6 +63,10 @@ class Device(Protocol):
     def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
         """What fills an input with Photos or a float32 array, where it may be one of the GPU's."""
 
+    def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Any]]:
+        """Where an output lies as float32 at the end of a run, and the launches that bring it
+        there."""
+
     def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
         """Begin to copy a value; what is returned waits for the copy, float32.
 
@@ -149,6 +153,9 @@ class CpuDevice:
         settings = photos.settings
         with team(self.count):
             normalise(photos.pixels, settings.mean, settings.std, value, self.count)()
+
+    def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Launch]]:
+        return value, []        # outputs are float32
 
     def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
         copy = value.copy()

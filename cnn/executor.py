@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.ops import Shape, TensorSpec, count, known
+from kernels.ops import Op, Shape, TensorSpec, count, known
 from kernels.step import Array, Step
 
 from . import fold, passes
@@ -21,6 +21,7 @@ from .storage import storage
 
 # A model from a file is data: what it asks for is checked before it is allocated.
 MAX_ARENA_BYTES = 16 << 30
+PROBABILITIES = "(probabilities)"       # the name of what `activation` makes of an output
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class Program:
     """A network prepared for fixed input shapes on a device.
 
     All values live in one arena at offsets planned ahead. Calls from several threads take turns.
+    If `activated`, PROBABILITIES is a value, too: float32 (N, classes), the activation of the first
+    output.
 
     steps   (name, launches) of each layer that runs
     values  arrays of the device, by name, of all but constants
     """
 
     def __init__(self, graph: Graph, device: Device, options: Any,
-                 keep: frozenset[str] = frozenset()) -> None:
+                 keep: frozenset[str] = frozenset(), activation: Op | None = None) -> None:
         self.graph, self.device = graph, device
         specs = storage(graph, device, keep)
         shared = views(graph)
@@ -84,7 +87,13 @@ class Program:
             (layer.node.name, self._bind(layer, offset, size, options)) for layer, offset, size
             in zip(self.layers, layout.workspaces, workspaces, strict=True)
             if layer.step is not None]
-        self._run = device.compile(self.steps)
+        self._outlets = {name: device.outlet(self.values[name], specs[name])
+                         for name in graph.outputs if name in self.values}
+        self.activated = activation is not None and graph.outputs[0] in self._outlets
+        if activation is not None and self.activated:
+            self._outlets[PROBABILITIES] = self._activated(activation, options)
+        last = [launch for _, launches in self._outlets.values() for launch in launches]
+        self._run = device.compile([*self.steps, ("(output)", last)] if last else self.steps)
         self._lock = threading.Lock()
 
     def _allocate(self, size: int) -> Array:
@@ -120,6 +129,15 @@ class Program:
         return layer.step.bind(inputs, self.values[node.output],
                                self._arena[offset:offset + size])
 
+    def _activated(self, activation: Op, options: Any) -> tuple[Array, list[Any]]:
+        """Where it lies, and the launches that make it: as for an output."""
+        logits, _ = self._outlets[self.graph.outputs[0]]
+        rows = logits.reshape(len(logits), -1)
+        spec = self._specs[PROBABILITIES] = TensorSpec(rows.shape)
+        step = self.device.prepare(activation, [spec], spec, [None], options)
+        there = self.device.view(self._allocate(4 * rows.size), spec)
+        return there, step.bind([rows], there, rows)
+
     def run(self, inputs: Mapping[str, Any], values: tuple[str, ...] = ()) -> dict[str, Array]:
         """Copies of the graph's outputs, or of the named values, for these inputs, as float32.
 
@@ -142,6 +160,9 @@ class Program:
         return lambda: {name: wait() for name, wait in copies.items()}
 
     def _fetch(self, name: str, on_gpu: bool) -> Callable[[], Array]:
+        if name in self._outlets:
+            value, _ = self._outlets[name]
+            return self.device.fetch(value, TensorSpec(self._specs[name].shape), on_gpu)
         if name in self.values:
             return self.device.fetch(self.values[name], self._specs[name], on_gpu)
         return self.graph.constants[name].copy

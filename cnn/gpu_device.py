@@ -197,8 +197,11 @@ class CudaDevice(CudaKernels):
             with target:
                 there = self._empty(4 * value.size).view(np.float32).reshape(value.shape)
             self.stream.wait_event(target.record())
-            with self.stream:
-                gpu.execute(widen(spec).bind([value], there, value))
+            if spec.dtype == "float32":
+                there.data.copy_from_device_async(value.data, there.nbytes, self.stream)
+            else:
+                with self.stream:
+                    gpu.execute(widen(spec).bind([value], there, value))
             done = self.stream.record()
             if on_gpu:
                 caller.wait_event(done)     # also before it may overwrite the inputs

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-import kernels
 from kernels import ops
 from kernels.device import on_gpu
 from kernels.ops import Shape
@@ -23,7 +22,7 @@ from . import passes, zoo
 from .by_image import ByImage, prepare
 from .devices import open_device
 from .errors import DeviceError, ModelError, OutOfMemory
-from .executor import Program, specialise
+from .executor import PROBABILITIES, Program, specialise
 from .graph import Graph
 from .image import Photos, Preprocess
 from .layers import Sequential
@@ -32,7 +31,9 @@ from .summary import Summary, summarise
 if TYPE_CHECKING:
     from kernels.cuda.tune import TuneReport
 
-ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
+# What makes probabilities of an output, by its name for people.
+ACTIVATIONS: dict[str, ops.Op | None] = {"softmax": ops.Softmax(-1), "sigmoid": ops.Sigmoid(),
+                                         "none": None}
 GPU_DTYPES = ("float32", "float16")
 MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
 
@@ -60,8 +61,9 @@ class Model:
                  preprocess: Preprocess | Literal["imagenet"] | None = None, device: str = "auto",
                  dtype: str = "float32", threads: int | None = None, activation: str = "auto",
                  name: str = "model") -> None:
-        if activation not in ACTIVATIONS:
-            raise ModelError(f"activation={activation!r}; it can be one of {ACTIVATIONS}")
+        if activation not in ("auto", *ACTIVATIONS):
+            raise ModelError(f"activation={activation!r}; it can be one of "
+                             f"{('auto', *ACTIVATIONS)}")
         self._device = open_device(device, dtype, threads)
         self.name, self.device, self.dtype = name, self._device.name, dtype
         if isinstance(network, Sequential):
@@ -180,10 +182,15 @@ class Model:
     def _start(self, batch: Any) -> Callable[[], Any]:
         """Begin to `predict`; what is returned waits for the probabilities."""
         name, shape = self._image_input()
-        wait = self._begin({name: self._checked(batch, f"{self.name}: batch", shape)})
+        output = self._graph.outputs[0]
+        wait = self._begin({name: self._checked(batch, f"{self.name}: batch", shape)},
+                           probabilities=True)
 
         def finish() -> Any:
-            logits = wait()[self._graph.outputs[0]]
+            found = wait()
+            if PROBABILITIES in found:
+                return found[PROBABILITIES]
+            logits = found[output]
             return _probabilities(logits.reshape(len(logits), math.prod(logits.shape[1:])),
                                   self.activation)
         return finish
@@ -268,15 +275,20 @@ class Model:
                              f"size")
         return array
 
-    def _begin(self, arrays: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+    def _begin(self, arrays: Mapping[str, Any],
+               probabilities: bool = False) -> Callable[[], dict[str, Any]]:
         """Begin to compute all outputs, on the GPU if an input lies there.
 
-        Those of an empty batch are empty, and nothing runs for them.
+        probabilities: these instead, where the program makes them. Those of an empty batch are
+        empty, and nothing runs for them.
         """
         shapes = {name: array.shape for name, array in arrays.items()}
         if not any(0 in shape for shape in shapes.values()):
             there = any(on_gpu(array) for array in arrays.values())
-            return self._program(shapes).start(arrays, on_gpu=there)
+            program = self._program(shapes)
+            if probabilities and isinstance(program, Program) and program.activated:
+                return program.start(arrays, (PROBABILITIES,), there)
+            return program.start(arrays, on_gpu=there)
         specs = specialise(self._graph, shapes).infer()
         found = {name: np.empty(ops.known(spec.shape), np.float32)
                  for name, spec in specs.items() if spec and name in self._graph.outputs}
@@ -290,12 +302,12 @@ class Model:
         with self._lock:
             if key not in self._programs:
                 try:
-                    program = prepare(self._graph, shapes, self._device, self._options)
+                    program = self._prepare(shapes)
                 except OutOfMemory:
                     if not self._programs:
                         raise
                     self._drop(len(self._programs))     # those of other shapes are in the way
-                    program = prepare(self._graph, shapes, self._device, self._options)
+                    program = self._prepare(shapes)
                 self._programs[key] = program
                 while len(self._programs) > 1 and (
                         len(self._programs) > MAX_PROGRAMS
@@ -303,6 +315,10 @@ class Model:
                     self._drop(1)
             self._programs.move_to_end(key)
             return self._programs[key]
+
+    def _prepare(self, shapes: Mapping[str, Shape]) -> Program | ByImage:
+        return prepare(self._graph, shapes, self._device, self._options,
+                       ACTIVATIONS[self.activation])
 
     def _drop(self, count: int) -> None:
         """Forget as many programs, those used longest ago."""
@@ -458,12 +474,10 @@ def _labels(wanted: Sequence[str] | None) -> list[str] | None:
     return zoo.imagenet_labels()
 
 
-def _probabilities(logits: Any, activation: str) -> Any:
-    """Softmax or sigmoid along the classes, in float32, where the logits lie."""
+def _probabilities(logits: Array, activation: str) -> Array:
+    """Softmax or sigmoid along the classes, in float32."""
     if activation == "none":
         return logits
-    if on_gpu(logits):
-        return (kernels.softmax if activation == "softmax" else kernels.sigmoid)(logits)
     if activation == "softmax":
         exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponent / exponent.sum(axis=1, keepdims=True)

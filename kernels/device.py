@@ -8,6 +8,8 @@ DLPACK_CUDA = 2         # DLDeviceType.kDLCUDA
 
 def on_gpu(array: Any) -> bool:
     """Whether it lies on a GPU, by `__cuda_array_interface__` or by DLPack."""
+    if type(array).__module__ == "cupy":
+        return True         # each of CuPy's does, and building its interface to ask takes time
     if hasattr(array, "__cuda_array_interface__"):
         return True
     device = getattr(array, "__dlpack_device__", None)
