@@ -68,10 +68,13 @@ def transpose_stripes(thread, first_unit, end_unit, x, y, stripes):
     _, rows, columns = x.shape
     for unit in range(first_unit, end_unit):
         b, first_row = unit // stripes, unit % stripes * BLOCK
+        end_row = min(first_row + BLOCK, rows)
         for first_column in range(0, columns, BLOCK):
-            for j in range(first_column, min(first_column + BLOCK, columns)):
-                for i in range(first_row, min(first_row + BLOCK, rows)):
-                    y[b, j, i] = x[b, i, j]
+            end_column = min(first_column + BLOCK, columns)
+            for i in range(first_row, end_row):
+                line, out = x[b, i, first_column:end_column], y[b, first_column:end_column, i]
+                for j in range(len(line)):
+                    out[j] = line[j]
 
 
 @kernel
