@@ -108,6 +108,44 @@ def test_shapes_that_the_batch_does_not_change_are_worked_out_at_once(tmp_path):
     assert kinds.count("Transpose") == 2        # of the shuffle, and of the output
 
 
+def mobile_network():
+    """What MobileNetV3, ShuffleNetV2 and TensorFlow's networks do, on images of 16x12."""
+    constants = {
+        "pads": np.int64([0, 0, 0, 0, 0, 0, 1, 1]), "w1": whole(8, 3, 3, 3) / 8, "b1": whole(8),
+        "wd": whole(4, 1, 3, 3), "squeeze": whole(4, 4, 1, 1) / 4, "excite": whole(4, 4, 1, 1) / 4,
+        "five": np.int64([-1, 2, 4, 8, 6]), "four": np.int64([-1, 8, 8, 6]),
+        "wl": whole(8, 8, 1, 1) / 8, "scale": whole(6), "shift": whole(6), "fc": whole(8, 5) / 8}
+    nodes = [
+        node("Pad", ["x", "pads"], ["p"]), node("Conv", ["p", "w1", "b1"], ["c"], strides=[2, 2]),
+        node("HardSwish", ["c"], ["h"]),
+        node("Split", ["h"], ["left", "right"], axis=1, num_outputs=2),
+        node("Conv", ["right", "wd"], ["d"], group=4, pads=[1, 1, 1, 1]),
+        node("LeakyRelu", ["d"], ["e"], alpha=0.25), node("GlobalAveragePool", ["e"], ["m"]),
+        node("Conv", ["m", "squeeze"], ["q"]), node("Relu", ["q"], ["r"]),
+        node("Conv", ["r", "excite"], ["s"]), node("HardSigmoid", ["s"], ["g"], alpha=0.25),
+        node("Mul", ["e", "g"], ["gated"]), node("Concat", ["left", "gated"], ["both"], axis=1),
+        node("Reshape", ["both", "five"], ["split"]),
+        node("Transpose", ["split"], ["t"], perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["t", "four"], ["shuffled"]), node("Conv", ["shuffled", "wl"], ["l"]),
+        node("Gelu", ["l"], ["a"]), node("LayerNormalization", ["a", "scale", "shift"], ["n"]),
+        node("LRN", ["n"], ["o"], size=3, alpha=0.5), node("GlobalMaxPool", ["o"], ["top"]),
+        node("Flatten", ["top"], ["f"]), node("MatMul", ["f", "fc"], ["z"]),
+        node("LogSoftmax", ["z"], ["y"], axis=-1)]
+    return build(nodes, {"x": ["N", 3, 16, 12]}, constants=constants, opset=20)
+
+
+def test_they_work_together(tmp_path):
+    compare(tmp_path, mobile_network(), x=whole(2, 3, 16, 12))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float16", 0.02)])
+def test_they_work_together_by_the_cuda_kernels(tmp_path, dtype, bound):
+    path, x = saved(tmp_path, mobile_network()), {"x": whole(2, 3, 16, 12)}
+    expected = cnn.load(path, device="cpu").run(x)["y"]
+    found = cnn.load(path, device="emulator", dtype=dtype).run(x)["y"]
+    assert np.abs(found - expected).max() <= bound * (np.abs(expected).max() + 1)
+
+
 def test_a_file_of_float16(tmp_path):
     weight, bias = whole(3, 8, 3, 3), whole(3)
     half = [numpy_helper.from_array(a.astype(np.float16), n) for a, n in ((weight, "w"),
