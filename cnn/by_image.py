@@ -28,7 +28,7 @@ RUN_IMAGES = Kernel("program", "run_images")
 MOST_WEIGHTS = 32 << 20     # bytes, of an L3 cache: more are better read once for all images
 MOST_IDLE = 1.15            # time that threads may take, whose shares differ, of equal shares' time
 ROW_BY_ROW = (ops.Unary, ops.Conv2d, ops.Linear, ops.Pool2d, ops.GlobalPool2d, ops.BatchNorm,
-              ops.LayerNorm, ops.LocalResponseNorm, ops.Reshape, ops.Flatten)
+              ops.LayerNorm, ops.LocalResponseNorm, ops.Reshape, ops.Flatten, ops.Slice, ops.Pad)
 
 
 def prepare(graph: Graph, shapes: Mapping[str, Shape], device: Device, options: Any,
@@ -112,10 +112,8 @@ def _by_rows(node: Node, shapes: Mapping[str, tuple[int, ...]],
                    else len(shapes[name]) == rank for name in node.inputs)
     if any(fixed[i] != (i in op.packed) for i in range(len(fixed))):
         return False
-    if isinstance(op, (ops.Softmax, ops.Concat, ops.Slice)):
+    if isinstance(op, (ops.Softmax, ops.Concat)):
         return normal_axis(op.axis, rank) > 0
-    if isinstance(op, ops.Pad):
-        return op.before[0] == op.after[0] == 0
     if isinstance(op, ops.Transpose):
         return op.permutation[0] == 0
     return isinstance(op, ROW_BY_ROW) and rank > 1
