@@ -81,6 +81,21 @@ class Importer:
             raise self.error(f"the shape of its input {value!r} can not be known")
         return spec.shape
 
+    def without_axes(self, x: Value, gone: Ints, suffix: str = "") -> Value:
+        """Reshape to all other axes."""
+        kept = [i for i in range(len(self.shape(x))) if i not in gone]
+        return self.with_axes(x, kept, suffix)
+
+    def with_axes(self, x: Value, axes: Sequence[int | None], suffix: str = "") -> Value:
+        """Reshape to these axes of x, None being a new one of size 1."""
+        shape = self.shape(x)
+        sizes = [1 if axis is None else shape[axis] for axis in axes]
+        target = [0 if size is None and axes[i] == i else size for i, size in enumerate(sizes)]
+        if target.count(None) > 1:
+            raise ValueError(f"shape {shape} is too little known to remove or insert axes")
+        op = ops.Reshape(tuple(-1 if size is None else size for size in target))
+        return self.emit(op, x, suffix=suffix)
+
     def finish(self, value: Value, onnx_name: str, first: int) -> None:
         """Give a value that a node returned the name that it has in the file."""
         made = {node.output: i for i, node in enumerate(self.nodes[first:], first)}

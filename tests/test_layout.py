@@ -93,6 +93,8 @@ def test_any_chain_of_reshapes_and_transposes_means_the_same(data):
 @pytest.mark.parametrize(("shape", "target", "sizes"), [
     ((None, 6, 5), (None, 2, 3, 5), [(None,), (2, 3), (5,)]),
     ((None, 2, 3, 5), (None, 6, 5), [(None,), (6,), (5,)]),
+    ((None, 4, 3), (None, 4, 1, 3, 1, 1), [(None,), (4,), (1, 3, 1, 1)]),
+    ((4, 3, 1), (4, 3), [(4,), (3,)]),
     ((4, 3, 2), (24,), [(24,)]), ((3, 1, 2), (3, 2), [(3,), (2,)]),
     ((6, 2), (4, 3), None), ((2, 6), (2, 4, 3), None), ((None, 4), (None, 2, 3), None),
     ((None, 4), (2, 2), None), ((2, 3), (2,), None)])

@@ -164,6 +164,43 @@ def test_a_file_of_float16(tmp_path):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("axis", "keepdims"), [(1, 0), (3, 1), (-2, 0)])
+def test_reduce_sum(tmp_path, axis, keepdims):
+    constants = {"axes": np.int64([axis])}
+    compare(tmp_path, build([node("Relu", ["x"], ["r"]), node("ReduceSum", ["r", "axes"], ["y"],
+                                                              keepdims=keepdims)], IMAGE,
+                            constants=constants), x=X)
+
+
+@pytest.mark.parametrize(("attributes", "scales"), [
+    ({"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, [1, 1, 2, 2]),
+    ({}, [1, 1, 3, 1]), ({}, [1, 1, 4, 5])])
+def test_resize(tmp_path, attributes, scales):
+    constants = {"scales": np.float32(scales), "w": whole(3, 8, 1, 1)}
+    model = build([node("Resize", ["x", "", "scales"], ["r"], **attributes),
+                   node("Conv", ["r", "w"], ["y"])], IMAGE, constants=constants)
+    compare(tmp_path, model, x=X)
+    graph = cnn.load(tmp_path / "net.onnx")._graph
+    assert [layer.op.kind for layer in graph.nodes].count("Transpose") == 1     # of the output
+
+
+@pytest.mark.parametrize("attributes", [
+    {}, {"pads": [2, 1], "strides": [2]}, {"dilations": [2], "kernel_shape": [3]}])
+def test_convolution_along_one_axis(tmp_path, attributes):
+    constants = {"w": whole(6, 4, 3), "b": whole(6)}
+    nodes = [node("Conv", ["x", "w", "b"], ["c"], group=2, **attributes),
+             node("Relu", ["c"], ["y"])]
+    compare(tmp_path, build(nodes, {"x": ["N", 8, 7]}, constants=constants), x=whole(2, 8, 7))
+
+
+def test_expand(tmp_path):
+    """A gate is made as large as its image, as efficient channel attention has it."""
+    nodes = [node("GlobalAveragePool", ["x"], ["m"]), node("Sigmoid", ["m"], ["g"]),
+             node("Shape", ["x"], ["s"]), node("Expand", ["g", "s"], ["e"]),
+             node("Mul", ["x", "e"], ["y"])]
+    compare(tmp_path, build(nodes, IMAGE), x=X)
+
+
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_a_file_with_channels_last_as_tensorflow_has_them(tmp_path, keepdims):
     photo = whole(2, 6, 5, 3)
@@ -201,7 +238,15 @@ def test_log_softmax_at_the_end_gives_probabilities(tmp_path):
     (node("SpaceToDepth", ["x"], ["y"], name="n", blocksize=5), {}, "do not divide into blocks"),
     (node("LayerNormalization", ["x", "s"], ["y"], name="n", axis=1), {"s": whole(8)},
      r"shapes \(8,\)"),
-    (node("Gelu", ["x"], ["y"], name="n", approximate="fast"), {}, "'none' or 'tanh'")])
+    (node("Gelu", ["x"], ["y"], name="n", approximate="fast"), {}, "'none' or 'tanh'"),
+    (node("ReduceSum", ["x", "a"], ["y"], name="n"), {"a": np.int64([1, 2])},
+     "only over one axis of at most 16"),
+    (node("Resize", ["x", "", "s"], ["y"], name="n"), {"s": np.float32([1, 1, 1.5, 2])},
+     "only 'nearest' to whole multiples"),
+    (node("Resize", ["x", "", "s"], ["y"], name="n", mode="linear"),
+     {"s": np.float32([1, 1, 2, 2])}, "mode 'linear'"),
+    (node("Expand", ["x", "s"], ["y"], name="n"), {"s": np.int64([3, 5, 6, 4])},
+     "do not broadcast")])
 def test_what_is_refused_is_named(tmp_path, last, constants, sentence):
     with pytest.raises(cnn.ModelError, match=f"node 'n'.*{sentence}"):
         cnn.load(saved(tmp_path, build([last], IMAGE, constants=constants, opset=20)))

@@ -1,10 +1,12 @@
 """Operators on images: convolution and pooling."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kernels import ops
-from kernels.ops import Padding
+from kernels.ops import Padding, Shape
 
 from ..importer import Importer, Ints, Value
 
@@ -13,10 +15,17 @@ def Conv(net: Importer, x: Value, w: Value, b: Value | None = None, *,
          auto_pad: str = "NOTSET", dilations: Ints | None = None, group: int = 1,
          kernel_shape: Ints | None = None, pads: Ints | None = None,
          strides: Ints | None = None) -> Value:
-    weight = net.weight(w, "weight", rank=4)
+    weight = net.weight(w, "weight")
     if kernel_shape is not None and tuple(kernel_shape) != weight.shape[2:]:
         raise net.error(f"kernel_shape {tuple(kernel_shape)} is not that of its weight "
                         f"{weight.shape}")
+    if weight.ndim == 3:        # along one axis: an image of one row
+        flat = net.add_constant(f"{w}:row", weight[:, :, None])
+        row = net.emit(ops.Reshape((0, 0, 1, -1)), x, suffix=":row")
+        y = Conv(net, row, flat, b, auto_pad=auto_pad, group=group, pads=_of_row(pads, 0, 2),
+                 dilations=_of_row(dilations, 1), strides=_of_row(strides, 1))
+        return net.emit(ops.Reshape((0, 0, -1)), y)
+    weight = net.weight(w, "weight", rank=4)
     stride, dilation = _pair(strides), _pair(dilations)
     padding = _padding(net, x, auto_pad, pads, weight.shape[2:], stride, dilation)
     inputs = [net.add_constant(f"{w}:ohwi", np.ascontiguousarray(weight.transpose(0, 2, 3, 1)))]
@@ -24,6 +33,13 @@ def Conv(net: Importer, x: Value, w: Value, b: Value | None = None, *,
         net.weight(b, "bias", rank=1)
         inputs.append(b)
     return net.channels_last(ops.Conv2d(stride, padding, dilation, group), x, *inputs)
+
+
+def _of_row(values: Ints | None, fill: int, halves: int = 1) -> Ints | None:
+    """Attributes of one axis as those of a row's two: `fill` comes before each of its halves."""
+    if values is None or len(values) != halves:
+        return values
+    return [number for value in values for number in (fill, value)]
 
 
 def MaxPool(net: Importer, x: Value, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
@@ -54,19 +70,52 @@ def GlobalMaxPool(net: Importer, x: Value) -> Value:
     return net.channels_last(ops.GlobalMaxPool2d(), x)
 
 
-def ReduceMean(net: Importer, x: Value, axes_input: Value | None = None, *,
-               axes: Ints | None = None, keepdims: int = 1,
-               noop_with_empty_axes: int = 0) -> Value:
-    """Over height and width, which TensorFlow's networks may have before the channels."""
-    wanted = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | None = None,
+           sizes: Value | None = None, *, mode: str = "nearest",
+           coordinate_transformation_mode: str = "half_pixel",
+           nearest_mode: str = "round_prefer_floor", **ignored: Any) -> Value:
+    """Whole multiples of height and width by repeating pixels: which is nearest is then no question
+    of rounding."""
     shape = net.shape(x)
-    over = None if wanted is None or len(shape) != 4 else sorted(axis % 4 for axis in wanted)
-    if over not in ([1, 2], [2, 3]):
-        raise net.error(f"ReduceMean over axes {wanted} of shape {shape} is not supported, only "
-                        f"over height and width of an image")
-    op = ops.GlobalAvgPool2d()
-    y = net.emit(op, x) if over == [1, 2] else net.channels_last(op, x)
-    return y if keepdims else net.emit(ops.Reshape((0, -1)), y, suffix=":squeeze")
+    factors = _factors(net, shape, scales, sizes)
+    same = (coordinate_transformation_mode, nearest_mode) in SAME_NEAREST
+    if mode != "nearest" or not same or factors is None:
+        raise net.error(f"Resize of shape {shape} with mode {mode!r}, "
+                        f"{coordinate_transformation_mode!r}, {nearest_mode!r} is not supported, "
+                        f"only 'nearest' to whole multiples of an image's height and width")
+    _, channels, height, width = shape
+    if None in (channels, height, width):
+        raise net.error(f"Resize of shape {shape} needs the image's size in the file")
+    rows, columns = factors
+    split = net.emit(ops.Reshape((-1, *ops.known((channels, height)), 1, *ops.known((width,)), 1)),
+                     x, suffix=":split")
+    for axis, factor in ((3, rows), (5, columns)):
+        if factor > 1:
+            ones = np.ones([factor if i == axis else 1 for i in range(6)], np.float32)
+            name = net.add_constant(f"{net.name}:ones{axis}", ones)
+            split = net.emit(ops.Mul(), split, name, suffix=f":{axis}")
+    target = (-1, *ops.known((channels,)), ops.known((height,))[0] * rows,
+              ops.known((width,))[0] * columns)
+    return net.emit(ops.Reshape(target), split)
+
+
+SAME_NEAREST = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"),
+                ("half_pixel", "round_prefer_ceil"), ("pytorch_half_pixel", "round_prefer_floor"))
+
+
+def _factors(net: Importer, shape: Shape, scales: Value | None,
+             sizes: Value | None) -> tuple[int, int] | None:
+    """Of height and width; None where they are no whole multiples, or more is changed."""
+    if len(shape) != 4:
+        return None
+    if scales is not None and net.array(scales, "scales").size:
+        wanted = net.array(scales, "scales").tolist()
+    else:
+        asked = net.array(sizes, "sizes").tolist()
+        wanted = [1 if old is None else new / old for old, new in zip(shape, asked, strict=True)]
+    if wanted[:2] != [1, 1] or any(scale < 1 or scale != int(scale) for scale in wanted):
+        return None
+    return int(wanted[2]), int(wanted[3])
 
 
 def _pair(values: Ints | None) -> tuple[int, int]:

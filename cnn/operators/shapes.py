@@ -10,7 +10,7 @@ import numpy as np
 from kernels import ops
 
 from ..graph import Glue
-from ..importer import Importer, Ints, Value
+from ..importer import BATCHES, Importer, Ints, Value
 
 ALL = 2 ** 31 - 1       # what files write, or more, for the end of an axis
 
@@ -83,6 +83,23 @@ def Pad(net: Importer, x: Value, pads_input: Value | None = None, value_input: V
     return net.emit(ops.Pad(tuple(before), tuple(after), value), x)
 
 
+def Expand(net: Importer, x: Value, shape: Value) -> Value:
+    """x * 1 in the broadcast shape; x itself where that is its own. What grows with the batch only
+    keeps it."""
+    if shape in net.constants:
+        wanted = net.constants[shape].tolist()
+    else:
+        found = net.batches.get(shape)
+        if found is None:
+            raise net.error(f"its shape must not depend on values, it is {shape!r}")
+        wanted = [a if a == b else 1 for a, b in zip(*(each.tolist() for each in found),
+                                                     strict=True)]
+    ones = np.ones(wanted, np.float32)
+    if ops.broadcast_shapes(net.shape(x), ones.shape) == net.shape(x):
+        return x
+    return net.emit(ops.Mul(), x, net.add_constant(f"{net.name}:ones", ones))
+
+
 def Flatten(net: Importer, x: Value, *, axis: int = 1) -> Value:
     return net.emit(ops.Flatten(axis), x)
 
@@ -90,11 +107,14 @@ def Flatten(net: Importer, x: Value, *, axis: int = 1) -> Value:
 def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Value:
     if shape in net.constants:
         return net.emit(ops.Reshape(tuple(net.constants[shape].tolist()), bool(allowzero)), x)
-    found = net.batches.get(shape)
-    if found is not None:
-        target = [a if a == b else -1
-                  for a, b in zip(found[0].tolist(), found[1].tolist(), strict=True)]
-        if target.count(-1) == 1 and 0 not in target:       # the batch's size is what is left
+    found, given = net.batches.get(shape), net.specs[x]
+    if found is not None and given is not None and not allowzero:
+        # The batch's size is copied where it is x's own, else it is what is left.
+        sizes = zip(given.shape + (1,) * len(found[0]), *(each.tolist() for each in found),
+                    strict=False)
+        target = [a if a == b else 0 if (size, a, b) == (None, *BATCHES) else -1
+                  for size, a, b in sizes]
+        if target.count(-1) <= 1:
             return net.emit(ops.Reshape(tuple(target)), x)
     return net.emit(Glue("Reshape", (("allowzero", allowzero),)), x, shape)
 
@@ -143,7 +163,7 @@ def Squeeze(net: Importer, x: Value, axes_input: Value | None = None, *,
             else [ops.normal_axis(axis, len(shape)) for axis in given])
     if any(shape[i] not in (1, None) for i in gone):
         raise ValueError(f"axes {gone} of shape {shape} are not all 1")
-    return _reshape_to(net, x, [i for i in range(len(shape)) if i not in gone])
+    return net.without_axes(x, gone)
 
 
 def Unsqueeze(net: Importer, x: Value, axes_input: Value | None = None, *,
@@ -152,17 +172,7 @@ def Unsqueeze(net: Importer, x: Value, axes_input: Value | None = None, *,
     rank = len(net.shape(x)) + len(given or ())
     new = [ops.normal_axis(axis, rank) for axis in given or ()]
     old = iter(range(rank))
-    return _reshape_to(net, x, [None if i in new else next(old) for i in range(rank)])
-
-
-def _reshape_to(net: Importer, x: Value, axes: Sequence[int | None]) -> Value:
-    """Reshape to these axes of x, None being a new one of size 1."""
-    shape = net.shape(x)
-    sizes = [1 if axis is None else shape[axis] for axis in axes]
-    target = [0 if size is None and axes[i] == i else size for i, size in enumerate(sizes)]
-    if target.count(None) > 1:
-        raise ValueError(f"shape {shape} is too little known to remove or insert axes")
-    return net.emit(ops.Reshape(tuple(-1 if size is None else size for size in target)), x)
+    return net.with_axes(x, [None if i in new else next(old) for i in range(rank)])
 
 
 def Transpose(net: Importer, x: Value, *, perm: Ints | None = None) -> Value:

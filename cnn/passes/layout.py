@@ -268,6 +268,10 @@ def _groups(shape: Shape, target: Shape) -> list[Group] | None:
                 rows += 1
             else:
                 columns += 1
+        while i + rows == len(shape) and target[j + columns:j + columns + 1] == (1,):
+            columns += 1        # axes of size 1 at the end go with the last one
+        while j + columns == len(target) and shape[i + rows:i + rows + 1] == (1,):
+            rows += 1
         if min(rows, columns) > 1:
             return None
         groups.append(Group(tuple(range(i, i + rows)), target[j:j + columns]))
