@@ -1,8 +1,6 @@
 """Operators on images: convolution and pooling."""
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from kernels import ops
@@ -73,16 +71,19 @@ def GlobalMaxPool(net: Importer, x: Value) -> Value:
 def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | None = None,
            sizes: Value | None = None, *, mode: str = "nearest",
            coordinate_transformation_mode: str = "half_pixel",
-           nearest_mode: str = "round_prefer_floor", **ignored: Any) -> Value:
+           nearest_mode: str = "round_prefer_floor", axes: Ints | None = None, antialias: int = 0,
+           keep_aspect_ratio_policy: str = "stretch", cubic_coeff_a: float = -0.75,
+           exclude_outside: int = 0, extrapolation_value: float = 0.0) -> Value:
     """Whole multiples of height and width by repeating pixels: which is nearest is then no question
     of rounding."""
     shape = net.shape(x)
-    factors = _factors(net, shape, scales, sizes)
-    same = (coordinate_transformation_mode, nearest_mode) in SAME_NEAREST
-    if mode != "nearest" or not same or factors is None:
-        raise net.error(f"Resize of shape {shape} with mode {mode!r}, "
-                        f"{coordinate_transformation_mode!r}, {nearest_mode!r} is not supported, "
-                        f"only 'nearest' to whole multiples of an image's height and width")
+    factors = _factors(net, shape, scales, sizes, axes)
+    how = (coordinate_transformation_mode, nearest_mode)
+    if (mode != "nearest" or how not in SAME_NEAREST or keep_aspect_ratio_policy != "stretch"
+            or factors is None):
+        raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)} is not "
+                        f"supported, only 'nearest' to whole multiples of an image's height and "
+                        f"width")
     _, channels, height, width = shape
     if None in (channels, height, width):
         raise net.error(f"Resize of shape {shape} needs the image's size in the file")
@@ -103,16 +104,16 @@ SAME_NEAREST = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"),
                 ("half_pixel", "round_prefer_ceil"), ("pytorch_half_pixel", "round_prefer_floor"))
 
 
-def _factors(net: Importer, shape: Shape, scales: Value | None,
-             sizes: Value | None) -> tuple[int, int] | None:
+def _factors(net: Importer, shape: Shape, scales: Value | None, sizes: Value | None,
+             axes: Ints | None) -> tuple[int, int] | None:
     """Of height and width; None where they are no whole multiples, or more is changed."""
     if len(shape) != 4:
         return None
-    if scales is not None and net.array(scales, "scales").size:
-        wanted = net.array(scales, "scales").tolist()
-    else:
-        asked = net.array(sizes, "sizes").tolist()
-        wanted = [1 if old is None else new / old for old, new in zip(shape, asked, strict=True)]
+    wanted = [1.0] * 4
+    given = net.array(sizes, "sizes") if scales is None else net.array(scales, "scales")
+    for axis, number in zip(axes or range(4), given.tolist(), strict=True):
+        size = shape[axis]
+        wanted[axis] = number if scales is not None else 1 if size is None else number / size
     if wanted[:2] != [1, 1] or any(scale < 1 or scale != int(scale) for scale in wanted):
         return None
     return int(wanted[2]), int(wanted[3])
