@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,29 @@ def test_by_default_there_are_no_more_threads_than_a_quota_has_time_for(monkeypa
     monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
     assert threads.check_threads(None) == count
     assert threads.check_threads(cores) == cores        # who asks for more gets it
+
+
+@pytest.mark.skipif(threads.available_threads() < 2, reason="there is one core")
+def test_a_worker_wakes_where_the_caller_is_not_and_may_then_go_anywhere(monkeypatch):
+    with threads.team(2):
+        worker, cores = threads._workers[0], os.sched_getaffinity(0)
+    until(lambda: worker._asleep)
+    told, allow = [], threads.allow
+    monkeypatch.setattr(threads, "allow", lambda *told_: told.append(told_) or allow(*told_))
+    monkeypatch.setattr(threads, "current_core", lambda: min(cores))
+    with threads.team(2):
+        until(lambda: len(told) == 2)
+        assert told == [(worker.native_id, cores - {min(cores)}), (0, cores)]
+        until(lambda: os.sched_getaffinity(worker.native_id) == cores)
+    threads.allow(worker.native_id, set())      # no core at all: it may go on where it is
+    assert os.sched_getaffinity(worker.native_id) == cores
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_calls_are_counted_also_where_one_fails():

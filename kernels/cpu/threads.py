@@ -1,26 +1,33 @@
 """How many threads run a kernel, and the workers that help with it (see parallel.py)."""
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from .launch import Kernel
 from .quota import cpu_quota
 from .state import CALLS, MOST_THREADS, STATE
 
 SERVE = Kernel("parallel", "serve")
+current_core = ctypes.CDLL(None).sched_getcpu
 
 
 class Worker(threading.Thread):
-    """Helps with kernels while calls are answered, and sleeps between."""
+    """Helps with kernels while calls are answered, and sleeps between.
+
+    Linux may wake it on the very core that the caller keeps busy, and leave it there for many
+    milliseconds, so it wakes where the caller is not.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(name=f"kernels-{number}", daemon=True)
         self._serve, self._asleep = SERVE.bind(number), False
+        self._cores = os.sched_getaffinity(0)
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -30,11 +37,21 @@ class Worker(threading.Thread):
             # A call that began before this was written has found nobody to wake.
             if STATE[CALLS] == 0:
                 self._bell.get()
+                allow(0, self._cores)
             self._asleep = False
 
     def wake(self) -> None:
         if self._asleep:
+            self._cores = os.sched_getaffinity(0)
+            allow(self.native_id or 0, self._cores - {current_core()})
             self._bell.put(None)
+
+
+def allow(thread: int, cores: set[int]) -> None:
+    """Let a thread run on these cores, 0 being the one that calls; of none, or of cores that are
+    gone, it stays where it is."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(thread, cores)
 
 
 _lock = threading.Lock()            # guards what follows, and STATE[CALLS]
@@ -74,7 +91,7 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-@contextmanager
+@contextlib.contextmanager
 def team(threads: int) -> Iterator[None]:
     """Have workers at hand inside the block, for kernels on this many threads."""
     with _lock:
