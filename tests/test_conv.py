@@ -1,4 +1,6 @@
 """Convolution on the direct kernel: shapes swept, each path forced and named."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from checks import assert_exact, assert_within, integers, normal, prepare, run, sum_bound
@@ -50,8 +52,9 @@ def test_any_convolution_is_within_the_bound_on_floats(problem, seed):
     (8, TILE * 2, 64, 7, (1, 1), Conv2d(), "direct"),
     (9, TILE * 2, 3, 32, (7, 7), Conv2d((2, 2), (3, 3, 3, 3)), "direct"),
     (3, TILE + 1, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1)), "gather"),
-    (8, TILE, 6, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "gather"),
-    (8, TILE, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "gather"),
+    (8, TILE, 6, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "direct"),
+    (8, TILE, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "direct"),
+    (3, TILE + 1, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "gather"),
 ])
 def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, channels, outputs,
                                                     kernel, op, tiles):
@@ -63,6 +66,24 @@ def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, 
     for gap in (0, 3):
         assert_exact(op, *inputs, **DIRECT, kernel=f"conv2d_{kernel[0]}x{kernel[1]}_f32", gap=gap)
     assert set(cut) == ({"gather"} if tiles == "gather" else set())
+
+
+@pytest.mark.parametrize(("groups", "channels", "outputs"), [
+    (8, 32, 32), (6, 12, 12), (3, 9, 9), (10, 10, 20), (8, 16, 8 * (LANES + 1)), (7, 7, 14)])
+@pytest.mark.parametrize("op", [Conv2d((2, 1), (1, 1, 1, 1)), Conv2d(padding=(2, 2, 2, 2),
+                                                                     dilation=(2, 2))])
+def test_narrow_groups_share_a_vector(groups, channels, outputs, op):
+    op = replace(op, groups=groups)
+    inputs = arrays(integers, op, 2, 9, 2 * TILE, channels, outputs, (3, 3))
+    assert_exact(op, *inputs, **DIRECT, kernel="conv2d_3x3_f32")
+    together = conv.merged(outputs, groups)
+    assert groups % together == 0
+    assert together == 1 or together * outputs // groups <= LANES
+    # No product of one group with another is anything but zero.
+    wide = conv.merge(inputs[1], groups).reshape(groups, outputs // groups, 9, together, -1)
+    for group in range(groups):
+        for other in range(together):
+            assert wide[group, :, :, other].any() == (other == group % together)
 
 
 @pytest.mark.parametrize("length", range(1, 4 * TILE + 2))

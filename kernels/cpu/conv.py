@@ -3,11 +3,11 @@
 The output is cut into tiles of consecutive pixels (at most TILE_ROWS) and blocks of output
 channels (at most BLOCK). `conv_tile` of microkernels.py computes one tile x block:
 
-    direct   With NHWC the KW * C inputs under one kernel line are contiguous, and neighbouring
-             output pixels read the same memory shifted by stride * C. A tile whose pixels lie in
-             one output row is read in place.
-    gather   Any other tile (dilated, grouped, across rows of an odd width) first copies its
-             patches, zeros included, into TILE_ROWS rows of a scratch buffer that stays in cache.
+    direct   With NHWC the KW * C inputs under one kernel line are contiguous, those of a group or
+             of a dilated kernel in runs, and neighbouring output pixels read the same memory
+             shifted by stride * C. A tile whose pixels lie in one output row is read in place.
+    gather   Any other tile (across rows of an odd width) first copies its patches, zeros included,
+             into TILE_ROWS rows of a scratch buffer that stays in cache.
 
 Padding under direct tiles is made real first: one copy of the input between zeros, which costs
 about 2% of a 3x3 layer where gathering its border tiles cost 50%.
@@ -53,29 +53,31 @@ def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_ste
         channel, full, vectors, valid, w_offset, bias_offset, group = passes[number]
         rows, pixel, x_offset = tiles[unit % len(tiles)]
         if x_offset >= 0:
-            source, x_step = at(x, x_offset), g.stride_width * g.channels
-            lines, x_line = g.kernel_height, g.width * g.channels
-            length = g.kernel_width * g.channels
+            source, x_step = at(x, x_offset + group * g.per_group), g.stride_width * g.channels
+            lines, x_line = g.kernel_height, g.dilation_height * g.width * g.channels
+            runs, x_run, length = g.kernel_width, g.dilation_width * g.channels, g.per_group
+            if x_run == length:         # the inputs under a line are one run
+                runs, length = 1, runs * length
         else:
             gather(x, patch, rows, pixel, group, g)
             source, x_step = at(patch, 0), depth
-            lines, x_line, length = 1, 0, depth
+            lines, x_line, runs, x_run, length = 1, 0, 1, 0, depth
         following, ahead_step, fetched = w_offset, 0, unit % len(tiles) * share
         if number + 1 < len(passes) and fetched < BLOCK:
             following, ahead_step = passes[number + 1, 4] + fetched * depth, share
         y_offset = pixel * y_step + channel
         if full > 0:
             some_blocks(rows, BLOCK_VECTORS, (
-                source, x_step, lines, x_line, length, full, at(weight, w_offset),
+                source, x_step, lines, x_line, runs, x_run, length, full, at(weight, w_offset),
                 at(weight, following), ahead_step, at(bias, bias_offset), at(residual, y_offset),
                 len(residual), at(y, y_offset), y_step, LANES, low, high))
         if vectors > 0:
             done = full * BLOCK
             some_blocks(rows, vectors, (
-                source, x_step, lines, x_line, length, 1, at(weight, w_offset + done * depth),
-                at(weight, following), 0, at(bias, bias_offset + done),
-                at(residual, y_offset + done), len(residual), at(y, y_offset + done), y_step,
-                valid, low, high))
+                source, x_step, lines, x_line, runs, x_run, length, 1,
+                at(weight, w_offset + done * depth), at(weight, following), 0,
+                at(bias, bias_offset + done), at(residual, y_offset + done), len(residual),
+                at(y, y_offset + done), y_step, valid, low, high))
 
 
 @kernel

@@ -64,18 +64,18 @@ CONV_TILES = tuple((rows, vectors) for vectors in (BLOCK_VECTORS, 1)
 
 @intrinsic
 def conv_tile(typingctx, number, arguments):
-    """arguments: (x, x_step, lines, x_line, length, blocks, w, ahead, ahead_step, bias, residual,
-    has_residual, y, y_step, valid, low, high)
+    """arguments: (x, x_step, lines, x_line, runs, x_run, length, blocks, w, ahead, ahead_step,
+    bias, residual, has_residual, y, y_step, valid, low, high)
 
-    y[r, c] = clip(sum over l, k of x[r*x_step + l*x_line + k] * w[l*length + k, c]
-                      + bias[c] + residual[r*y_step + c], low, high)
+    y[r, c] = clip(sum over l, s, k of x[r*x_step + l*x_line + s*x_run + k] * w[i, c]
+                      + bias[c] + residual[r*y_step + c], low, high),  i = (l*runs + s)*length + k
 
-    for r < rows, c < vectors * LANES of CONV_TILES[number], l < lines, k < length, and so on for
-    `blocks` blocks of channels that lie one after the other in w, bias, residual and y. All
-    accumulators stay in registers through both loops. Of the last vector of a block only the first
+    for r < rows, c < vectors * LANES of CONV_TILES[number], l < lines, s < runs, k < length, and so
+    on for `blocks` blocks of channels that lie one after the other in w, bias, residual and y. All
+    accumulators stay in registers through all loops. Of the last vector of a block only the first
     `valid` channels are read from `residual` and written. Pointers are to float32; steps count
-    floats. Each tap also asks for ahead[(l*length + k)*ahead_step] to be fetched into the L2 cache,
-    where `ahead` goes on with w: weights that come later.
+    floats. Each product also asks for ahead[i*ahead_step] to be fetched into the L2 cache, where
+    `ahead` goes on with w: weights that come later.
     """
     def codegen(context, b, sig, args):
         choose(b, args[0], args[1], "conv_tile", CONV_TILES, _conv_tile)
@@ -92,35 +92,40 @@ def some_blocks(rows, vectors, arguments):
 
 
 def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines: Value,
-               x_line: Value, length: Value, blocks: Value, w: Value, ahead: Value,
-               ahead_step: Value, bias: Value, residual: Value, has_residual: Value, y: Value,
-               y_step: Value, valid: Value, low: Value, high: Value) -> None:
+               x_line: Value, runs: Value, x_run: Value, length: Value, blocks: Value, w: Value,
+               ahead: Value, ahead_step: Value, bias: Value, residual: Value, has_residual: Value,
+               y: Value, y_step: Value, valid: Value, low: Value, high: Value) -> None:
     rows, vectors = size
     width = vectors * LANES
     low, high = broadcast(b, low), broadcast(b, high)
 
     def products(w, ahead, acc):
         def kernel_line(line, carried):
-            weights, *acc = carried
             first = advance(b, x, line, x_line)
-            pixels = [advance(b, first, x_step, r) for r in range(rows)]
-            wanted = advance(b, ahead, b.mul(line, length), ahead_step)
 
-            def tap(k, acc):
-                prefetch(b, advance(b, wanted, k, ahead_step))
-                w_line = advance(b, weights, k, width)
-                w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(vectors)]
-                total = []
-                for r in range(rows):
-                    pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
-                    total += [fma(b, pixel, w_vectors[j], acc[r * vectors + j])
-                              for j in range(vectors)]
-                return total
+            def run(number, carried):
+                weights, wanted, *acc = carried
+                start = advance(b, first, number, x_run)
+                pixels = [advance(b, start, x_step, r) for r in range(rows)]
 
-            acc = counted_loop(b, "tap", length, acc, tap)
-            return [advance(b, weights, length, width), *acc]
+                def product(k, acc):
+                    prefetch(b, advance(b, wanted, k, ahead_step))
+                    w_line = advance(b, weights, k, width)
+                    w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(vectors)]
+                    total = []
+                    for r in range(rows):
+                        pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
+                        total += [fma(b, pixel, w_vectors[j], acc[r * vectors + j])
+                                  for j in range(vectors)]
+                    return total
 
-        after, *acc = counted_loop(b, "kernel_line", lines, [w, *acc], kernel_line)
+                acc = counted_loop(b, "product", length, acc, product)
+                return [advance(b, weights, length, width),
+                        advance(b, wanted, length, ahead_step), *acc]
+
+            return counted_loop(b, "run", runs, carried, run)
+
+        after, _, *acc = counted_loop(b, "kernel_line", lines, [w, ahead, *acc], kernel_line)
         return after, acc
 
     def write(acc, residual, y, mask, add_residual):
@@ -143,7 +148,7 @@ def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines
                 _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, True))
             with otherwise:
                 _full_or_masked(b, valid, lambda mask: write(acc, residual, y, mask, False))
-        return [after, advance(b, ahead, b.mul(lines, length), width),
+        return [after, advance(b, ahead, b.mul(b.mul(lines, runs), length), width),
                 advance(b, bias, width), advance(b, residual, width), advance(b, y, width)]
 
     counted_loop(b, "block", blocks, [w, ahead, bias, residual, y], block)

@@ -128,7 +128,7 @@ def multiply(inputs, weight, zeros, products, first_channel, tiles, g):
             rows = TILE_ROWS if tiles - t > HALF_ROWS else HALF_ROWS
             row = position * g.block_tiles + t
             some_blocks(rows, vectors, (
-                at(inputs, row * g.depth), g.depth, 1, 0, g.channels, 1,
+                at(inputs, row * g.depth), g.depth, 1, 0, 1, 0, g.channels, 1,
                 at(weight, panel_offset(position, channel, g)), at(weight, ahead), share,
                 nothing, nothing, 0, at(products, row * g.group + channel - first_channel), g.group,
                 LANES, -infinity, infinity))

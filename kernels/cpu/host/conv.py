@@ -95,26 +95,47 @@ def pack(weight: Array, groups: int) -> Array:
     return np.hstack([blocks.reshape(groups, -1), last.reshape(groups, -1)]).ravel()
 
 
+def merged(out_channels: int, groups: int) -> int:
+    """How many groups of outputs go together: as many as a vector holds, for it takes as many
+    products either way."""
+    most = max(1, LANES // (out_channels // groups))
+    return next(count for count in range(most, 0, -1) if groups % count == 0)
+
+
+def merge(weight: Array, groups: int) -> Array:
+    """(O, KH, KW, C / groups) -> (O, KH, KW, C / fewer groups), with zeros for what belongs to
+    another of the groups that go together. So an infinite input makes NaN of the outputs of all."""
+    together = merged(len(weight), groups)
+    per_group, kh, kw, depth = len(weight) // groups, *weight.shape[1:]
+    narrow = weight.reshape(-1, together, per_group, kh, kw, depth)
+    wide = np.zeros((*narrow.shape[:5], together, depth), np.float32)
+    for i in range(together):
+        wide[:, i, :, :, :, i] = narrow[:, i]
+    return wide.reshape(len(weight), kh, kw, -1)
+
+
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
                   activation: Unary | None, weight: Array, bias: Array | None, options: Options,
                   has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; inputs x, weight, [bias,
     [residual]]."""
-    simple = groups == 1 and (g.dilation_height, g.dilation_width) == (1, 1)
     bottom, right = end_padding
+    together = merged(g.out_channels, groups)
+    g = g._replace(per_group=g.per_group * together)
     p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0)
-    direct = cut_rows(batch, p) if simple else None
+    direct = cut_rows(batch, p)
     if direct is None:
         p = g
     tiles = cut_across(batch, g) if direct is None else direct
     small = batch * p.height * p.width * p.channels * 4 <= SMALL_BYTES
     pass_bytes = SMALL_PASS_BYTES if small else PASS_BYTES
-    passes = cut_passes(g.out_channels, groups, g.depth,
+    passes = cut_passes(g.out_channels, groups // together, g.depth,
                         max(1, pass_bytes // (g.depth * BLOCK * 4)))
-    packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(w, groups))
+    packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(
+        merge(w, groups) if together > 1 else w, groups // together))
     if bias is None:
         bias = np.zeros(g.out_channels, np.float32)
-    packed_bias = pack(bias, groups)
+    packed_bias = pack(bias, groups // together)
     low, high, finish, suffix = epilogue(activation)
     floats = batch * p.height * p.width * p.channels if p != g else 0
     if direct is None:
