@@ -5,6 +5,7 @@ float64. One function per operator, named after it; inputs come as arrays, attri
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -18,6 +19,7 @@ from .errors import ModelError
 from .graph import Glue, Graph, Node, infer_node
 
 Array = np.ndarray
+MOST_ELEMENTS = 1 << 24     # of a constant that is made here
 
 
 def Constant(*, value: Array | None = None, value_int: int | None = None,
@@ -30,10 +32,15 @@ def Constant(*, value: Array | None = None, value_int: int | None = None,
     return np.asarray(value_floats if value_float is None else value_float, np.float32)
 
 
+def check_size(shape: Sequence[int]) -> None:
+    """ValueError for a constant so large that no network means it."""
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"a constant of shape {list(shape)} is too large to fold")
+
+
 def ConstantOfShape(shape: Array, *, value: Array | None = None) -> Array:
     filling = np.zeros(1, np.float32) if value is None else value
-    if np.prod(shape) > 1 << 24:
-        raise ValueError(f"a constant of shape {shape.tolist()} is too large to fold")
+    check_size(shape.tolist())
     return np.full(tuple(shape), filling[0])
 
 
@@ -142,10 +149,12 @@ def Where(condition: Array, a: Array, b: Array) -> Array:
 
 def Range(start: Array, limit: Array, delta: Array) -> Array:
     elements = max(0, int(np.ceil((limit - start) / delta)))
+    check_size([elements])
     return (start + delta * np.arange(elements)).astype(start.dtype)
 
 
 def Expand(data: Array, shape: Array) -> Array:
+    check_size(shape.tolist())
     return np.array(data * np.ones(tuple(shape), data.dtype))
 
 

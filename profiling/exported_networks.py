@@ -50,7 +50,7 @@ NETWORKS = [*(f"torchvision/{name}" for name in TORCHVISION), *(f"timm/{name}" f
 # An error that is no matter, and how many of ONNX Runtime's are none: Winograd's algorithm rounds
 # more (CNN_WINOGRAD=0 turns it off).
 LEAST, TIMES = 1e-5, 16
-CALLS, IDLE = 9, 0.2        # seconds before a call: ONNX Runtime's threads spin for longer than 0.05
+CALLS, IDLE = 9, 0.2        # seconds before a call: ONNX Runtime's threads spin for more than 0.05
 
 
 @dataclass(frozen=True)

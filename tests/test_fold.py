@@ -80,3 +80,24 @@ def test_what_does_not_fit_names_the_node():
         fold.fold(graph)
     with pytest.raises(ModelError, match="too large to fold"):
         fold.evaluate(Glue("ConstantOfShape"), "big", i64(1 << 20, 1 << 20))
+
+
+def test_what_exporters_compute_shapes_with():
+    assert fold.Range(*map(np.int64, (2, 9, 3))).tolist() == [2, 5, 8]
+    assert fold.Clip(i64(-3, 4), i64(0)).tolist() == [0, 4]
+    assert fold.Clip(np.float32([-3, 4]), max=1.0).tolist() == [-3, 1]
+    assert fold.Expand(i64(7), i64(2, 3)).tolist() == [[7] * 3] * 2
+    assert fold.Where(np.array([True, False]), i64(1), i64(2)).tolist() == [1, 2]
+    assert fold.Mod(i64(-7), i64(4)).tolist() == [1]
+    assert fold.Mod(i64(-7), i64(4), fmod=1).tolist() == [-3]
+    assert fold.Max(i64(1), i64(3), i64(2)).tolist() == [3]
+    assert fold.Min(i64(1), i64(3), i64(2)).tolist() == [1]
+    assert fold.Slice(i64(5, 6, 7), (1,), (3,), (0,)).tolist() == [6, 7]      # before opset 10
+
+
+@pytest.mark.parametrize("make", [
+    lambda: fold.ConstantOfShape(i64(1 << 13, 1 << 13)), lambda: fold.Expand(i64(1), i64(1 << 30)),
+    lambda: fold.Range(np.int64(0), np.int64(1 << 40), np.int64(1))])
+def test_constants_that_no_network_means_are_not_made(make):
+    with pytest.raises(ValueError, match="too large to fold"):
+        make()

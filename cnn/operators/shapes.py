@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels import ops
 
+from .. import fold
 from ..graph import Glue
 from ..importer import BATCHES, Importer, Ints, Value
 
@@ -94,7 +95,7 @@ def Expand(net: Importer, x: Value, shape: Value) -> Value:
             raise net.error(f"its shape must not depend on values, it is {shape!r}")
         wanted = [a if a == b else 1 for a, b in zip(*(each.tolist() for each in found),
                                                      strict=True)]
-    ones = np.ones(wanted, np.float32)
+    ones = fold.ConstantOfShape(np.array(wanted), value=np.ones(1, np.float32))
     if ops.broadcast_shapes(net.shape(x), ones.shape) == net.shape(x):
         return x
     return net.emit(ops.Mul(), x, net.add_constant(f"{net.name}:ones", ones))
