@@ -24,11 +24,17 @@ from ..graph import Graph, Node, infer_node
 Permutation = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Permuted:
+class Permuted(NamedTuple):
     """A value that is `base` with axis permutation[i] as its axis i."""
     base: str
     permutation: Permutation
+
+
+class Found(NamedTuple):
+    """How a value can be had, the shape of its base, and its own."""
+    waiting: Permuted
+    moved: Shape
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,14 @@ class Layout:
             return waiting.base
         return value
 
+    def permuted(self, value: str) -> Found | None:
+        """Of a value that waits for a transpose, where the shape of its base is known."""
+        waiting = self.pending.get(value)
+        moved = self.shape(waiting.base) if isinstance(waiting, Permuted) else None
+        if not isinstance(waiting, Permuted) or moved is None:
+            return None
+        return Found(waiting, moved, tuple(moved[i] for i in waiting.permutation))
+
     # ---- rules --------------------------------------------------------------------------------
 
     def visit(self, node: Node) -> None:
@@ -133,7 +147,7 @@ class Layout:
             return False
         base = self.emit(node.op, [waiting.base], f"{node.output}:moved", node.name)
         if isinstance(waiting, Permuted):
-            self.pending[node.output] = replace(waiting, base=base)
+            self.pending[node.output] = waiting._replace(base=base)
         else:
             self.pending[node.output] = replace(waiting, base=base, source=node.inputs[0],
                                                 op=node.op)
@@ -183,43 +197,36 @@ class Layout:
 
     def flatten(self, node: Node) -> bool:
         """Flatten, or Reshape to the same, of a value that waits for a transpose."""
-        waiting = self.pending.get(node.inputs[0])
-        moved = self.shape(waiting.base) if isinstance(waiting, Permuted) else None
-        if not isinstance(waiting, Permuted) or moved is None:
+        found = self.permuted(node.inputs[0])
+        if found is None:
             return False
-        order = waiting.permutation
-        shape = tuple(moved[i] for i in order)
+        (base, order), moved, shape = found
         target = node.op.output_shape(shape)
         if _keeps_order(moved, order) and sum(size is None for size in target) <= 1:
-            self.emit(_reshape(target), [waiting.base], node.output, node.name)
+            self.emit(_reshape(target), [base], node.output, node.name)
             return True
         features = None if None in shape[1:] else math.prod(ops.known(shape[1:]))
         if features is None or order[0] != 0 or target != (shape[0], features):
             return False
-        base = self.emit(ops.Flatten(1), [waiting.base], f"{node.output}:moved", node.name)
+        flat = self.emit(ops.Flatten(1), [base], f"{node.output}:moved", node.name)
         back = np.arange(features).reshape(ops.known(moved[1:]))
         columns = tuple(back.transpose([i - 1 for i in order[1:]]).reshape(-1).tolist())
-        self.pending[node.output] = Reordered(base, columns, node.inputs[0], node.op)
+        self.pending[node.output] = Reordered(flat, columns, node.inputs[0], node.op)
         return True
 
     def regroup(self, node: Node) -> bool:
         """Reshape that splits axes, or joins neighbours, of a value that waits for a transpose, as
         the shuffle of channels does: each is split, or brought together and joined, where it
         lies."""
-        waiting = self.pending.get(node.inputs[0])
-        moved = self.shape(waiting.base) if isinstance(waiting, Permuted) else None
-        if not isinstance(waiting, Permuted) or moved is None:
+        found = self.permuted(node.inputs[0])
+        groups = found and _groups(found.shape, node.op.output_shape(found.shape))
+        if found is None or not groups:
             return False
-        order = waiting.permutation
-        shape = tuple(moved[i] for i in order)
-        groups = _groups(shape, node.op.output_shape(shape))
-        if groups is None:
-            return False
+        (base, order), moved, _ = found
         # The groups, each with the axes of base that it takes and the sizes that it gives, in the
         # order in which base has the first of them.
         lie = sorted(range(len(groups)), key=lambda i: [order[a] for a in groups[i].old][:1])
         together = tuple(order[a] for i in lie for a in groups[i].old)
-        base = waiting.base
         if together != tuple(range(len(moved))):
             base = self.emit(_reordering(moved, together), [base], f"{node.output}:together",
                              f"{node.name}:order")
