@@ -13,6 +13,7 @@ from kernels.cpu import backend
 from kernels.cpu.host import conv
 from kernels.cpu.sizes import BLOCK, HALF_ROWS, LANES
 from kernels.cpu.sizes import TILE_ROWS as TILE
+from kernels.groups import merge, merged
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
@@ -76,11 +77,11 @@ def test_narrow_groups_share_a_vector(groups, channels, outputs, op):
     op = replace(op, groups=groups)
     inputs = arrays(integers, op, 2, 9, 2 * TILE, channels, outputs, (3, 3))
     assert_exact(op, *inputs, **DIRECT, kernel="conv2d_3x3_f32")
-    together = conv.merged(outputs, groups)
+    together = merged(outputs, groups, LANES)
     assert groups % together == 0
     assert together == 1 or together * outputs // groups <= LANES
     # No product of one group with another is anything but zero.
-    wide = conv.merge(inputs[1], groups).reshape(groups, outputs // groups, 9, together, -1)
+    wide = merge(inputs[1], groups, together).reshape(groups, outputs // groups, 9, together, -1)
     for group in range(groups):
         for other in range(together):
             assert wide[group, :, :, other].any() == (other == group % together)

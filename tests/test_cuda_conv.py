@@ -61,7 +61,9 @@ PROBLEMS = {
     "1xN": (Conv2d((1, 1), (0, 2, 0, 2)), (1, 1, 70, 16, 8, (1, 5))),
     "Nx1": (Conv2d((1, 1), (2, 0, 2, 0)), (1, 70, 1, 16, 8, (5, 1))),
     "groups": (Conv2d((1, 1), (1, 1, 1, 1), groups=3), (1, 6, 6, 48, 72, (3, 3), 3)),
-    "odd outputs of odd groups": (Conv2d(groups=2), (1, 4, 5, 10, 14, (3, 3), 2)),
+    "odd outputs of odd groups": (Conv2d(groups=2), (1, 4, 5, 10, 38, (3, 3), 2)),
+    "narrow groups": (Conv2d((2, 1), (1, 1, 1, 1), groups=8), (1, 6, 6, 32, 32, (3, 3), 8)),
+    "more of them": (Conv2d((1, 1), (1, 1, 1, 1), groups=12), (1, 5, 6, 36, 96, (3, 3), 12)),
     "image of 3 channels": (Conv2d((2, 2), (3, 3, 3, 3)), (2, 12, 13, 3, 8, (7, 7))),
     "one channel": (Conv2d((1, 1), (1, 1, 1, 1)), (1, 6, 7, 1, 5, (3, 3))),
     "widest masks": (Conv2d((1, 1), (7, 8, 7, 8)), (1, 4, 4, 4, 8, (15, 16))),
@@ -69,7 +71,8 @@ PROBLEMS = {
 
 
 # Taps and rows are found by the same text for all dtypes, so that a few windows do for the others.
-FOR_ALL = "one slice, fewer than stages", "3x3", "groups", "image of 3 channels"
+FOR_ALL = ("one slice, fewer than stages", "3x3", "groups", "narrow groups",
+           "image of 3 channels")
 
 
 @pytest.mark.parametrize(("problem", "dtype"), [
@@ -139,7 +142,7 @@ def test_a_residual_is_added_before_the_activation(activation, out_channels, dty
 
 def test_groups_split_and_batched_at_once(runner):
     op = Conv2d((2, 1), (1, 2, 0, 1), (1, 2), 2, ops.Relu())
-    inputs = arrays(integers, 2, 8, 9, 36, 20, (3, 3), 2)
+    inputs = arrays(integers, 2, 8, 9, 36, 40, (3, 3), 2)
     check("float32", op, *inputs, splits=3, runner=runner)
 
 

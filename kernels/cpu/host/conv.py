@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...axes import flat_pixels
+from ...groups import merge, merged
 from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..geometry import ConvGeometry
@@ -95,32 +96,13 @@ def pack(weight: Array, groups: int) -> Array:
     return np.hstack([blocks.reshape(groups, -1), last.reshape(groups, -1)]).ravel()
 
 
-def merged(out_channels: int, groups: int) -> int:
-    """How many groups of outputs go together: as many as a vector holds, for it takes as many
-    products either way."""
-    most = max(1, LANES // (out_channels // groups))
-    return next(count for count in range(most, 0, -1) if groups % count == 0)
-
-
-def merge(weight: Array, groups: int) -> Array:
-    """(O, KH, KW, C / groups) -> (O, KH, KW, C / fewer groups), with zeros for what belongs to
-    another of the groups that go together. So an infinite input makes NaN of the outputs of all."""
-    together = merged(len(weight), groups)
-    per_group, kh, kw, depth = len(weight) // groups, *weight.shape[1:]
-    narrow = weight.reshape(-1, together, per_group, kh, kw, depth)
-    wide = np.zeros((*narrow.shape[:5], together, depth), np.float32)
-    for i in range(together):
-        wide[:, i, :, :, :, i] = narrow[:, i]
-    return wide.reshape(len(weight), kh, kw, -1)
-
-
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
                   activation: Unary | None, weight: Array, bias: Array | None, options: Options,
                   has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; inputs x, weight, [bias,
     [residual]]."""
     bottom, right = end_padding
-    together = merged(g.out_channels, groups)
+    together = merged(g.out_channels, groups, LANES)
     g = g._replace(per_group=g.per_group * together)
     p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0)
     direct = cut_rows(batch, p)
@@ -132,7 +114,7 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     passes = cut_passes(g.out_channels, groups // together, g.depth,
                         max(1, pass_bytes // (g.depth * BLOCK * 4)))
     packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(
-        merge(w, groups) if together > 1 else w, groups // together))
+        merge(w, groups, together) if together > 1 else w, groups // together))
     if bias is None:
         bias = np.zeros(g.out_channels, np.float32)
     packed_bias = pack(bias, groups // together)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ...groups import merge, merged
 from ...ops import Conv2d, TensorSpec, Unary, known
 from ...step import Array, Step, weight_and_bias
 from .. import conv_gemm, conv_mma, conv_simt, conv_wgmma, vector
@@ -29,6 +30,7 @@ from .conv_shape import (
 )
 from .splitk import reduction
 
+NARROWEST = 32      # outputs of the narrowest tile, which several groups may share
 MMA_DTYPES = ("float16", "bfloat16", "tf32")
 logger = logging.getLogger("kernels")
 
@@ -90,17 +92,22 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     weight, bias = weight_and_bias(op.kind, weights)
     check_sizes(op.kind, inputs[0], output)
     plain = as_gemm(op, inputs, output)
+    if plain.groups < op.groups:
+        together = op.groups // plain.groups
+        weight = options.pack(weight, f"{together} groups together",
+                              lambda w: merge(w, op.groups, together))
     return prepare_gemm(plain, op.activation, weight, bias, options,
                         decide(plain, options, tile, splits))
 
 
 def as_gemm(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:
-    """The convolution's sizes, before folding."""
+    """The convolution's sizes, narrow groups merged, before folding."""
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, out_channels = known(output.shape)
     _, *kernel, _ = known(inputs[1].shape)
+    groups = op.groups // merged(out_channels, op.groups, NARROWEST)
     return Conv(batch, height, width, channels, out_height, out_width, out_channels,
-                (kernel[0], kernel[1]), op.stride, *op.padding[:2], op.dilation, op.groups)
+                (kernel[0], kernel[1]), op.stride, *op.padding[:2], op.dilation, groups)
 
 
 def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
