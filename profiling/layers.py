@@ -50,7 +50,7 @@ from kernels.cpu.launch import Launch, together
 from kernels.cpu.threads import team
 from kernels.cuda.errors import CudaError
 
-OUTSIDE = "(outside of layers)"
+OUTSIDE, OUTPUT = "(outside of layers)", "(output)"
 WARM_UP = 2         # runs before the timed ones
 
 Span = tuple[float, float]      # ms after the run's start
@@ -118,7 +118,8 @@ class CpuWatch(CpuDevice):
 
 def profile(path: Path, batch: int, device: Any, runs: int) -> tuple[list[Row], list[Span]]:
     """(rows of a network, when each layer ran in the fastest run) by a stop watch of a device. The
-    CPU's last row is what belongs to no layer."""
+    last row may be what belongs to no layer: on the CPU calls and copies, on a GPU outputs that
+    become float32."""
     graph = passes.optimise(load_onnx(path).graph)
     image = np.ascontiguousarray(random_batch(onnx.load(path), batch).transpose(0, 2, 3, 1))
     name, = graph.inputs
@@ -134,8 +135,14 @@ def profile(path: Path, batch: int, device: Any, runs: int) -> tuple[list[Row], 
     spans = np.array(device.runs[WARM_UP:])             # (run, layer, start and end)
     times = spans[..., 1] - spans[..., 0]
     layers = [layer for layer in program.layers if layer.step is not None]
-    rows = [row(layer, times[:, i], [asdict(one) for one in device.facts[i]], device.dtype)
-            for i, layer in enumerate(layers)]
+    launches = [[asdict(one) for one in of_step] for of_step in device.facts]
+    rows = [row(layer, times[:, i], launches[i], device.dtype) for i, layer in enumerate(layers)]
+    elements = sum(ops.count(layer.output.shape) for layer in layers
+                   if layer.node.output in graph.outputs)
+    for i in range(len(layers), len(launches)):     # outputs become float32
+        rows.append(Row(OUTPUT, OUTPUT, launches[i][0]["kernel"], (), float(times[:, i].min()),
+                        float(np.median(times[:, i])), 0,
+                        (4 + roofline.ITEMSIZE[device.dtype]) * elements, launches=launches[i]))
     if isinstance(device, CpuWatch):
         outside = np.array(whole[WARM_UP:]) - times.sum(axis=1)
         copied = 4 * sum(ops.count(spec.shape) for spec in program.graph.inputs.values())

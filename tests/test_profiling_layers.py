@@ -1,5 +1,6 @@
 """profiling/layers.py: what is in its rows; how long anything took is not tested."""
 import json
+import math
 from itertools import pairwise
 
 import gpu_timing
@@ -82,7 +83,9 @@ def test_layers_on_a_gpu(small_model, tmp_path, cupy, capsys):
     result, trace = profile(small_model, tmp_path, "--device", "cuda", "--dtype", "float16",
                             "--peak", "100")
     rows = {row["layer"]: row for row in result["rows"]}
-    assert list(rows) == ["conv", "avgpool", "logits"]
+    assert list(rows) == ["conv", "avgpool", "logits", script.OUTPUT]
+    assert rows[script.OUTPUT]["kernel"].startswith("copy_f16_f32")
+    assert rows[script.OUTPUT]["bytes"] == (2 + 4) * math.prod(rows["logits"]["output_shape"])
     conv = rows["conv"]
     # The image is folded first; each launch takes a microsecond of the stand-in.
     fold, main = conv["launches"]
@@ -97,8 +100,8 @@ def test_layers_on_a_gpu(small_model, tmp_path, cupy, capsys):
     assert result["provenance"]["gpu"]["arch"] == "sm_90a"
     assert cupy.ranges == 5 * list(rows)
     spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert [span["ts"] for span in spans] == pytest.approx([0, 2, 3])
-    assert [span["dur"] for span in spans] == pytest.approx([2, 1, 1])
+    assert [span["ts"] for span in spans] == pytest.approx([0, 2, 3, 4])
+    assert [span["dur"] for span in spans] == pytest.approx([2, 1, 1, 1])
     assert "Fake GPU, at best 100.0 TFLOP/s (as given by --peak) and 1.0 GB/s" in (
         capsys.readouterr().out)
 
