@@ -128,8 +128,10 @@ def test_a_photo_is_what_the_cpu_says():
         assert abs(one.probability - other.probability) < 0.02
 
 
-@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "dtype"), [
+    pytest.param(name, dtype, marks=[pytest.mark.slow] * (
+        name == "rarer_layers" and dtype != "float16"))
+    for name in NETWORKS for dtype in ("float32", "tf32", "float16")])
 def test_torchs_networks_by_hand(name, dtype):
     with np.load(FILE) as file:
         stored = {key.removeprefix(f"{name}/"): file[key] for key in file
