@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from kernels.cuda.backend import PROBABILITIES
 from kernels.cuda.compiler import Kernel
 from kernels.cuda.launch import CudaOptions, Launch
 from kernels.ops import Shape, Softmax
@@ -16,13 +17,14 @@ from .onnx_import import load_onnx
 
 
 def kernels_of(source: str, options: CudaOptions, batch_sizes: Iterable[int]) -> list[Kernel]:
-    """Those of a model file or a zoo name, for a GPU of `options` and each batch size.
+    """Those of a model file or a zoo name, for a GPU of `options` and each batch size, whatever
+    makes probabilities of its output.
 
     ModelError for a file that can not be loaded, or whose inputs have sizes left open.
     """
     path = zoo.find(source)
     graph = passes.optimise(load_onnx(path).graph)
-    found: dict[Kernel, None] = {}
+    found: dict[Kernel, None] = dict.fromkeys(PROBABILITIES)
     for batch_size in batch_sizes:
         shapes = {name: _sized(path.name, name, spec.shape, batch_size)
                   for name, spec in graph.inputs.items()}

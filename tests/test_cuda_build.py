@@ -92,3 +92,12 @@ def test_kernels_that_are_compiled_ahead_have_names_of_their_own(dtype):
     names = [kernel.name for kernel in backend.all_kernels(dtype)]
     assert len(names) == len(set(names))
     assert len(names) > 50
+
+
+@pytest.mark.parametrize("dtype", backend.DTYPES)
+def test_what_makes_probabilities_is_compiled_ahead_in_float32(dtype, small_model):
+    wanted = {"softmax_warp_f32x4", "softmax_block_f32x4", "sigmoid_f32x4"}
+    of_model = kernels_of(str(small_model), CudaOptions(dtype=dtype, arch="sm_90a",
+                                                        multiprocessors=132), [1])
+    for found in backend.all_kernels(dtype), of_model:
+        assert wanted <= {kernel.name for kernel in found}

@@ -54,6 +54,8 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Reshape: copy.prepare_reshape,
     ops.Flatten: copy.prepare_reshape,
 }
+# What makes probabilities of a network's float32 output, in whatever dtype it computes.
+PROBABILITIES = (*softmax.kernels("float32"), elementwise.flat_kernel("float32", "sigmoid"))
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 
 __all__ = ["DTYPES", "PREPARE", "all_kernels", "prepare", "stored_as"]
@@ -77,5 +79,5 @@ def all_kernels(dtype: str) -> list[Kernel]:
     stored = stored_as(dtype)
     families = (copy, depthwise, elementwise, norm, layer_norm, local_response_norm, pool, softmax)
     found = [*conv.kernels(dtype), *matmul.kernels(dtype), *splitk.kernels(dtype),
-             *(kernel for family in families for kernel in family.kernels(stored))]
+             *(kernel for family in families for kernel in family.kernels(stored)), *PROBABILITIES]
     return list(dict.fromkeys(found))
