@@ -75,11 +75,31 @@ class Importer:
                              f"{'' if rank is None else f' with {rank} axes'} is needed")
         return array
 
+    def given(self, value: Value | None, attribute: Ints | None, what: str) -> Ints | None:
+        """What newer opsets have as an input, a constant, and older ones as an attribute."""
+        return attribute if value is None else self.array(value, what).tolist()
+
     def shape(self, value: Value) -> Shape:
         spec = self.specs[value]
         if spec is None:
             raise self.error(f"the shape of its input {value!r} can not be known")
         return spec.shape
+
+    def image(self, value: Value) -> tuple[int, ...]:
+        """Channels, height and width, which must be known."""
+        shape = self.shape(value)
+        if len(shape) != 4 or None in shape[1:]:
+            raise ValueError(f"it takes an image whose size is in the file, not shape {shape}")
+        return ops.known(shape[1:])
+
+    def by_rows(self, op: Op, axis: int, x: Value, *rest: Value) -> Value:
+        """An op along the last axis, where all axes from `axis` on make up one row."""
+        shape = self.shape(x)
+        if axis == len(shape) - 1:
+            return self.emit(op, x, *rest)
+        back = ops.Reshape((-1, *ops.known(shape[1:])))
+        flat = self.emit(ops.Flatten(axis), x, suffix=":flat")
+        return self.emit(back, self.emit(op, flat, *rest), suffix=":back")
 
     def without_axes(self, x: Value, gone: Ints, suffix: str = "") -> Value:
         """Reshape to all other axes."""

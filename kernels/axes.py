@@ -35,6 +35,19 @@ def merge_axes(sizes: Sequence[int], *steps: Sequence[int]) -> tuple[list[int], 
     return merged, result
 
 
+def merge_padded(shape: Sequence[int], before: Sequence[int], after: Sequence[int]
+                 ) -> list[tuple[int, ...]]:
+    """(size, before, after) of each axis, one without padding merged into the axis before it. One
+    axis at least is left."""
+    axes: list[tuple[int, ...]] = []
+    for axis in zip(shape, before, after, strict=True):
+        if axes and not any(axis[1:]):
+            axes[-1] = tuple(number * axis[0] for number in axes[-1])
+        else:
+            axes.append(axis)
+    return axes or [(1, 0, 0)]
+
+
 def collapse(shape: Shape, *operands: Shape) -> tuple[list[int], list[list[int]]]:
     """`merge_axes` for operands that are broadcast to `shape`."""
     return merge_axes(known(shape), *(broadcast_steps(shape, operand) for operand in operands))

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from common import cores, positive, provenance
+from cpu_engines import onnx_runtime
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -101,26 +102,22 @@ def export(module: Any, side: int, path: Path) -> None:
 
 def check(network: str, path: Path, threads: int) -> Outcome:
     """Export it to the file, run it here and there, compare and time."""
-    import onnxruntime
     import torch
     module, side = build(network)
     export(module, side, path)
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     try:
         model = cnn.load(path, device="cpu", threads=threads)
         ours = model.run({"images": images})["logits"]
     except cnn.ModelError as error:
         return Outcome(network, refusal=str(error).removeprefix(f"{path}: "))
-    theirs, = session.run(None, {"images": images})
+    theirs = onnx_runtime(str(path), images, threads)()
     with torch.no_grad():
         exact = module.double()(torch.from_numpy(images).double()).numpy()
     errors = [float(np.abs(found - exact).max() / np.abs(exact).max()) for found in (ours, theirs)]
     one = {"images": images[:1]}
-    return Outcome(network, *errors, *in_turns(lambda: model.run(one),
-                                               lambda: session.run(None, one)))
+    return Outcome(network, *errors, *in_turns(
+        lambda: model.run(one), onnx_runtime(str(path), images[:1], threads)))
 
 
 def in_turns(*functions: Callable[[], Any]) -> list[float]:

@@ -84,20 +84,15 @@ def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | No
         raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)} is not "
                         f"supported, only 'nearest' to whole multiples of an image's height and "
                         f"width")
-    _, channels, height, width = shape
-    if None in (channels, height, width):
-        raise net.error(f"Resize of shape {shape} needs the image's size in the file")
+    channels, height, width = net.image(x)
     rows, columns = factors
-    split = net.emit(ops.Reshape((-1, *ops.known((channels, height)), 1, *ops.known((width,)), 1)),
-                     x, suffix=":split")
+    split = net.emit(ops.Reshape((-1, channels, height, 1, width, 1)), x, suffix=":split")
     for axis, factor in ((3, rows), (5, columns)):
         if factor > 1:
             ones = np.ones([factor if i == axis else 1 for i in range(6)], np.float32)
             name = net.add_constant(f"{net.name}:ones{axis}", ones)
             split = net.emit(ops.Mul(), split, name, suffix=f":{axis}")
-    target = (-1, *ops.known((channels,)), ops.known((height,))[0] * rows,
-              ops.known((width,))[0] * columns)
-    return net.emit(ops.Reshape(target), split)
+    return net.emit(ops.Reshape((-1, channels, height * rows, width * columns)), split)
 
 
 SAME_NEAREST = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"),

@@ -35,14 +35,7 @@ def LayerNormalization(net: Importer, x: Value, scale: Value, b: Value | None = 
                          f"{sizes} is needed")
     constants = [net.add_constant(f"{scale}:{what}:{net.name}", array.reshape(-1))
                  for what, array in (("scale", weight), ("bias", bias))]
-    op = ops.LayerNorm(epsilon)
-    if len(sizes) == 1:
-        return net.emit(op, x, *constants)
-    # All axes from `axis` on make up one row.
-    back = ops.Reshape((*ops.known(shape[:axis]), *sizes) if None not in shape
-                       else (-1, *ops.known(shape[1:])))
-    flat = net.emit(ops.Flatten(axis), x, suffix=":flat")
-    return net.emit(back, net.emit(op, flat, *constants, suffix=":rows"))
+    return net.by_rows(ops.LayerNorm(epsilon), axis, x, *constants)
 
 
 def LRN(net: Importer, x: Value, *, size: int, alpha: float = 1e-4, beta: float = 0.75,
@@ -64,11 +57,5 @@ def LogSoftmax(net: Importer, x: Value, *, axis: int | None = None) -> Value:
 def _softmax(net: Importer, x: Value, axis: int | None, log: bool) -> Value:
     if net.opset >= 13:
         return net.emit(ops.Softmax(-1 if axis is None else axis, log), x)
-    shape, wanted = net.shape(x), 1 if axis is None else axis
-    wanted = ops.normal_axis(wanted, len(shape))
-    if wanted == len(shape) - 1:
-        return net.emit(ops.Softmax(-1, log), x)
-    # Before opset 13 all axes from `axis` on make up one row.
-    back = ops.Reshape((-1, *ops.known(shape[1:])))
-    flat = net.emit(ops.Flatten(wanted), x, suffix=":flat")
-    return net.emit(back, net.emit(ops.Softmax(-1, log), flat), suffix=":back")
+    return net.by_rows(ops.Softmax(-1, log),
+                       ops.normal_axis(1 if axis is None else axis, len(net.shape(x))), x)

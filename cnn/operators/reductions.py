@@ -12,7 +12,7 @@ def ReduceMean(net: Importer, x: Value, axes_input: Value | None = None, *,
                axes: Ints | None = None, keepdims: int = 1,
                noop_with_empty_axes: int = 0) -> Value:
     """Over height and width, which TensorFlow's networks may have before the channels."""
-    wanted = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+    wanted = net.given(axes_input, axes, "axes")
     shape = net.shape(x)
     over = None if wanted is None or len(shape) != 4 else sorted(axis % 4 for axis in wanted)
     if over not in ([1, 2], [2, 3]):
@@ -26,7 +26,7 @@ def ReduceMean(net: Importer, x: Value, axes_input: Value | None = None, *,
 def ReduceSum(net: Importer, x: Value, axes_input: Value | None = None, *,
               axes: Ints | None = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Value:
     """Along one short axis: its slices are added, as split attention wants it."""
-    wanted = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+    wanted = net.given(axes_input, axes, "axes")
     shape = net.shape(x)
     axis = None if wanted is None or len(wanted) != 1 else ops.normal_axis(wanted[0], len(shape))
     size = None if axis is None else shape[axis]

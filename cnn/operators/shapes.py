@@ -15,6 +15,7 @@ from ..importer import BATCHES, Importer, Ints, Value
 
 ALL = 2 ** 31 - 1       # what files write, or more, for the end of an axis
 
+
 def Concat(net: Importer, *inputs: Value, axis: int) -> Value:
     return net.emit(ops.Concat(axis), *inputs)
 
@@ -24,7 +25,7 @@ def Split(net: Importer, x: Value, split_input: Value | None = None, *, axis: in
     size = net.shape(x)[ops.normal_axis(axis, len(net.shape(x)))]
     if size is None:
         raise net.error(f"Split along axis {axis} of shape {net.shape(x)}, whose size is not known")
-    parts = split if split_input is None else net.array(split_input, "split").tolist()
+    parts = net.given(split_input, split, "split")
     if parts is None:
         length = -(-size // (num_outputs or net.outputs))
         parts = [min(length, size - first) for first in range(0, size, length)]
@@ -41,15 +42,14 @@ def Slice(net: Importer, x: Value, starts_input: Value | None = None,
           steps_input: Value | None = None, *, starts: Ints = (), ends: Ints = (),
           axes: Ints | None = None) -> Value:
     """Ends are beyond the last element, or count back from it, as Python's do."""
-    if starts_input is not None:
-        starts = net.array(starts_input, "starts").tolist()
-        ends = net.array(ends_input, "ends").tolist()
-        axes = None if axes_input is None else net.array(axes_input, "axes").tolist()
-    steps = ([1] * len(starts) if steps_input is None
-             else net.array(steps_input, "steps").tolist())
+    starts = net.given(starts_input, starts, "starts") or ()
+    ends = net.given(ends_input, ends, "ends") or ()
+    axes = net.given(axes_input, axes, "axes")
+    axes = range(len(starts)) if axes is None else axes
+    steps = net.given(steps_input, None, "steps")
+    steps = [1] * len(starts) if steps is None else steps
     shape, parts = net.shape(x), []
-    for axis, start, end, step in zip(range(len(starts)) if axes is None else axes, starts, ends,
-                                      steps, strict=True):
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         axis = ops.normal_axis(axis, len(shape))
         size = shape[axis]
         if (start, step) == (0, 1) and end >= ALL:
@@ -73,8 +73,9 @@ def Pad(net: Importer, x: Value, pads_input: Value | None = None, value_input: V
     if value_input is not None:
         value = float(net.array(value_input, "value").reshape(()))
     rank = len(net.shape(x))
-    given = net.array(pads_input, "pads").tolist() if pads is None else list(pads)
-    axes = range(rank) if axes_input is None else net.array(axes_input, "axes").tolist()
+    given = list(net.given(pads_input, pads, "pads") or ())
+    axes = net.given(axes_input, None, "axes")
+    axes = range(rank) if axes is None else axes
     if len(given) != 2 * len(axes) or min(given, default=0) < 0:
         raise ValueError(f"pads {given} must be two numbers of at least 0 for each of the axes "
                          f"{list(axes)}")
@@ -122,7 +123,7 @@ def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Val
 
 def DepthToSpace(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
     """Channels become blocks of pixels; depth first (DCR) or column first (CRD)."""
-    channels, height, width = _image(net, x)
+    channels, height, width = net.image(x)
     if channels % blocksize ** 2:
         raise ValueError(f"{channels} channels do not divide into blocks of {blocksize} squared")
     depth = channels // blocksize ** 2
@@ -133,20 +134,13 @@ def DepthToSpace(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") 
 
 
 def SpaceToDepth(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
-    channels, height, width = _image(net, x)
+    channels, height, width = net.image(x)
     if height % blocksize or width % blocksize:
         raise ValueError(f"{height} x {width} pixels do not divide into blocks of {blocksize}")
     rows, columns = height // blocksize, width // blocksize
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
     return _regroup(net, x, (-1, channels, rows, blocksize, columns, blocksize), order,
                     (-1, channels * blocksize ** 2, rows, columns))
-
-
-def _image(net: Importer, x: Value) -> tuple[int, ...]:
-    """Channels, height and width, which must be known."""
-    if len(net.shape(x)) != 4:
-        raise ValueError(f"it takes an image, not shape {net.shape(x)}")
-    return ops.known(net.shape(x)[1:])
 
 
 def _regroup(net: Importer, x: Value, split: Sequence[int], order: Sequence[int],
@@ -159,7 +153,7 @@ def _regroup(net: Importer, x: Value, split: Sequence[int], order: Sequence[int]
 def Squeeze(net: Importer, x: Value, axes_input: Value | None = None, *,
             axes: Ints | None = None) -> Value:
     shape = net.shape(x)
-    given = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+    given = net.given(axes_input, axes, "axes")
     gone = ([i for i, size in enumerate(shape) if size == 1] if given is None
             else [ops.normal_axis(axis, len(shape)) for axis in given])
     if any(shape[i] not in (1, None) for i in gone):
@@ -169,7 +163,7 @@ def Squeeze(net: Importer, x: Value, axes_input: Value | None = None, *,
 
 def Unsqueeze(net: Importer, x: Value, axes_input: Value | None = None, *,
               axes: Ints | None = None) -> Value:
-    given = axes if axes_input is None else net.array(axes_input, "axes").tolist()
+    given = net.given(axes_input, axes, "axes")
     rank = len(net.shape(x)) + len(given or ())
     new = [ops.normal_axis(axis, rank) for axis in given or ()]
     old = iter(range(rank))

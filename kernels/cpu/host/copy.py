@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ...axes import as_matrices, dense_steps, merge_axes
+from ...axes import as_matrices, dense_steps, merge_axes, merge_padded
 from ...ops import (
     Concat,
     Flatten,
@@ -65,15 +65,9 @@ def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,
 
 def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
-    """An axis without padding is merged with the one before it."""
-    merged = [[1, 0, 1]]
-    for size, before, y_size in zip(known(inputs[0].shape), op.before, known(output.shape),
-                                    strict=True):
-        if size == y_size:
-            merged[-1] = [number * size for number in merged[-1]]
-        else:
-            merged.append([size, before, y_size])
-    x_sizes, first, y_sizes = np.array(merged, np.int64).T.copy()
+    axes = merge_padded(known(inputs[0].shape), op.before, op.after)
+    x_sizes, first, after = np.array(axes, np.int64).T.copy()
+    y_sizes = first + x_sizes + after
     value = np.float32(op.value)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...axes import as_matrices, dense_steps, merge_axes
+from ...axes import as_matrices, dense_steps, merge_axes, merge_padded
 from ...ops import (
     Concat,
     Flatten,
@@ -129,7 +129,7 @@ def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
     """One launch that writes each vector of y once."""
     check_sizes(op.kind, output)
     dtype, shape = output.dtype, known(inputs[0].shape)
-    axes = _padded_axes(shape, op.before, op.after)
+    axes = merge_padded(shape, op.before, op.after)
     lanes = vector.lanes(dtype, *axes[-1])
     kernel, vectors = pad_kernel(dtype, lanes), count(output.shape) // lanes
     axes = [(1, 0, 0)] * (4 - len(axes)) + axes
@@ -140,18 +140,6 @@ def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
     bits = int(value.view(np.uint32 if value.itemsize == 4 else np.uint16)[0])
     return Step(kernel.name, lambda arrays, y, workspace: [
         Launch(kernel, blocks(vectors, kernel.threads), (arrays[0], y, vectors, bits, *numbers))])
-
-
-def _padded_axes(shape: Sequence[int], before: Sequence[int], after: Sequence[int]
-                 ) -> list[tuple[int, ...]]:
-    """(size, before, after) of x's axes, one without padding merged into the axis before it."""
-    axes: list[tuple[int, ...]] = []
-    for axis in zip(shape, before, after, strict=True):
-        if axes and not any(axis[1:]):
-            axes[-1] = tuple(n * axis[0] for n in axes[-1])
-        else:
-            axes.append(axis)
-    return axes
 
 
 def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,
