@@ -57,11 +57,12 @@ def kernel(body: str, *names: str, module: str = "", name: str = "k") -> str:
 
 
 def launch(body: str, *, threads: Any = 32, blocks: Any = 1, shared_bytes: int = 0,
-           module: str = "", schedule: dict[str, Any] | None = None, **arrays: Any) -> Stats:
+           module: str = "", schedule: dict[str, Any] | None = None, cluster: Any = 1,
+           **arrays: Any) -> Stats:
     """Runs `kernel(body)`; each array is a pointer of its name."""
     return Emulator(**(schedule or {})).launch(
         kernel(body, *arrays, module=module), "k", blocks, threads, list(arrays.values()),
-        shared_bytes)
+        shared_bytes, cluster)
 
 
 def register_type(dtype: np.dtype) -> str:

@@ -233,7 +233,7 @@ def test_a_predicate_of_a_few_lanes_on_an_instruction_of_the_whole_warp():
 
 @pytest.mark.parametrize("instruction", [
     "frobnicate.b32 %r1, %r2;", "add.u32.fancy %r1, %r1, %r2;",
-    "tcgen05.wait::ld.sync.aligned;", "mov.u32 %r1, %clusterid.x;",
+    "tcgen05.wait::ld.sync.aligned;", "mov.u32 %r1, %envreg3;",
     "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 {%f1, %f2, %f3, %f4}, %d1, %d2, %r1, 0, "
     "p, 1, 1, 0, 0;",
     "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [x], [shared], 16;",

@@ -8,8 +8,9 @@ It answers whether a kernel is right, its synchronisation included; it says noth
 
 Where things are: emulator.py launches; parse.py, body.py, declarations.py and link.py turn text
 into instruction.py's kernels; machine.py holds the state of a launch (geometry.py, layout.py,
-arguments.py, registers.py, memory.py, shared.py, race.py) and decodes each instruction once, by
-the table of operation.py; scheduler.py runs it. The other modules are the instructions, by family.
+arguments.py, registers.py, memory.py, shared.py, distributed.py, race.py) and decodes each
+instruction once, by the table of operation.py; scheduler.py runs it. The other modules are the
+instructions, by family.
 """
 
 from .dependent import Late

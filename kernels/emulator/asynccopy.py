@@ -82,7 +82,7 @@ class AsyncCopies:
                 warps = copy.threads[due] >> 5
                 epochs = race.now(warps)
                 if clocks is not None:
-                    own = warps % self.machine.geometry.warps_per_block
+                    own = warps % self.machine.geometry.warps_per_cluster
                     epochs = np.array(
                         [clocks[int(w)][i] for w, i in zip(warps, own, strict=True)], np.int32
                     )

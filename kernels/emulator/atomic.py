@@ -67,7 +67,7 @@ def atom(machine: Machine, instruction: Instruction) -> Operation:
     def access(space: Space, address: Array, at: Selection) -> None:
         threads = machine.geometry.select(at)
         offset = memory.locate(space, address, size, at, store=True)
-        if space is memory.shared_space:
+        if space in memory.shared_spaces:
             shared.update(offset, size, threads >> 5)
         elif space.written is not None:
             memory.check_written(space, offset, size, at)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cluster import cluster_barrier
 from .errors import EmulatorError
 from .instruction import Immediate, Instruction, Operand
 from .operation import Kind, NotCovered, Operation, full_mask, nothing, opcode
@@ -138,10 +139,12 @@ class Barriers:
 
 @opcode("bar", "barrier")
 def bar(machine: Machine, instruction: Instruction) -> Operation:
-    """bar{.warp}.sync, bar.arrive, bar.red.popc / .and / .or
+    """bar{.warp}.sync, bar.arrive, bar.red.popc / .and / .or; barrier.cluster is in cluster.py
 
     bar, and barrier with .aligned, need whole warps; to barrier, threads may come one by one.
     """
+    if instruction.modifiers[0] == "cluster":
+        return cluster_barrier(machine, instruction)
     modifiers = [m for m in instruction.modifiers if m not in ("cta", "aligned")]
     if modifiers[0] == "warp":
         return Operation(nothing, together=full_mask(instruction.operands[0]))

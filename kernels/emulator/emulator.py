@@ -18,6 +18,7 @@ from . import (  # noqa: F401
     compare,
     control,
     convert,
+    distributed,
     loadstore,
     mbarrier,
     move,
@@ -66,6 +67,7 @@ class Emulator:
         block: int | Sequence[int],
         args: Sequence[Any],
         shared_bytes: int = 0,
+        cluster: int | Sequence[int] = 1,
     ) -> Stats:
         """Run one kernel; an error leaves the arrays as they were.
 
@@ -75,6 +77,7 @@ class Emulator:
         parameters than there are arguments, arrays are passed as Numba passes them. Arrays that
         share memory do so in the emulator too; a read-only array must not be stored to.
         shared_bytes: size of the dynamic shared memory.
+        cluster: blocks of a cluster, as grid and block are given.
         Raises a subclass of EmulatorError.
         """
         if shared_bytes < 0:
@@ -84,11 +87,18 @@ class Emulator:
             names = ", ".join(module.kernels) or "none"
             raise ParseError(f"The PTX text has no kernel {entry!r}; its kernels are: {names}.")
         kernel = module.kernels[entry]
-        geometry = Geometry(three("grid", grid), three("block", block), THREADS_PER_WAVE)
+        shapes = three("grid", grid), three("block", block), three("cluster", cluster)
+        geometry = Geometry(*shapes, THREADS_PER_WAVE)
         if geometry.block_threads > kernel.most_threads:
             raise ParseError(
                 f"Kernel {entry!r} is compiled for at most {kernel.most_threads} threads in a "
                 f"block, not for {geometry.block_threads}.",
+                kernel=entry,
+            )
+        if kernel.cluster not in (None, geometry.cluster):
+            raise ParseError(
+                f"Kernel {entry!r} is compiled for clusters of {kernel.cluster} blocks, not of "
+                f"{geometry.cluster}.",
                 kernel=entry,
             )
         with np.errstate(all="ignore"):

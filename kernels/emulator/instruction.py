@@ -125,6 +125,7 @@ class Kernel:
     instructions: list[Instruction] = field(default_factory=list)
     registers: dict[int, int] = field(default_factory=dict)  # how many of each width
     most_threads: int = 1024  # in a block
+    cluster: tuple[int, int, int] | None = None  # which the text asks for
     linked: dict[str, Linked] = field(default_factory=dict)  # functions among the instructions
 
 

@@ -78,6 +78,8 @@ def st(machine: Machine, instruction: Instruction) -> Operation:
     kind, length = instruction.type, instruction.vector_length()
     element = bits(kind) // 8
     memory = machine.memory
+    if instruction.has("async", "bulk"):
+        raise NotCovered("stores asynchronously, which the emulator does not know")
     if _parameter(instruction, instruction.operands[0]) in machine.layout.parameters:
         raise NotCovered("stores to a parameter of the kernel")
     raw = f"u{8 * element}"

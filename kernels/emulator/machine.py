@@ -9,7 +9,9 @@ import numpy as np
 
 from .asynccopy import AsyncCopies
 from .barrier import Barriers
+from .cluster import ClusterBarriers
 from .dependent import Dependence
+from .distributed import DistributedMemory
 from .errors import EmulatorError, UnknownInstruction
 from .geometry import Geometry
 from .instruction import Address, Instruction, Kernel, Operand, Register, Variable, Vector
@@ -48,14 +50,15 @@ class Machine:
         _, shared_space, local_space = self.layout.spaces
         self.race = None
         if race:
-            granule, base = _granule(kernel), shared_space.base
-            self.race = RaceDetector(self, geometry, granule, shared_space.size, base)
+            self.race = RaceDetector(self, geometry, _granule(kernel), shared_space.size)
         self.shared = SharedMemory(self, shared_space, self.race)
         self.local_space = local_space
         self.memory = Memory(self, self.layout.spaces, self.layout.symbols, self.shared)
         self.registers = Registers(kernel.registers, geometry, self.layout.symbols, shared_bytes)
         self.dependence = Dependence(self)
         self.barriers = Barriers(self)
+        self.cluster_barriers = ClusterBarriers(self)
+        self.distributed = DistributedMemory(self)
         self.mbarriers = MBarriers(self)
         self.copies = AsyncCopies(self)
         self.stores = BulkStores(self)
@@ -65,9 +68,7 @@ class Machine:
 
     def run(self) -> int:
         """Run all blocks, wave by wave, and copy the results back; gives the number of waves."""
-        numbers = np.arange(self.geometry.blocks)
-        if self.random is not None:
-            self.random.shuffle(numbers)
+        numbers = self.geometry.order(self.random)
         starts = range(0, numbers.size, self.geometry.slots)
         for start in starts:
             alive = self.geometry.place(numbers[start : start + self.geometry.slots])
@@ -77,6 +78,7 @@ class Machine:
                 self.shared,
                 self.dependence,
                 self.barriers,
+                self.cluster_barriers,
                 self.mbarriers,
                 self.copies,
                 self.stores,

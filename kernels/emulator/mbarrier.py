@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import EmulatorError, Misaligned
+from .errors import EmulatorError, Misaligned, UnknownInstruction
 from .geometry import Selection
 from .instruction import Address, Instruction, Operand, Register
+from .memory import RANK_SHIFT
 from .operation import Kind, NotCovered, Operation, opcode
 from .ptxtypes import Array
 from .race import MBARRIERS
@@ -24,14 +25,14 @@ class MBarrier:
     """The hardware packs this into 64 bits; a program must not look inside.
 
     `arriving` collects the clocks of the arrivals of the present phase, `clock` is what a thread
-    that saw the last phase complete has learnt.
+    that saw the last phase complete has learnt, `actor` whom copies that complete here write as.
     """
 
-    def __init__(self, count: int, index: int, actors: int) -> None:
+    def __init__(self, count: int, actor: int, actors: int) -> None:
         self.count = self.pending = count
         self.bytes = 0  # still expected
         self.phase = 0  # number of completed phases
-        self.index = index  # among the mbarriers of the block
+        self.actor = actor
         self.arriving = np.zeros(actors, np.int32)
         self.clock = np.zeros(actors, np.int32)
 
@@ -60,8 +61,11 @@ class MBarriers:
         index = sum(1 for other in self.initialised if other[0] == slot and other != key)
         if index >= MBARRIERS:
             machine.fault(EmulatorError, f"initialises more than {MBARRIERS} mbarriers", thread)
-        actors = machine.geometry.warps_per_block + MBARRIERS
-        self.initialised[key] = MBarrier(count, index, actors)
+        geometry = machine.geometry
+        blocks = geometry.blocks_per_cluster
+        actor = geometry.warps_per_cluster + slot % blocks * MBARRIERS + index
+        actors = geometry.warps_per_cluster + blocks * MBARRIERS
+        self.initialised[key] = MBarrier(count, actor, actors)
 
     def invalidate(self, thread: int, address: int) -> None:
         self.find(thread, address)
@@ -74,6 +78,9 @@ class MBarriers:
         mbarrier = self.initialised.get((slot, address))
         if mbarrier is None:
             what = f"uses an mbarrier at shared address {address:#x}, which was not initialised"
+            if 0 < address >> RANK_SHIFT <= machine.geometry.blocks_per_cluster:
+                what = f"uses an mbarrier at {address:#x}, an address from mapa, which the "
+                machine.fault(UnknownInstruction, f"{what}emulator does not know", thread, address)
             machine.fault(EmulatorError, what, thread, address)
         if machine.race:
             space = machine.memory.shared_space
@@ -97,8 +104,7 @@ class MBarriers:
             self.machine.scheduler.version += 1
             if self.machine.race:
                 mbarrier.clock = mbarrier.arriving.copy()
-                actor = self.machine.geometry.warps_per_block + mbarrier.index
-                mbarrier.clock[actor] = mbarrier.phase
+                mbarrier.clock[mbarrier.actor] = mbarrier.phase
 
     def report(self) -> list[str]:
         """For a deadlock: what every mbarrier still misses."""

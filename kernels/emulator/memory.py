@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 GLOBAL_BASE = 1 << 40
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 44, 1 << 45
 SHARED_BASE = 1024  # the hardware reserves the first KiB of shared memory (sm_90)
+RANK_SHIFT = 24  # bits of a shared address, above which mapa puts the rank of a block
 
 # In calls this small, the method any() costs more than the counting.
 count_nonzero = np.count_nonzero
@@ -42,6 +44,11 @@ class Memory:
         self.machine, self.symbols = machine, symbols
         self.global_space, self.shared_space, self.local_space = spaces
         self.shared = shared
+        self.cluster_space = self.shared_space  # what .shared::cluster and generic addresses mean
+        if machine.geometry.blocks_per_cluster > 1:
+            self.cluster_space = copy(self.shared_space)
+            self.cluster_space.distributed = True
+        self.shared_spaces = self.shared_space, self.cluster_space
 
     # -- operands
 
@@ -80,6 +87,8 @@ class Memory:
             "local": self.local_space,
         }
         for modifier in instruction.modifiers:
+            if modifier == "shared::cluster":
+                return self.cluster_space
             if modifier.startswith("param"):
                 base = operand.base if isinstance(operand, Address) else None
                 symbol = base.name if isinstance(base, Symbol) else ""
@@ -98,7 +107,7 @@ class Memory:
             return lambda at: access(space, address(at), at)
         windows = (
             (self.global_space, 0),
-            (self.shared_space, SHARED_WINDOW),
+            (self.cluster_space, SHARED_WINDOW),
             (self.local_space, LOCAL_WINDOW),
         )
 
@@ -125,20 +134,24 @@ class Memory:
         align: int | None = None,
     ) -> Array:
         """Check bounds, alignment (of the size if not given), order; addresses -> offsets."""
+        owner = at  # threads of the blocks whose memory it is
+        if space.distributed:
+            address, owner = self.machine.distributed.owners(address, at)
         offset = address - space.base
         allowed = space.writable if store else space.valid
         bad = offset.view(U64) > space.size - size
         if not count_nonzero(bad):
             bad = ~(allowed[offset] & allowed[offset + (size - 1)])
         if count_nonzero(bad):
-            self._out_of_bounds(space, address, size, at, store, int(np.argmax(bad)))
+            self._out_of_bounds(space, address, size, at, owner, store, int(np.argmax(bad)))
         low = offset & ((align or size) - 1)
         if count_nonzero(low):
             i = int(np.argmax(low != 0))
             self.machine.fault(
                 Misaligned,
-                f"{'writes' if store else 'reads'} {size} bytes at {space.name} address "
-                f"{int(address[i]):#x}, which is not a multiple of {align or size} (misaligned)",
+                f"{'writes' if store else 'reads'} {size} bytes at "
+                f"{self._place(space, address, at, owner, i)}, which is not a multiple of "
+                f"{align or size} (misaligned)",
                 self.machine.geometry.select(at)[i],
                 int(address[i]),
             )
@@ -146,17 +159,34 @@ class Memory:
             self.machine.dependence.check(space, offset, at)
         if space.origin is None:
             return offset
-        return offset + (space.origin if at is None else space.origin[at])
+        return offset + (space.origin if owner is None else space.origin[owner])
+
+    def _place(self, space: Space, address: Array, at: Selection, owner: Selection, i: int) -> str:
+        """The i-th address in words."""
+        place = f"{space.name} address {int(address[i]):#x}"
+        if owner is at:
+            return place
+        block = self.machine.geometry.block_index(self.machine.geometry.select(owner)[i])
+        return f"{place} of block {block}"
 
     def _out_of_bounds(
-        self, space: Space, address: Array, size: int, at: Selection, store: bool, i: int
+        self,
+        space: Space,
+        address: Array,
+        size: int,
+        at: Selection,
+        owner: Selection,
+        store: bool,
+        i: int,
     ) -> None:
         offset = int(address[i]) - space.base
-        what = f"{'writes' if store else 'reads'} {size} bytes at {space.name} address "
-        what += f"{int(address[i]):#x}, "
+        place = self._place(space, address, at, owner, i)
+        what = f"{'writes' if store else 'reads'} {size} bytes at {place}, "
         inside = 0 <= offset <= space.size - size
         if store and inside and space.valid[offset : offset + size].all():
             what += f"which is read-only, {space.nearest(offset)}"
+        elif space is not self.cluster_space and space.name == "shared" and offset >> RANK_SHIFT:
+            what += "which only .shared::cluster can use, if it is from mapa (out of bounds)"
         else:
             last = offset + size - 1
             if inside and space.valid[offset]:  # it starts inside: the end is what is wrong
@@ -169,7 +199,7 @@ class Memory:
     def read(self, space: Space, address: Array, size: int, at: Selection) -> Array:
         """All checks of a read by the threads; gives the offsets."""
         offset = self.locate(space, address, size, at)
-        if space is self.shared_space:
+        if space in self.shared_spaces:
             self.shared.read(offset, size, self.machine.geometry.select(at) >> 5)
         elif space.written is not None:
             self.check_written(space, offset, size, at)
@@ -178,7 +208,7 @@ class Memory:
     def write(self, space: Space, address: Array, size: int, at: Selection) -> Array:
         """All checks and records of a write by the threads; gives the offsets."""
         offset = self.locate(space, address, size, at, store=True)
-        if space is self.shared_space:
+        if space in self.shared_spaces:
             self.shared.write(offset, size, self.machine.geometry.select(at) >> 5)
         elif space.written is not None:
             space.written.reshape(-1, size)[offset // size] = True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .instruction import Instruction, Operand, Register, Sink, Vector
-from .memory import LOCAL_WINDOW, SHARED_WINDOW, window_of
+from .instruction import Instruction, Operand, Register, Sink, Special, Vector
+from .memory import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW, window_of
 from .operation import NotCovered, Operation, elementwise, opcode, sequence
-from .ptxtypes import UINT, bits
+from .ptxtypes import U64, UINT, bits
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -79,17 +79,21 @@ def cvta(machine: Machine, instruction: Instruction) -> Operation:
 @opcode("isspacep")
 def isspacep(machine: Machine, instruction: Instruction) -> Operation:
     """Whether a generic address is in the window of a state space."""
-    space, registers = instruction.modifiers[0].split("::")[0], machine.registers
+    space, registers = instruction.modifiers[0], machine.registers
     target, address = instruction.operands
     low, high = {
         "global": (0, SHARED_WINDOW),
         "shared": (SHARED_WINDOW, LOCAL_WINDOW),
         "local": (LOCAL_WINDOW, 1 << 63),
-    }[space]
-    return Operation(
-        elementwise(
-            lambda a: (a >= low) & (a < high),
-            registers.destination(target, "pred"),
-            registers.value(address, "u64"),
-        )
-    )
+    }[space.split("::")[0]]
+
+    def inside(a: Any, rank: Any) -> Any:
+        in_window = (a >= low) & (a < high)
+        if space not in ("shared", "shared::cta"):
+            return in_window
+        block = a >> U64(RANK_SHIFT) & U64(0xFF)  # 0, or one more than the rank
+        return in_window & ((block == 0) | (block == rank + U64(1)))
+
+    destination = registers.destination(target, "pred")
+    rank = registers.value(Special("%cluster_ctarank"), "u64")
+    return Operation(elementwise(inside, destination, registers.value(address, "u64"), rank))

@@ -9,6 +9,7 @@ from math import prod
 from .body import Body
 from .declarations import parameters, variable
 from .errors import ParseError
+from .geometry import three
 from .instruction import Function, Kernel, Module, Variable
 from .link import link
 
@@ -51,6 +52,7 @@ def parse(text: str) -> Module:
             if top["function"] == "entry":
                 kernel = Body(head["name"], parameters(head["parameters"]), line).read(body)
                 kernel.most_threads = _most_threads(head["directives"])
+                kernel.cluster = _cluster(head["directives"])
                 kernels[kernel.name] = kernel
             else:
                 function = _function(head, body, line)
@@ -76,6 +78,12 @@ def _most_threads(directives: str) -> int:
     """What .maxntid or .reqntid allow in a block (PTX ISA 11.2)."""
     limit = re.search(r"\.(?:maxntid|reqntid)\s+([\d\s,]+)", directives)
     return prod(int(n) for n in limit[1].split(",")) if limit else 1024
+
+
+def _cluster(directives: str) -> tuple[int, int, int] | None:
+    """What .reqnctapercluster asks for (PTX ISA 11.4)."""
+    asked = re.search(r"\.reqnctapercluster\s+([\d\s,]+)", directives)
+    return three("cluster", [int(n) for n in asked[1].split(",")]) if asked else None
 
 
 def _near(text: str, position: int) -> str:

@@ -118,7 +118,7 @@ class Registers:
         value = self.special[name]
         if value.dtype.itemsize == dtype.itemsize:
             return value.view(dtype)
-        if name.startswith("%ctaid"):  # changes with every wave, so that no copy will do
+        if name.startswith(("%ctaid", "%clusterid")):  # change with every wave: no copy will do
             raise NotCovered(f"reads {name} as {dtype.itemsize} bytes instead of 4")
         return value.astype(dtype)
 
@@ -144,6 +144,7 @@ def _special_registers(geometry: Geometry, shared_bytes: int) -> dict[str, Any]:
     lane = thread % U32(WARP)
     width, height, _ = (U32(n) for n in geometry.block)
     one = U32(1)
+    rank = (geometry.block_slot % geometry.blocks_per_cluster).astype(U32)
     special: dict[str, Any] = {
         "%tid.x": thread % width,
         "%tid.y": thread // width % height,
@@ -162,9 +163,18 @@ def _special_registers(geometry: Geometry, shared_bytes: int) -> dict[str, Any]:
         "%clock64": U64(0),
         "%globaltimer": U64(0),
         "%dynamic_smem_size": U32(shared_bytes),
+        "%cluster_ctarank": rank,
+        "%cluster_nctarank": U32(geometry.blocks_per_cluster),
+        "%is_explicit_cluster": np.bool_(geometry.blocks_per_cluster > 1),
     }
     for axis, name in enumerate("xyz"):
         special[f"%ntid.{name}"] = U32(geometry.block[axis])
         special[f"%nctaid.{name}"] = U32(geometry.grid[axis])
         special[f"%ctaid.{name}"] = geometry.ctaid[axis]
+        size = U32(geometry.cluster[axis])
+        special[f"%nclusterid.{name}"] = U32(geometry.grid[axis]) // size
+        special[f"%clusterid.{name}"] = geometry.clusterid[axis]
+        special[f"%cluster_nctaid.{name}"] = size
+        special[f"%cluster_ctaid.{name}"] = rank % size
+        rank = rank // size
     return special

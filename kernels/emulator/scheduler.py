@@ -280,6 +280,7 @@ class Scheduler:
         for other in self.groups:
             other.count(self)
         self.machine.barriers.threads_ended()
+        self.machine.cluster_barriers.threads_ended(ending)
 
     # -- reports
 

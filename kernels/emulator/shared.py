@@ -50,6 +50,14 @@ class SharedMemory:
         """The address, within its block, of an offset."""
         return offset % self.space.size + self.space.base
 
+    def place(self, offset: int, warp: int) -> str:
+        """The same in words for a warp, which may be one of another block of the cluster."""
+        geometry, slot = self.machine.geometry, offset // self.space.size
+        name = f"shared address {self.address(offset):#x}"
+        if slot == warp // geometry.warps_per_block:
+            return name
+        return f"{name} of block {geometry.block_index(slot * geometry.slot)}"
+
     def read(self, offset: Array, size: int, warps: Array) -> None:
         """Check reads of `size` bytes by the warps."""
         if size <= 8:
@@ -66,14 +74,14 @@ class SharedMemory:
     def _bad_read(self, offset: int, size: int, warp: int) -> None:
         state = self.state[offset : offset + size]
         first = int(np.argmax(state != WRITTEN))
-        address = self.address(offset + first)
+        place = self.place(offset + first, warp)
         if state[first] == UNWRITTEN:
             error: Any = UninitialisedRead
-            what = f"reads shared address {address:#x}, which was never written"
+            what = f"reads {place}, which was never written"
         else:
             error = AsyncNotWaited
-            what = f"reads shared address {address:#x}: {_IN_FLIGHT[int(state[first])]}"
-        self.machine.fault(error, what, warp * WARP, address)
+            what = f"reads {place}: {_IN_FLIGHT[int(state[first])]}"
+        self.machine.fault(error, what, warp * WARP, self.address(offset + first))
 
     def write(
         self, offset: Array, size: int, warps: Array, state: int = WRITTEN, **race: int
@@ -85,9 +93,10 @@ class SharedMemory:
             owned = (before > WRITTEN).any(1)
             if owned.any():
                 i = int(np.argmax(owned))
-                address = self.address(int(offset[i]))
-                what = f"writes shared address {address:#x}: {_IN_FLIGHT[int(before[i].max())]}"
-                self.machine.fault(AsyncNotWaited, what, int(warps[i]) * WARP, address)
+                warp, address = int(warps[i]), self.address(int(offset[i]))
+                place = self.place(int(offset[i]), warp)
+                what = f"writes {place}: {_IN_FLIGHT[int(before[i].max())]}"
+                self.machine.fault(AsyncNotWaited, what, warp * WARP, address)
         if size <= 8:
             self.words[size][index] = UINT[size](EACH_BYTE * state & (256**size - 1))
         else:

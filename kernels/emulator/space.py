@@ -24,6 +24,7 @@ class Space:
         self.writable = np.zeros(size, bool)
         self.written: Array | None = None  # of global memory, when some of it counts as empty
         self.late: Array | None = None  # of global memory, when some of it must be waited for
+        self.distributed = False  # addresses may name blocks of the cluster
         self.objects: list[tuple[int, int, str]] = []
 
     def add(self, offset: int, size: int, name: str, writable: bool = True) -> None:

@@ -82,6 +82,8 @@ def bulk(machine: Machine, instruction: Instruction) -> Operation:
         return Operation(lambda at: machine.stores.wait(select(at), keep))
     if instruction.has("multicast::cluster", "reduce", "prefetch"):
         raise NotCovered("multicasts, reduces or prefetches, which the emulator does not know")
+    if all(m.startswith("shared") for m in modifiers[2:4]):
+        raise NotCovered("copies within shared memory, which the emulator does not know")
     copy = _BulkCopy(machine, instruction)
 
     def run(at: Selection) -> None:
@@ -214,8 +216,7 @@ class _BulkCopy:
         target = mbarriers.find(thread, int(self.mbarrier(np.array([thread]))[0]))
         copier = {}
         if machine.race:  # the copy writes in its own name, in the coming phase of its mbarrier
-            actor = machine.geometry.warps_per_block + target.index
-            copier = {"actor": actor, "epoch": target.phase + 1}
+            copier = {"actor": target.actor, "epoch": target.phase + 1}
         shared.write(chunks, CHUNK, np.full(chunks.size, thread >> 5), TMA, **copier)
         shared.in_flight += 1
 

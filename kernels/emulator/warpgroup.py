@@ -119,7 +119,7 @@ class Warpgroups:
         product.values[warp] = a @ fetched[id(right)].T
         race = self.machine.race
         if race:
-            epoch = int(product.clocks[warp][warp % self.machine.geometry.warps_per_block])
+            epoch = int(product.clocks[warp][warp % self.machine.geometry.warps_per_cluster])
             for tile in (left, right):
                 if tile is not None:
                     race.end_reading(tile.offset.ravel(), CHUNK, warp, epoch)
