@@ -239,8 +239,10 @@ def test_a_kernel_may_say_what_its_clusters_are(directive, fits, does_not):
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r2], %r1, [%r2];",
     "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r2], [shared], 16, "
     "[%r2];",
+    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [x], 16, [shared];",
     "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r2];"])
 def test_what_is_not_covered_says_so(instruction):
     body = "mapa.shared::cluster.u32 %r2, shared, 1;\n" + instruction
-    with pytest.raises(UnknownInstruction):
-        launch(body, blocks=2, cluster=2, threads=1, shared_bytes=64)
+    with pytest.raises(UnknownInstruction) as caught:
+        launch(body, blocks=2, cluster=2, threads=1, shared_bytes=64, x=np.zeros(4, np.uint32))
+    assert caught.value.instruction == instruction.rstrip(";")

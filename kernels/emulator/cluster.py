@@ -1,4 +1,4 @@
-"""barrier.cluster: the barrier of all blocks of a cluster (PTX ISA 9.7.13.4)."""
+"""barrier.cluster: the barrier of all blocks of a cluster (PTX ISA 9.7.13.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributed shared memory: mapa, getctarank, whose memory an address means (PTX ISA 5.1.8).
+"""Distributed shared memory: mapa, getctarank, whose memory an address means (PTX ISA 9.7.9.23).
 
 What mapa makes of an address of shared memory holds the rank of a block plus one above its
 RANK_SHIFT bits. Without a rank, an address means the memory of the executing thread's own block.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import EmulatorError, Race
+from .errors import EmulatorError, Race, UnknownInstruction
 from .geometry import Selection
 from .instruction import Instruction
 from .memory import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW
@@ -61,6 +61,12 @@ class DistributedMemory:
             place += f"{geometry.block_index(slot * geometry.slot)}"
             what = f"uses {place}, which {why} (race)"
             self.machine.fault(Race, what, int(threads[i]), int(address[i]))
+
+    def refuse(self, what: str, address: int, thread: int) -> None:
+        """Asynchronous operations find the memory of their own block alone."""
+        if 0 < address >> RANK_SHIFT <= self.machine.geometry.blocks_per_cluster:
+            what = f"uses {what} at {address:#x}, an address of mapa, which the emulator does not "
+            self.machine.fault(UnknownInstruction, f"{what}know", thread, address)
 
 
 @opcode("mapa")

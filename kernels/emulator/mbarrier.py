@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import EmulatorError, Misaligned, UnknownInstruction
+from .errors import EmulatorError, Misaligned
 from .geometry import Selection
 from .instruction import Address, Instruction, Operand, Register
-from .memory import RANK_SHIFT
 from .operation import Kind, NotCovered, Operation, opcode
 from .ptxtypes import Array
 from .race import MBARRIERS
@@ -77,10 +76,8 @@ class MBarriers:
         slot = int(machine.geometry.block_slot[thread])
         mbarrier = self.initialised.get((slot, address))
         if mbarrier is None:
+            machine.distributed.refuse("an mbarrier", address, thread)
             what = f"uses an mbarrier at shared address {address:#x}, which was not initialised"
-            if 0 < address >> RANK_SHIFT <= machine.geometry.blocks_per_cluster:
-                what = f"uses an mbarrier at {address:#x}, an address from mapa, which the "
-                machine.fault(UnknownInstruction, f"{what}emulator does not know", thread, address)
             machine.fault(EmulatorError, what, thread, address)
         if machine.race:
             space = machine.memory.shared_space

@@ -81,7 +81,7 @@ def _most_threads(directives: str) -> int:
 
 
 def _cluster(directives: str) -> tuple[int, int, int] | None:
-    """What .reqnctapercluster asks for (PTX ISA 11.4)."""
+    """What .reqnctapercluster asks for (PTX ISA 11.7)."""
     asked = re.search(r"\.reqnctapercluster\s+([\d\s,]+)", directives)
     return three("cluster", [int(n) for n in asked[1].split(",")]) if asked else None
 

@@ -191,6 +191,7 @@ class _BulkCopy:
     def chunks(self, thread: int, address: int, size: int, tensor_map: TensorMap | None) -> Array:
         """Offsets of the 16-byte chunks in shared memory, swizzled."""
         machine, space = self.machine, self.machine.memory.shared_space
+        machine.distributed.refuse("a bulk copy", address, thread)
         align = 128 if tensor_map else CHUNK
         if address % align:
             what = f"gives shared address {address:#x} to a bulk copy, which needs a multiple of "
