@@ -81,7 +81,8 @@ def test_each_layer_has_its_figures(cupy, small_model, tmp_path, monkeypatch, ca
     assert (tmp_path / "kernels.svg").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("dtype", "kernel"), [("bfloat16", "clip_bf16x8"), ("tf32", "clip_f32x4")])
+@pytest.mark.parametrize(("dtype", "kernel"), [
+    ("bfloat16", "clip_bf16x8"), pytest.param("tf32", "clip_f32x4", marks=pytest.mark.slow)])
 def test_memory_is_set_against_a_copy_and_products_against_cublas(cupy, dtype, kernel, tmp_path,
                                                                  monkeypatch):
     monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)

@@ -187,6 +187,6 @@ def test_photos_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in copy.kernels(dtype):
-        counts = assert_resources(kernel, arch).counts
+        found = assert_resources(kernel, arch)
         if kernel.name in ("copy_b32x4", "copy_b16x8", "pad_b32x4", "pad_b16x8"):
-            assert counts["LDG.E.128"] == counts["STG.E.128"] == 1
+            assert found.counts["LDG.E.128"] == found.counts["STG.E.128"] == 1

@@ -104,11 +104,11 @@ def test_only_one_filter_per_channel_fits():
 @pytest.mark.parametrize("dtype", FEWER)
 def test_resources(dtype, arch):
     for kernel in depthwise.kernels(dtype):
-        counts = assert_resources(kernel, arch).counts
+        found = assert_resources(kernel, arch)
         _, lanes, pixels, window, stride, _ = kernel.config
         if window and lanes == vector.lanes(dtype):
             # Each input column of a row once; the fp32 weights are 16 bytes for 4 channels.
             inputs = window * ((pixels - 1) * stride + window)
             weights = (window * window + 1) * lanes // 4
-            assert counts["LDG.E.128"] == inputs + weights + pixels     # and the residual
-            assert counts["STG.E.128"] == pixels
+            assert found.counts["LDG.E.128"] == inputs + weights + pixels   # and the residual
+            assert found.counts["STG.E.128"] == pixels

@@ -110,9 +110,9 @@ def test_parameters_must_be_constants():
 @pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in layer_norm.kernels(dtype):
-        counts = assert_resources(kernel, arch).counts
-        if kernel.make is layer_norm.layer_norm.held:
+        found = assert_resources(kernel, arch)
+        if kernel.make is layer_norm.layer_norm.held and kernel.config[-1] > 1:
             *_, vectors = kernel.config     # of x each, and 16 bytes of scale and of bias for 4
             constants = 2 * vectors * vector.lanes(dtype) // 4
-            assert counts["LDG.E.128"] == vectors + constants
-            assert counts["STG.E.128"] == vectors
+            assert found.counts["LDG.E.128"] == vectors + constants
+            assert found.counts["STG.E.128"] == vectors

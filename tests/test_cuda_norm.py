@@ -70,6 +70,6 @@ def test_parameters_must_be_constants():
 @pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in norm.kernels(dtype):
-        counts = assert_resources(kernel, arch).counts
+        found = assert_resources(kernel, arch)
         if "f32x4" in kernel.name or "f16x8" in kernel.name:
-            assert counts["STG.E.128"] == norm.norm.PIXELS
+            assert found.counts["STG.E.128"] == norm.norm.PIXELS

@@ -105,7 +105,7 @@ def test_nan_and_infinity_travel_as_ieee_says(op, value, runner):
 @pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in pool.kernels(dtype):
-        counts = assert_resources(kernel, arch).counts
+        found = assert_resources(kernel, arch)
         if kernel.config[:2] == ("max", dtype) and kernel.config[2:] == (vector.lanes(dtype), 3, 3):
-            assert counts["LDG.E.128"] == 9
-            assert counts["STG.E.128"] == 1
+            assert found.counts["LDG.E.128"] == 9
+            assert found.counts["STG.E.128"] == 1

@@ -80,7 +80,7 @@ def test_what_is_not_finite_spoils_its_own_row_only(log, value, length, runner):
 @pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_resources(dtype, arch):
     for kernel in softmax.kernels(dtype):
-        counts = assert_resources(kernel, arch).counts
+        found = assert_resources(kernel, arch)
         if kernel.name.endswith(("f32x4", "f16x8")):
-            assert counts["LDG.E.128"] >= 2
-            assert counts["STG.E.128"] >= 1
+            assert found.counts["LDG.E.128"] >= 2
+            assert found.counts["STG.E.128"] >= 1

@@ -138,8 +138,8 @@ def test_they_work_together(tmp_path):
     compare(tmp_path, mobile_network(), x=whole(2, 3, 16, 12))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [
-    ("float16", 0.02), pytest.param("float32", 1e-5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 0.02), ("float32", 1e-5)])
 def test_they_work_together_by_the_cuda_kernels(tmp_path, dtype, bound):
     path, x = saved(tmp_path, mobile_network()), {"x": whole(2, 3, 16, 12)}
     expected = cnn.load(path, device="cpu").run(x)["y"]
