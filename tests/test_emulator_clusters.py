@@ -155,23 +155,33 @@ def test_a_wait_belongs_to_an_arrival(wrong, message, schedule):
 
 @BOTH
 def test_what_has_ended_is_not_waited_for(schedule):
-    """Half of block 1 ends at once, and all of block 2; block 3 arrives, and ends with no wait."""
+    """Half of block 1 ends at once; block 3 arrives, and ends with no wait; block 2 never arrives,
+    and in lock-step ends when all others wait."""
     body = """
         mov.u32 %r1, %cluster_ctarank;
-        setp.eq.u32 p, %r1, 2;
-        @p ret;
         setp.eq.u32 p, %r1, 1;
         setp.gt.and.u32 p, tid, 40, p;
         @p ret;
+        setp.eq.u32 p, %r1, 0;
+        @p bra LATE;
+        setp.eq.u32 p, %r1, 2;
+        @p bra LAST;
         barrier.cluster.arrive;
         setp.eq.u32 p, %r1, 3;
         @p ret;
         barrier.cluster.wait;
+        bra.uni END;
+        LATE:
+        barrier.cluster.arrive;
+        barrier.cluster.wait;
+        END:
         barrier.cluster.arrive;
         barrier.cluster.wait;
         mad.lo.u32 %r1, %r1, 64, tid;
         mad.wide.u32 %d1, %r1, 4, y;
-        st.global.u32 [%d1], 1;"""
+        st.global.u32 [%d1], 1;
+        ret;
+        LAST:"""
     y = np.zeros((4, 64), np.uint32)
     launch(body, blocks=4, cluster=4, threads=64, schedule=schedule, y=y)
     assert y.sum(1).tolist() == [64, 41, 0, 0]
@@ -196,19 +206,42 @@ def test_threads_of_a_warp_come_one_by_one_unless_aligned():
         setp.lt.u32 p, tid, 5;
         @p bra FEW;
         barrier.cluster.arrive{0};
-        barrier.cluster.wait{0};
+        barrier.cluster.wait{1};
         bra.uni END;
         FEW:
         barrier.cluster.arrive{0};
-        barrier.cluster.wait{0};
+        barrier.cluster.wait{1};
         END:"""
     options = {"blocks": 2, "cluster": 2, "threads": 32}
-    launch(body.format(""), **options)
-    with pytest.raises(EmulatorError, match="diverge"):
-        launch(body.format(".aligned"), **options)
+    launch(body.format("", ""), **options)
+    for aligned in ((".aligned", ""), ("", ".aligned")):
+        with pytest.raises(EmulatorError, match="diverge"):
+            launch(body.format(*aligned), **options)
 
 
 # ----------------------------------------------------------------------------------------- launches
+
+def test_with_a_seed_clusters_run_in_any_order():
+    """One cluster of two blocks is a wave; thread 0 of each block draws a number."""
+    body = """
+        mov.u32 %r1, %ctaid.x;
+        setp.eq.u32 p, tid, 0;
+        @!p bra END;
+        atom.global.add.u32 %r2, [counter], 1;
+        mad.wide.u32 %d1, %r1, 4, y;
+        st.global.u32 [%d1], %r2;
+        END:"""
+    orders = set()
+    for seed in (None, 1, 2, 3):
+        y = np.zeros((4, 2), np.uint32)
+        launch(body, blocks=8, cluster=2, threads=1024, schedule={"seed": seed},
+               counter=np.zeros(1, np.uint32), y=y)
+        order = (y // 2).tolist()
+        assert sorted(order) == [[i, i] for i in range(4)]
+        assert seed is not None or order == sorted(order)
+        orders.add(str(order))
+    assert len(orders) > 2
+
 
 @pytest.mark.parametrize(("grid", "cluster", "message"), [
     ((4, 6), (1, 4), r"grid \(4, 6, 1\) cannot be cut into clusters of \(1, 4, 1\)"),
@@ -235,7 +268,7 @@ def test_a_kernel_may_say_what_its_clusters_are(directive, fits, does_not):
 
 @pytest.mark.parametrize("instruction", [
     "barrier.cluster.arrive.acquire;", "barrier.cluster.sync;", "barrier.cluster.wait.relaxed;",
-    "mapa.shared::cta.u32 %r1, shared, 0;",
+    "mapa.shared::cta.u32 %r1, shared, 0;", "mov.u64 %d1, %clusterid.x;",
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r2], %r1, [%r2];",
     "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r2], [shared], 16, "
     "[%r2];",
