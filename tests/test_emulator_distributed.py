@@ -2,6 +2,8 @@
 import numpy as np
 import pytest
 from emulator_checks import every_schedule, launch, mutated
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernels.emulator import (
     EmulatorError,
@@ -352,6 +354,75 @@ def test_atomics_count_in_the_memory_of_block_0(schedule):
     with pytest.raises(Race):
         launch(without(body, ["barrier.cluster.arrive;  // counted",
                               "barrier.cluster.wait;  // counted"]), y=y, **options)
+
+
+# Three blocks of two warps: warp w of the cluster is warp w % 2 of block w // 2.
+ACCESSES = st.tuples(st.sampled_from(["ld", "st", "atom"]), st.integers(0, 5), st.integers(0, 2))
+BARRIERS = st.tuples(st.just("block"), st.integers(0, 2)) | st.tuples(
+    st.just("cluster"), st.none() | st.integers(0, 5))
+PROLOGUE = """
+    mov.u32 %r1, %cluster_ctarank;
+    mad.lo.u32 %r2, %r1, 64, tid;
+    setp.eq.u32 p, tid, 0;
+    @p st.shared.u32 [shared], 0;
+    mapa.shared::cluster.u32 %r10, shared, 0;
+    mapa.shared::cluster.u32 %r11, shared, 1;
+    mapa.shared::cluster.u32 %r12, shared, 2;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+"""
+
+
+def traced(steps):
+    """The kernel that does these steps, and whether an access in it is unordered with another or
+    with the end of its block. Every other "cluster" is a wait; one warp may arrive relaxed."""
+    body, known, done, race = [PROLOGUE], [set() for _ in range(6)], [], False
+    released = None                             # what is known to the waits to come
+    if sum(name == "cluster" for name, *_ in steps) % 2:
+        steps = [*steps, ("cluster", None)]
+    for number, (name, *what) in enumerate(steps):
+        if name == "block":
+            first, second = 2 * what[0], 2 * what[0] + 1
+            both = known[first] | known[second]
+            known[first], known[second] = set(both), set(both)
+            body.append(f"setp.ne.u32 p, %r1, {what[0]};\n@p bra L{number};\nbar.sync 0;\n"
+                        f"L{number}:")
+        elif name == "cluster" and released is None:
+            released = set().union(*(known[w] for w in range(6) if w != what[0]))
+            relaxed = 99 if what[0] is None else 32 * what[0]
+            body.append(f"and.b32 %r3, %r2, -32;\nsetp.eq.u32 p, %r3, {relaxed};\n"
+                        "@p barrier.cluster.arrive.relaxed;\n@!p barrier.cluster.arrive.release;")
+        elif name == "cluster":
+            known = [k | released for k in known]
+            released = None
+            body.append("barrier.cluster.wait;")
+        else:
+            warp, block = what
+            body.append(f"setp.eq.u32 p, %r2, {32 * warp};")
+            body.append({"ld": f"@p ld.shared::cluster.u32 %r4, [%r1{block}];",
+                         "st": f"@p st.shared::cluster.u32 [%r1{block}], tid;",
+                         "atom": f"@p atom.shared::cluster.add.u32 %r4, [%r1{block}], 1;"}[name])
+            race |= any(event not in known[warp] for event, (kind, _, at) in enumerate(done)
+                        if at == block and {kind, name} not in ({"ld"}, {"atom"}))
+            known[warp].add(len(done))
+            done.append((name, warp, block))
+    race |= any(event not in known[2 * at] | known[2 * at + 1]
+                for event, (_, warp, at) in enumerate(done) if warp // 2 != at)
+    return "\n".join(body), race
+
+
+@given(st.lists(ACCESSES | BARRIERS, max_size=8), st.booleans(), st.none() | st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_a_race_is_found_exactly_where_nothing_orders_two_accesses(steps, last, seed):
+    """Any order of accesses and barriers, against the happens-before relation."""
+    body, race = traced(steps + [("cluster", None)] * 4 * last)
+    options = {"blocks": 3, "cluster": 3, "threads": 64, "shared_bytes": 4,
+               "schedule": {"seed": seed}}
+    if race:
+        with pytest.raises(Race):
+            launch(body, **options)
+    else:
+        launch(body, **options)
 
 
 # --------------------------------------------------------------------------- faults in other blocks
