@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class ClusterBarriers:
     """The barriers of the clusters of a wave.
 
-    A phase ends when all live threads of the cluster have arrived. `awaited` is the
-    phase of a thread's last arrival until the thread has waited for it, and else 0; `completed`
-    counts the phases of each cluster. `arriving` collects the clocks of the arrivals of the
-    present phase, `clock` is what a thread that saw the last one complete has learnt.
+    A phase ends when all live threads of the cluster have arrived. `awaited` is the phase of a
+    thread's last arrival until the thread has waited for it, and else 0; `completed` counts the
+    phases of each cluster. `arriving` collects the clocks of the arrivals of the present phase,
+    `clock` is what a thread that saw the last one complete has learnt.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -31,7 +31,7 @@ class ClusterBarriers:
         self.columns = geometry.slot * geometry.blocks_per_cluster
         self.awaited = np.zeros(geometry.threads, np.int64)
         self.completed = np.zeros(geometry.clusters, np.int64)
-        self.met = np.zeros(geometry.warps, bool)  # warps that have seen a phase complete
+        self.met = np.zeros(geometry.warps, bool)  # warps that have seen a phase end
         actors = machine.race.actors if machine.race else 0
         self.arriving = np.zeros((geometry.clusters, actors), np.int32)
         self.clock = np.zeros((geometry.clusters, actors), np.int32)
@@ -80,7 +80,7 @@ class ClusterBarriers:
         passes: Array = self.awaited[threads] <= self.completed[cluster]
         self.awaited[threads[passes]] = 0
         warps = np.unique(threads[passes] >> 5)
-        self.met[warps] = True
+        self.met[warps] = True  # so that all blocks have started
         if self.machine.race:
             for warp in warps.tolist():
                 self.machine.race.learn(warp, self.clock[warp * WARP // self.columns])
