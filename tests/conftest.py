@@ -80,9 +80,10 @@ def machine(monkeypatch):
         clear()
         monkeypatch.setitem(sys.modules, "cupy", fake)
         monkeypatch.setattr(gpu, "cubin", lambda kernel, arch: ptx(kernel).encode())
-        monkeypatch.setattr(gpu, "launch_early", lambda function, launch, args: function(
-            launch.grid, (launch.kernel.threads, 1, 1), args,
-            shared_mem=launch.kernel.shared_bytes, early=True))
+        monkeypatch.setattr(
+            gpu, "launch_with_attributes", lambda function, launch, args, early: function(
+                launch.grid, (launch.kernel.threads, 1, 1), args,
+                shared_mem=launch.kernel.shared_bytes, early=early, cluster=launch.cluster))
         return fake
     real = gpu.cupy
     yield plan

@@ -186,7 +186,7 @@ class Function:
     def __init__(self, cupy, code, name):
         self.cupy, self.code, self.name, self.ptr = cupy, code, name, id(self)
 
-    def __call__(self, grid, block, args, shared_mem=0, early=False):
+    def __call__(self, grid, block, args, shared_mem=0, early=False, cluster=1):
         cupy = self.cupy
         cupy.check()
         if cupy.launch_error:
@@ -195,20 +195,22 @@ class Function:
 
         def work():
             cupy.calls.append(SimpleNamespace(name=self.name, grid=grid, block=block, args=args,
-                                              shared=shared_mem, device=device, early=early))
+                                              shared=shared_mem, device=device, early=early,
+                                              cluster=cluster))
             cupy.milliseconds += cupy.cost(self.name)
             if self.name in cupy.illegal:
                 cupy.dead = Error("cudaErrorIllegalAddress: an illegal memory access was "
                                   "encountered", ILLEGAL_ADDRESS)
             if cupy.dead is None:
-                Emulator().launch(self.code.decode(), self.name, grid, block, args, shared_mem)
+                Emulator().launch(self.code.decode(), self.name, grid, block, args, shared_mem,
+                                  (1, cluster, 1))
         Stream.current.put(work)
 
 
 class FakeCupy:
     """Stands in for the module; its attributes plan what the machine is like.
 
-    calls         what ran: name, grid, block, args, shared, device, early
+    calls         what ran: name, grid, block, args, shared, device, early, cluster
     replays       launches of graphs
     host_copies   between the host and a GPU
     illegal       names of kernels that make an illegal access

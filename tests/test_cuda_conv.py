@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from kernels import ops
 from kernels.cuda.activation import activation_of
-from kernels.cuda.host import conv, conv_choice
+from kernels.cuda.conv_gemm import PLANE, WHOLE
+from kernels.cuda.host import conv, conv_choice, weights
 from kernels.cuda.host.conv_choice import TILES
 from kernels.cuda.host.conv_shape import Conv, folded
 from kernels.cuda.launch import CudaOptions
@@ -29,8 +30,8 @@ def small(dtype):
                 if tile.block_m == tile.block_n == 64 and not tile.wgmma)
 
 
-def name(dtype, tile, partial=False):
-    return conv.conv_kernel(dtype, tile, "clip", partial).name
+def name(dtype, tile, end=WHOLE):
+    return conv.conv_kernel(dtype, tile, "clip", end).name
 
 
 def arrays(make, n, h, w, c, o, kernel, groups=1, seed=0):
@@ -47,7 +48,7 @@ def check(dtype, op, *inputs, tile=None, splits=1, **options):
     """assert_exact with the small tile or this one."""
     tile = tile or small(dtype)
     assert_exact(op, *inputs, weights=WEIGHTS[:len(inputs) - 1], dtype=dtype, tile=tile,
-                 splits=splits, kernel=name(dtype, tile, splits > 1), **options)
+                 splits=splits, kernel=name(dtype, tile, PLANE if splits > 1 else WHOLE), **options)
 
 
 PROBLEMS = {
@@ -156,7 +157,7 @@ def representable(dtype):
     def make(rng, *shape):
         values = normal(rng, *shape)
         if dtype == "tf32":
-            return conv.round_to_tf32(values)
+            return weights.round_to_tf32(values)
         import ml_dtypes  # noqa: F401 (gives NumPy the dtype)
         return values.astype(dtype).astype(np.float32)
     return make
@@ -185,7 +186,7 @@ def test_an_activation_gets_its_two_numbers(activation, dtype, runner):
     inputs = arrays(representable(dtype), 1, 5, 7, 40, 16, (3, 3))
     # As above; ELU is as steep as its alpha.
     bound = 1.5 * 2 * sum_bound(Conv2d(), 360, *inputs) + 6e-7
-    kernel = conv.conv_kernel(dtype, tile, activation_of(activation)[0], False).name
+    kernel = conv.conv_kernel(dtype, tile, activation_of(activation)[0], WHOLE).name
     assert_within(bound, op, *inputs, weights=WEIGHTS, dtype=dtype, tile=tile, splits=1,
                   kernel=kernel, runner=runner)
 
@@ -212,7 +213,7 @@ def test_folding_keeps_pixels_whole_and_products_few():
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_large_layers_get_large_tiles_and_late_ones_are_split(dtype):
     options = CudaOptions(dtype=dtype, arch="sm_80", multiprocessors=108)
-    tile, splits = conv_choice.choose(64 * 56 * 56, 256, 576, 1, dtype, options)
+    tile, splits, _ = conv_choice.choose(64 * 56 * 56, 256, 576, 1, dtype, options)
     assert (tile.block_m, splits) == (128, 1)
     assert tile.block_n >= (64 if dtype == "float32" else 128)
     assert conv_choice.choose(64 * 56 * 56, 64, 576, 1, dtype, options)[0].block_n == 64

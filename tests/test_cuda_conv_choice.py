@@ -6,6 +6,7 @@ import pytest
 from common import ROOT
 
 from kernels.cuda.conv_gemm import Tile
+from kernels.cuda.host.conv import kernels
 from kernels.cuda.host.conv_choice import (
     ITEMSIZE,
     MMA_TILES,
@@ -58,7 +59,7 @@ def options(arch, dtype):
 
 
 def blocks(choice, pixels, out):
-    tile, splits = choice
+    tile, splits, _ = choice
     return -(-pixels // tile.block_m) * -(-out // tile.block_n) * splits
 
 
@@ -68,7 +69,7 @@ def test_no_layer_multiplies_mostly_zeros(dtype, arch):
     """A tile much wider than a layer, or a slice much deeper, is no choice."""
     for batch in BATCHES:
         for pixels, out, depth in LAYERS:
-            tile, splits = choose(batch * pixels, out, depth, 1, dtype, options(arch, dtype))
+            tile, splits, _ = choose(batch * pixels, out, depth, 1, dtype, options(arch, dtype))
             row = tile.row_bytes // ITEMSIZE[dtype]
             slices = -(-depth // row)
             padded = (-(-batch * pixels // tile.block_m) * tile.block_m * -(-out // tile.block_n)
@@ -83,7 +84,7 @@ def test_one_image_occupies_much_of_the_gpu(dtype, arch):
     """A quarter of it at least, but for sums so short that a second launch would take longer."""
     for pixels, out, depth in resnet50():
         choice = choose(pixels, out, depth, 1, dtype, options(arch, dtype))
-        estimate = cycles(*choice, pixels, out, depth, 1, dtype, options(arch, dtype))
+        estimate = cycles(choice, pixels, out, depth, 1, dtype, options(arch, dtype))
         few = blocks(choice, pixels, out) < GPUS[arch] / 4
         short = choice.splits == 1 and estimate < 3 * REDUCTION_CYCLES
         assert short or not few, (pixels, out, depth, choice)
@@ -94,7 +95,7 @@ def test_large_grids_are_of_large_tiles_and_whole_sums(dtype):
     for pixels, out, depth in (*resnet50(), *vgg16()):
         if 256 * pixels * out < 256 * 28 * 28 * 128:        # 4 waves and more of 128 x 128
             continue
-        tile, splits = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype))
+        tile, splits, _ = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype))
         assert splits == 1
         assert tile.block_m * tile.block_n >= 64 * min(out, 128)
         assert tile.block_n >= min(out, 64)
@@ -104,7 +105,7 @@ def test_large_grids_are_of_large_tiles_and_whole_sums(dtype):
 def test_sums_of_one_slice_get_blocks_that_hide_each_others_epilogues(dtype):
     for pixels, out, depth in LAYERS:
         if depth * ITEMSIZE[dtype] <= 128:
-            tile, _ = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype))
+            tile = choose(256 * pixels, out, depth, 1, dtype, options("sm_90a", dtype)).tile
             assert tile.blocks >= 2, (pixels, out, depth)
 
 
@@ -114,7 +115,7 @@ def test_more_work_is_never_estimated_cheaper(dtype):
     for tile in TILES[dtype]:
         for pixels, out, depth in LAYERS:
             def estimate(*sizes, tile=tile):
-                return cycles(tile, 1, *sizes, 1, dtype, options("sm_90a", dtype))
+                return cycles(Choice(tile), *sizes, 1, dtype, options("sm_90a", dtype))
             least = estimate(pixels, out, depth) * (1 - 1e-12)
             assert estimate(2 * pixels, out, depth) >= least
             assert estimate(pixels, 2 * out, depth) >= least
@@ -132,6 +133,33 @@ def test_candidates_are_all_tiles_that_fit_the_best_first():
     one = TILES["float16"][3]
     kept = candidates(3136, 64, 576, 1, "float16", options("sm_90a", "float16"), one, 3)
     assert [choice for _, choice in kept] == [Choice(one, 3)]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100", "sm_120"])
+def test_clusters_are_offered_where_they_are_wanted_and_there(arch, monkeypatch):
+    sizes = 49, 512, 4608, 1, "float16", CudaOptions(dtype="float16", arch=arch)
+    apart = candidates(*sizes)
+    assert not any(choice.cluster for _, choice in apart)
+    assert not any("_cluster" in kernel.name for kernel in kernels("float16"))
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+    assert {kernel.name.partition("_cluster")[1] for kernel in kernels("float16")} == {
+        "", "_cluster"}
+    found = {choice for _, choice in candidates(*sizes)} - {choice for _, choice in apart}
+    assert found == {choice._replace(cluster=True) for _, choice in apart
+                     if 1 < choice.splits <= 8 and arch in ("sm_90a", "sm_100")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clusters_take_the_place_of_planes(dtype, monkeypatch):
+    """Of one image, on a GPU that has them; planes are left to more splits than a cluster has."""
+    def chosen():
+        return [choose(*sizes, 1, dtype, options("sm_90a", dtype)) for sizes in resnet50()]
+    before = chosen()
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+    after = chosen()
+    assert sum(choice.splits > 1 for choice in before) >= 6
+    assert all(new.cluster or new.splits > 8 or old.splits == 1
+               for old, new in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

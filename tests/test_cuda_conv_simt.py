@@ -6,7 +6,7 @@ from test_cuda_conv import WEIGHTS, arrays, small
 
 from kernels.cuda import conv_simt, sass
 from kernels.cuda.compiler import ptx
-from kernels.cuda.conv_gemm import Tile
+from kernels.cuda.conv_gemm import WHOLE, Tile
 from kernels.cuda.host import conv
 from kernels.cuda.host.conv_choice import SIMT_TILES
 from kernels.ops import Conv2d
@@ -32,13 +32,13 @@ def test_all_24_bits_of_a_product_count(runner):
                                   Tile(128, 128, 32, 3, 32, 64, 1)], ids=str)
 def test_a_tile_that_can_not_be_cut_is_refused(tile):
     with pytest.raises(ValueError, match="can not be cut evenly"):
-        conv_simt.make(tile, "clip", False)
+        conv_simt.make(tile, "clip", WHOLE)
 
 
 @pytest.mark.parametrize("tile", [pytest.param(tile, marks=() if tile in TYPICAL else
                                                pytest.mark.slow) for tile in SIMT_TILES], ids=str)
 def test_the_loop_is_mostly_products(tile, arch):
-    kernel = conv.conv_kernel("float32", tile, "clip", False)
+    kernel = conv.conv_kernel("float32", tile, "clip", WHOLE)
     found = assert_resources(kernel, arch)
     assert found.registers * tile.threads * tile.blocks <= 65536
     loop = sass.loop_opcodes(found.cubin, "FFMA")
@@ -72,7 +72,7 @@ def test_a_warp_accesses_distinct_banks(tile):
 
 
 def test_no_instruction_is_newer_than_the_oldest_gpu():
-    text = ptx(conv.conv_kernel("float32", small("float32"), "clip", False))
+    text = ptx(conv.conv_kernel("float32", small("float32"), "clip", WHOLE))
     assert ".target sm_75" in text
     assert "cp.async" not in text
     assert "div." not in text

@@ -8,7 +8,7 @@ from test_cuda_conv import FOR_ALL, PROBLEMS, WEIGHTS, arrays, name, problems, r
 
 from kernels import ops
 from kernels.cuda import compiler, conv_epilogue, conv_wgmma, emulate, sass
-from kernels.cuda.conv_gemm import Tile
+from kernels.cuda.conv_gemm import PLANE, WHOLE, Tile
 from kernels.cuda.errors import CudaError
 from kernels.cuda.host import conv
 from kernels.cuda.host.conv_choice import WGMMA_TILES, most_blocks
@@ -34,7 +34,7 @@ def runner(runner):
 
 def check(op, *inputs, dtype="float16", tile=SMALL, splits=1, **options):
     """assert_exact of the kernel by wgmma."""
-    kernel = name(dtype, tile, splits > 1)
+    kernel = name(dtype, tile, PLANE if splits > 1 else WHOLE)
     assert kernel.startswith("conv_wgmma_")
     assert_exact(op, *inputs, weights=WEIGHTS[:len(inputs) - 1], dtype=dtype, tile=tile,
                  splits=splits, kernel=kernel, **options)
@@ -120,7 +120,7 @@ def test_matrix_products_are_exact(sizes, dtype, runner):
 def test_each_wait_and_fence_is_needed(tile, before, after, fault, monkeypatch):
     """That without one the emulator finds a fault is what makes it a proof that none is missing."""
     inputs = arrays(signs, 1, 6, 6, 64, 64, (3, 3))
-    whole = compiler.ptx(conv.conv_kernel("float16", tile, "clip", False))
+    whole = compiler.ptx(conv.conv_kernel("float16", tile, "clip", WHOLE))
     assert before in whole
 
     def convolve():
@@ -138,12 +138,12 @@ def test_each_wait_and_fence_is_needed(tile, before, after, fault, monkeypatch):
     Tile(64, 64, 128, 3, 32, 64, 2, True), Tile(64, 512, 128, 2, 16, 512, 1, True)], ids=str)
 def test_a_tile_that_can_not_be_cut_is_refused(tile):
     with pytest.raises(ValueError, match="can not be cut evenly"):
-        conv_wgmma.make("float16", tile, "clip", False)
+        conv_wgmma.make("float16", tile, "clip", WHOLE)
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100a", "sm_120"])
 def test_no_other_architecture_assembles_it(arch):
-    kernel = conv.conv_kernel("float16", SMALL, "clip", False)
+    kernel = conv.conv_kernel("float16", SMALL, "clip", WHOLE)
     assert not compiler.runs_on(kernel, arch)
     with pytest.raises(CudaError, match=f"runs on GPUs of sm_90a alone and this one is {arch}"):
         compiler.cubin(kernel, arch)
@@ -153,7 +153,7 @@ def test_no_other_architecture_assembles_it(arch):
 @pytest.mark.parametrize("tile", [pytest.param(tile, marks=() if tile in FAST else pytest.mark.slow)
                                   for tile in WGMMA_TILES], ids=str)
 def test_resources(tile, dtype):
-    found = assert_resources(conv.conv_kernel(dtype, tile, "clip", False), "sm_90a")
+    found = assert_resources(conv.conv_kernel(dtype, tile, "clip", WHOLE), "sm_90a")
     registers = -(-found.registers // 8) * 8                        # as they are allocated
     assert most_blocks(tile, "sm_90a") == tile.blocks
     assert registers * tile.threads * tile.blocks <= 65536

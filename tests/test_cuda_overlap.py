@@ -4,6 +4,7 @@ That none touches too early what another may still use is checked wherever a ker
 emulator (cuda_checks.execute).
 """
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from kernels.cuda import gpu, overlap
 from kernels.cuda.compiler import cubin, ptx
+from kernels.cuda.conv_gemm import WHOLE
 from kernels.cuda.emulate import emulate
 from kernels.cuda.errors import CudaError
 from kernels.cuda.host.conv import conv_kernel
@@ -37,7 +39,7 @@ TEXT = """.version 9.0
 }}
 """
 ADD = "\tmov.u32 \t%r1, %tid.x;"
-CONV = conv_kernel("float16", MMA_TILES[-1], "clip", False)
+CONV = conv_kernel("float16", MMA_TILES[-1], "clip", WHOLE)
 
 
 def text(*rest, target="sm_75"):
@@ -75,7 +77,7 @@ def test_machine_code_waits_where_the_gpu_can(kernel, arch, waits):
 
 @pytest.mark.parametrize("tile", [MMA_TILES[0], WGMMA_TILES[0]], ids=["mma", "wgmma"])
 def test_a_convolution_copies_weights_before_it_waits_and_lets_others_begin_after_its_sums(tile):
-    code = ptx(conv_kernel("float16", tile, "clip", False))
+    code = ptx(conv_kernel("float16", tile, "clip", WHOLE))
     before, after = code.split(overlap.WAIT)
     assert "cp.async.cg.shared.global" in before
     assert after.index("mma") < after.index(overlap.LAUNCH_DEPENDENTS) < after.index("st.global")
@@ -121,7 +123,7 @@ def launch_relu():
 
 def test_an_early_launch_is_what_the_driver_gets(driver):
     launch, args = launch_relu()
-    gpu.launch_early(SimpleNamespace(ptr=1234), launch, args)
+    gpu.launch_with_attributes(SimpleNamespace(ptr=1234), launch, args, True)
     config = driver.config
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (3, 2, 1)
     assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (launch.kernel.threads, 1, 1)
@@ -136,11 +138,30 @@ def test_an_early_launch_is_what_the_driver_gets(driver):
     assert types == tuple(gpu.C_TYPES[kind] for kind in launch.kernel.signature)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_cluster_is_what_the_driver_gets(early, driver):
+    launch, args = launch_relu()
+    gpu.launch_with_attributes(SimpleNamespace(ptr=1234), replace(launch, cluster=2), args, early)
+    cluster = driver.config.attrs[-1]
+    assert (len(driver.config.attrs), driver.config.numAttrs) == (1 + early, 1 + early)
+    assert cluster.id == driver.kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size = cluster.value.clusterDim
+    assert (size.x, size.y, size.z) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("cluster", [0, 4, 9])
+def test_a_grid_that_can_not_be_cut_into_clusters_is_refused(cluster):
+    launch, _ = launch_relu()
+    with pytest.raises(ValueError, match=f"the 18 blocks .* clusters of {cluster}, of which "
+                                         "every GPU with clusters admits 8"):
+        replace(launch, grid=(1, 18, 1), cluster=cluster)
+
+
 def test_an_early_launch_that_the_driver_refuses(driver):
     driver.status = gpu.bindings().CUresult.CUDA_ERROR_INVALID_VALUE
     with pytest.raises(CudaError, match=r"could not be launched with grid \(3, 2, 1\): "
                                         r"CUDA_ERROR_INVALID_VALUE"):
-        gpu.launch_early(SimpleNamespace(ptr=1234), *launch_relu())
+        gpu.launch_with_attributes(SimpleNamespace(ptr=1234), *launch_relu(), True)
 
 
 def test_bindings_that_are_missing_are_named(monkeypatch):

@@ -7,6 +7,7 @@ import cnn
 from kernels import ops
 from kernels.cuda import backend, gpu, tune, tuned
 from kernels.cuda.compiler import file_name
+from kernels.cuda.conv_gemm import PLANE, WHOLE
 from kernels.cuda.errors import CudaError
 from kernels.cuda.host import conv, splitk
 from kernels.cuda.host.conv_choice import MMA_TILES, TILES
@@ -87,7 +88,7 @@ def found(machine, monkeypatch, tmp_path):
 
 
 def name_of(tile, splits=1):
-    return conv.conv_kernel("float32", tile, "clip", splits > 1).name
+    return conv.conv_kernel("float32", tile, "clip", PLANE if splits > 1 else WHOLE).name
 
 
 def prefers(*names):
@@ -419,7 +420,7 @@ def test_kernels_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
 
 def test_a_kernel_that_can_not_be_compiled_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
-    kernel = conv.conv_kernel("float16", MMA_TILES[0], "clip", False)
+    kernel = conv.conv_kernel("float16", MMA_TILES[0], "clip", WHOLE)
     with Workers([kernel], "sm_75", 1) as workers, pytest.raises(
             CudaError, match=f"{kernel.name} can not be compiled for sm_75: .* needs a GPU of"):
         workers.wait([kernel], lambda: False)

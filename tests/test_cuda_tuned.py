@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda import backend, tuned
+from kernels.cuda.conv_gemm import WHOLE
 from kernels.cuda.gpu import Gpu
 from kernels.cuda.host import conv
 from kernels.cuda.host.conv_choice import MMA_TILES, TILES
@@ -69,17 +70,29 @@ def test_choices_of_kernels_that_were_edited_are_stale(monkeypatch):
     assert list(tuned.load(GPU)) == ["float16 new"]
 
 
-@pytest.mark.parametrize(("tile", "splits"), [
-    ([128, 128, 64, 5, 64, 64, 2], 1), (list(TILES["float32"][0]), 1),
-    (list(TILES["float16"][1]), 0), (list(TILES["float16"][1]), "2"),
-    (list(TILES["float16"][1]), 17), (None, 2)])
-def test_tiles_and_splits_that_there_are_not_are_left_out(tile, splits):
+@pytest.mark.parametrize(("tile", "splits", "cluster"), [
+    ([128, 128, 64, 5, 64, 64, 2], 1, False), (list(TILES["float32"][0]), 1, False),
+    (list(TILES["float16"][1]), 0, False), (list(TILES["float16"][1]), "2", False),
+    (list(TILES["float16"][1]), 17, False), (None, 2, False), (None, 1, True),
+    (list(TILES["float16"][1]), 9, True)])
+def test_tiles_and_splits_that_there_are_not_are_left_out(tile, splits, cluster, monkeypatch):
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
     good = Choice(TILES["float16"][1], 3)
     path = tuned.save(GPU, {NAME: good, "float16 other": good})
     stored = json.loads(path.read_text())
-    stored["choices"][NAME] = {"tile": tile, "splits": splits}
+    stored["choices"][NAME] = {"tile": tile, "splits": splits, "cluster": cluster}
     path.write_text(json.dumps(stored))
     assert tuned.load(GPU) == {"float16 other": good}
+
+
+def test_a_cluster_is_left_out_where_it_is_not_wanted_or_not_there(monkeypatch):
+    other = Gpu(0, "NVIDIA A10", "sm_86", 72)
+    for gpu in (GPU, other):
+        tuned.save(gpu, {NAME: Choice(TILES["float16"][-1], 4, True)})
+        assert tuned.load(gpu) == {}
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+    assert tuned.load(other) == {}
+    assert tuned.load(GPU) == {NAME: Choice(TILES["float16"][-1], 4, True)}
 
 
 def test_a_tile_that_does_not_fit_the_gpu_is_left_out():
@@ -122,5 +135,5 @@ def test_a_linear_layer_may_be_either_product():
     tile = TILES["float32"][2]
     assert kernel(4, None).startswith("gemv_")
     assert kernel(4, Choice(None)).startswith("gemv_")
-    assert kernel(4, Choice(tile, 1)) == conv.conv_kernel("float32", tile, "clip", False).name
+    assert kernel(4, Choice(tile, 1)) == conv.conv_kernel("float32", tile, "clip", WHOLE).name
     assert kernel(5, Choice(None)).startswith("conv_")      # five are too many for a vector product

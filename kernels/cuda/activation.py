@@ -8,14 +8,14 @@ from .. import ops
 from .ptx import asm_op, cuda, float32
 
 
-def activation(name: str) -> Callable:
-    """Device function (x, low, high) -> float32.
+def activation(name: str, arch: str = "sm_75") -> Callable:
+    """Device function (x, low, high) -> float32, for GPUs of `arch` on.
 
     low and high are the two numbers of the activation, which every epilogue passes on: the bounds
     of "clip", alpha and beta of "hard_sigmoid", and alpha alone where there is one. "clip" serves
     no activation, ReLU and ReLU6 alike, so that one compiled kernel does.
     """
-    return ACTIVATIONS[name]
+    return clip_sm_80 if name == "clip" and arch >= "sm_80" else ACTIVATIONS[name]
 
 
 def activation_of(op: ops.Unary | None) -> tuple[str, float, float]:
@@ -47,6 +47,11 @@ def clip(x, low, high):
     # Written so that a NaN stays one: it is neither below nor above a bound.
     x = low if x < low else x
     return high if x > high else x
+
+
+# The same in two instructions instead of four.
+clip_sm_80 = asm_op("clip_sm_80", "{ .reg .f32 t; max.NaN.f32 t, $1, $2; min.NaN.f32 $0, t, $3; }",
+                    float32, [float32, float32, float32], pure=True)
 
 
 @cuda.jit(device=True, inline="always")

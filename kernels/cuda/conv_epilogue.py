@@ -15,14 +15,11 @@ from collections.abc import Callable
 
 from . import vector
 from .activation import activation
-from .conv_gemm import Tile, keep
+from .conv_cluster import cluster_epilogue
+from .conv_gemm import CLUSTER, PLANE, Tile, cluster_pitch, keep
 from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
 
 ld_shared_f32 = asm_op("ld_shared_f32", "ld.shared.f32 $0, [$1];", float32, [uint32], memory=True)
-
-# "clip" of activation.py in two instructions instead of four; a NaN stays one.
-clip_sm_80 = asm_op("clip_sm_80", "{ .reg .f32 t; max.NaN.f32 t, $1, $2; min.NaN.f32 $0, t, $3; }",
-                    float32, [float32, float32, float32], pure=True)
 
 prefetch_l2 = asm_op("prefetch_l2", "prefetch.global.L2 [$0];", None, [uint64], memory=True)
 LINE = 128          # bytes of a line of L2
@@ -49,6 +46,21 @@ def residual_request(stored_as: str, tile: Tile) -> Callable:
                     prefetch_l2(residual + uint64(at + uint64(column)) * uint64(size))
 
     return request
+
+
+def ending(how: str, stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Callable,
+           activation_name: str) -> Callable:
+    """Device function: what `frame` finishes with.
+
+    put_rows    maker (stored_as, width, pitch) of what `epilogue` takes by that name
+    """
+    if how == CLUSTER:
+        return cluster_epilogue(stored_as, tile, width,
+                                put_rows("float32", width, cluster_pitch(tile)), activation_name)
+    if how == PLANE:
+        stored_as = "float32"
+    return epilogue(stored_as, tile, width, pitch, put_rows(stored_as, width, pitch),
+                    activation_name, how == PLANE)
 
 
 def second_half(stored_as: str, width: int) -> int:
@@ -81,13 +93,15 @@ def epilogue(stored_as: str, tile: Tile, width: int, pitch: int, put_rows: Calla
     load_bias, load_one_bias = vector.load("float32", lanes), vector.load("float32", 1)
     load, load_one = vector.load(stored_as, lanes, fill=0.0), vector.load(stored_as, 1)
     store, store_one = vector.store(stored_as, lanes), vector.store(stored_as, 1)
-    activate = activation(activation_name)
-    if activation_name == "clip" and vector.arch(stored_as) == "sm_80":
-        activate = clip_sm_80
+    warp_m, warp_n, warps_n = tile.warp_m, tile.warp_n, tile.block_n // tile.warp_n
+    activate = activation(activation_name, vector.arch(stored_as))
 
     @cuda.jit(device=True, inline="always")
-    def finish(acc, smem, warp, lane, first_m, first_n, group, bias, residual, has_residual, y,
-               low, high, pixels, out_channels, group_out, padded_out, whole):
+    def finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,
+               pixels, out_channels, group_out, padded_out, whole):
+        warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
+        first_m = uint32(first_m + uint32(warp // uint32(warps_n)) * uint32(warp_m))
+        first_n = uint32(first_n + uint32(warp % uint32(warps_n)) * uint32(warp_n))
         mine = uint32(smem + warp * uint32(16 * pitch))
         row = uint32(lane // uint32(across))
         column = uint32(lane % uint32(across))

@@ -35,6 +35,12 @@ MOST_TAPS = (15, 16)        # kernel rows and columns that the bit masks hold
 keep = asm_op("keep", "mov.b32 $0, $1;", uint32, [uint32])
 
 
+# How a block ends: it has all of the sum over k and makes y; it has a part of it, and stores a
+# plane of fp32 [splits, pixels, out_channels], which splitk.py makes y of; or it has a part and
+# makes y together with the blocks that have the others (conv_cluster.py).
+WHOLE, PLANE, CLUSTER = ENDINGS = ("whole", "plane", "cluster")
+
+
 class Tile(NamedTuple):
     """Tile sizes in elements; row_bytes is the depth of one slice.
 
@@ -71,6 +77,17 @@ class Tile(NamedTuple):
         return max(self.stages * (self.block_m + self.block_n) * self.row_bytes,
                    self.threads // 32 * 16 * self.warp_n * 4)
 
+    @property
+    def cluster_bytes(self) -> int:
+        """Shared memory where all sums of a block pass through it at once."""
+        return max(self.shared_bytes, self.block_m * cluster_pitch(self))
+
+
+def cluster_pitch(tile: Tile) -> int:
+    """Bytes from one row of a block's sums to the next in a cluster: 8 floats more than need be,
+    which puts the stores of a half-warp into distinct banks."""
+    return (tile.block_n + 8) * 4
+
 
 # x, weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded to block_n]),
 # residual, has_residual, y, low, high, pixels, out_channels, out_channels of a group, padded rows
@@ -94,8 +111,7 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
     a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
-    acc_count, warps_n = tile.warp_m * tile.warp_n // 32, block_n // tile.warp_n
-    warp_m, warp_n = tile.warp_m, tile.warp_n
+    acc_count = tile.warp_m * tile.warp_n // 32
     first_pixels = row_setup(a_rounds, rows)
 
     def conv(x, weight, bias, residual, has_residual, y, low, high, pixels, out_channels,
@@ -139,12 +155,8 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
         multiply(acc, smem, tid, x, base, outside, tap, walk, weight, count)
         let_next_begin()
 
-        warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
-        warp_row = uint32(uint32(warp // uint32(warps_n)) * uint32(warp_m))
-        warp_col = uint32(uint32(warp % uint32(warps_n)) * uint32(warp_n))
-        finish(acc, smem, warp, lane, uint32(first_m + warp_row), uint32(first_n + warp_col),
-               group, bias, residual, has_residual, y, low, high, pixels, out_channels,
-               group_out, padded_out, whole)
+        finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,
+               pixels, out_channels, group_out, padded_out, whole)
 
     return conv
 

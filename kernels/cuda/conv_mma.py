@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .conv_epilogue import epilogue, residual_request, second_half
+from .conv_epilogue import ending, residual_request, second_half
 from .conv_gemm import Tile, frame, keep, next_tap
 from .ptx import (
     asm_op,
@@ -38,9 +38,8 @@ st_shared_v2_f32 = asm_op("st_shared_v2_f32", "st.shared.v2.f32 [$0], {$1, $2};"
                           [uint32, float32, float32], memory=True)
 
 
-def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callable:
-    """partial: one split of the sum over k; y is then float32 [splits, pixels, out_channels], and
-    bias, residual and activation are left to the reduction."""
+def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
+    """end: one of conv_gemm.ENDINGS."""
     # Rows in shared memory are 8 floats longer than they need be, which puts the stores of a
     # half-warp into distinct banks.
     pitch = (tile.warp_n + 8) * 4
@@ -50,10 +49,9 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 64 or 128, warps "
                          f"multiples of 16x16, and a round of copies ({tile.rows} rows) a "
                          f"multiple of 8 and a divisor of block_m and block_n")
-    stored_as = "float32" if partial else STORED_AS[dtype]
-    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
-        stored_as, tile, tile.warp_n, pitch, put_rows(stored_as, tile.warp_n, pitch),
-        activation_name, partial))
+    stored_as = STORED_AS[dtype]
+    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), ending(
+        end, stored_as, tile, tile.warp_n, pitch, put_rows, activation_name))
 
 
 def multiply_slices(dtype: str, tile: Tile) -> Callable:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .conv_epilogue import epilogue, residual_request
+from .conv_epilogue import ending, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
 from .ptx import (
     asm_op,
@@ -34,17 +34,16 @@ st_shared_v4_f32 = asm_op("st_shared_v4_f32", "st.shared.v4.f32 [$0], {$1, $2, $
                           [uint32, float32, float32, float32, float32], memory=True)
 
 
-def make(tile: Tile, activation_name: str, partial: bool) -> Callable:
-    """partial: one split of the sum over k; y is then float32 [splits, pixels, out_channels], and
-    bias, residual and activation are left to the reduction."""
+def make(tile: Tile, activation_name: str, end: str) -> Callable:
+    """end: one of conv_gemm.ENDINGS."""
     if (tile.chunks not in (2, 4) or tile.block_m % tile.rows or tile.block_n % tile.rows
             or tile.warp_m != WARP_M or tile.warp_n not in (32, 64) or tile.stages != 2):
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 32 or 64, stages 2, "
                          f"warps 32x32 or 32x64, and a round of copies ({tile.rows} rows) a "
                          f"divisor of block_m and block_n")
     pitch = tile.warp_n * 4
-    return frame(tile, residual_request("float32", tile), multiply_slices(tile), epilogue(
-        "float32", tile, tile.warp_n, pitch, put_rows(tile, pitch), activation_name, partial))
+    return frame(tile, residual_request("float32", tile), multiply_slices(tile), ending(
+        end, "float32", tile, tile.warp_n, pitch, put_rows, activation_name))
 
 
 def multiply_slices(tile: Tile) -> Callable:
@@ -165,9 +164,9 @@ def lane_column(tid):
     return uint32((tid >> uint32(1)) & uint32(7))
 
 
-def put_rows(tile: Tile, pitch: int) -> Callable:
+def put_rows(stored_as: str, width: int, pitch: int) -> Callable:
     """Device function: 16 rows of a warp's sums into shared memory, as `epilogue` takes it."""
-    columns = tile.warp_n // 8
+    columns = width // 8
 
     @cuda.jit(device=True, inline="always")
     def put(acc, first, lane, p):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .conv_epilogue import epilogue, residual_request
+from .conv_epilogue import ending, residual_request
 from .conv_gemm import Tile, frame, keep
 from .conv_mma import put_rows, ring_copies
 from .ptx import cp_async_wait, cuda, uint32, uint64
@@ -25,8 +25,8 @@ ARCH = "sm_90a"
 WIDEST = 128        # columns of sums that the epilogue takes at a time
 
 
-def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callable:
-    """partial: one split of the sum over k, as in conv_mma.py."""
+def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
+    """end: one of conv_gemm.ENDINGS."""
     width = min(tile.block_n, WIDEST)
     pitch = (width + 8) * 4                     # stores of a half-warp go to distinct banks
     if (not tile.wgmma or tile.row_bytes != ROW_BYTES or tile.block_n not in (64, 128, 256)
@@ -37,10 +37,8 @@ def make(dtype: str, tile: Tile, activation_name: str, partial: bool) -> Callabl
                          f"64, 128 or 256, block_m a multiple of 64 and of a round of copies "
                          f"({tile.rows} rows), warps 16 x block_n, and stages 2, or 3 for one "
                          f"block, or more")
-    stored_as = "float32" if partial else dtype
-    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), epilogue(
-        stored_as, tile, width, pitch, put_rows(stored_as, width, pitch), activation_name,
-        partial))
+    return frame(tile, residual_request(dtype, tile), multiply_slices(dtype, tile), ending(
+        end, dtype, tile, width, pitch, put_rows, activation_name))
 
 
 def in_flight(tile: Tile) -> int:

@@ -28,4 +28,5 @@ def emulate(launches: Iterable[Launch], race: bool = True, late: Sequence[Array]
     for launch in launches:
         kernel = launch.kernel
         emulator.launch(overlap.hopper(ptx(kernel)), kernel.name, launch.grid, kernel.threads,
-                        [given(argument) for argument in launch.args], kernel.shared_bytes)
+                        [given(argument) for argument in launch.args], kernel.shared_bytes,
+                        (1, launch.cluster, 1))

@@ -120,8 +120,9 @@ def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
                 for kind, value in zip(kernel.signature, launch.args, strict=True)]
         function = load(kernel, index)
         try:
-            if overlapping and number:
-                launch_early(function, launch, args)
+            early = overlapping and number > 0
+            if early or launch.cluster > 1:
+                launch_with_attributes(function, launch, args, early)
             else:
                 function(launch.grid, (kernel.threads, 1, 1), args,
                          shared_mem=kernel.shared_bytes)
@@ -130,22 +131,31 @@ def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
                             f"{launch.grid}: {explain(error, index)}") from error
 
 
-def launch_early(function: Any, launch: Launch, args: Sequence[Any]) -> None:
-    """Put a launch on CuPy's current stream that may begin before what is there has ended.
+def launch_with_attributes(function: Any, launch: Launch, args: Sequence[Any], early: bool
+                           ) -> None:
+    """Put a launch on CuPy's current stream, its blocks in clusters.
 
-    CudaError where the driver refuses.
+    early: it may begin before what is there has ended. CudaError where the driver refuses.
     """
     driver = bindings()
-    attribute = driver.CUlaunchAttribute()
-    kinds = driver.CUlaunchAttributeID
-    attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
+    kinds, attributes = driver.CUlaunchAttributeID, []
+    if early:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(attribute)
+    if launch.cluster > 1:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attribute.value.clusterDim
+        size.x, size.y, size.z = 1, launch.cluster, 1
+        attributes.append(attribute)
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = launch.grid
     config.blockDimX, config.blockDimY, config.blockDimZ = launch.kernel.threads, 1, 1
     config.sharedMemBytes = launch.kernel.shared_bytes
     config.hStream = driver.CUstream(cupy().cuda.get_current_stream().ptr)
-    config.attrs, config.numAttrs = [attribute], 1
+    config.attrs, config.numAttrs = attributes, len(attributes)
     signature = launch.kernel.signature
     values = tuple(value.data.ptr if kind == "pointer" else value.item()
                    for kind, value in zip(signature, args, strict=True))

@@ -27,6 +27,7 @@ from .gpu import Gpu, capture, cupy, execute
 from .host import conv, depthwise, gemv, matmul
 from .host.conv_choice import candidates
 from .host.conv_shape import Conv, Cut, folded, problem
+from .host.weights import stored
 from .launch import Choice, CudaOptions, Launch
 from .workers import Workers
 
@@ -151,9 +152,9 @@ class Problem:
 
         def whole(choice: Choice) -> Choice:
             """Splits have whole slices, so that several counts may come to the same."""
-            tile, splits = choice
+            tile, splits, cluster = choice
             return choice if tile is None else Choice(tile, Cut.of(sizes, tile, lanes,
-                                                                   splits).splits)
+                                                                   splits).splits, cluster)
         self.present = whole(conv.decide(plain, options, vector_product=few))
         self.sizes = sizes.pixels, sizes.group_out, sizes.depth, sizes.groups
         found = candidates(*self.sizes, dtype, options)
@@ -213,20 +214,20 @@ class Data:
     def random(cls, problem: Problem, options: CudaOptions, seed: int = 0) -> Data:
         """Whole numbers of -2 to 2."""
         block = np.random.default_rng(seed).integers(-2, 3, BLOCK).astype(np.float32)
-        stored = conv.stored(block, conv.stored_as(options.dtype))
+        values = stored(block, conv.stored_as(options.dtype))
         packed = problem.op.packed
         weights = [np.resize(block, known(spec.shape)) if i in packed else None
                    for i, spec in enumerate(problem.inputs)]
         # The caller's packed weights are not these, and those here are let go at the end.
         fresh = replace(options, packed={})
-        inputs = [None if i in packed else options.upload(np.resize(stored, known(spec.shape)))
+        inputs = [None if i in packed else options.upload(np.resize(values, known(spec.shape)))
                   for i, spec in enumerate(problem.inputs)]
-        output = cupy().empty(count(problem.output.shape) * stored.itemsize, np.uint8)
+        output = cupy().empty(count(problem.output.shape) * values.itemsize, np.uint8)
         return cls(fresh, weights, inputs, output, lambda size: cupy().empty(size, np.uint8))
 
     @staticmethod
     def _poisoned(output: TensorSpec, options: CudaOptions) -> Any:
-        zeros = conv.stored(np.zeros(1, np.float32), conv.stored_as(options.dtype))
+        zeros = stored(np.zeros(1, np.float32), conv.stored_as(options.dtype))
         poison = np.full(count(output.shape) * zeros.itemsize, POISON, np.uint8)
         return options.upload(poison.view(zeros.dtype).reshape(known(output.shape)))
 

@@ -14,14 +14,13 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ..cache import cache_root, replace
 from .conv_gemm import Tile
 from .gpu import Gpu
 from .host import conv, gemv, splitk
-from .host.conv_choice import MOST_SPLITS, TILES, fits
-from .launch import Choice
+from .host.conv_choice import MOST_SPLITS, TILES, clusters, fits
+from .launch import MOST_OF_A_CLUSTER, Choice
 from .sources import source_hash
 
 logger = logging.getLogger("kernels")
@@ -51,7 +50,8 @@ def load(gpu: Gpu) -> dict[str, Choice]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         belongs_to = stored["gpu"], stored["multiprocessors"], stored["kernels"]
-        choices = {problem: Choice(Tile(*one["tile"]) if one["tile"] else None, one["splits"])
+        choices = {problem: Choice(Tile(*one["tile"]) if one["tile"] else None, one["splits"],
+                                   one["cluster"])
                    for problem, one in stored["choices"].items()}
     except FileNotFoundError:
         return {}
@@ -71,13 +71,12 @@ def load(gpu: Gpu) -> dict[str, Choice]:
 def _exists(problem: str, choice: Choice, gpu: Gpu) -> bool:
     """Whether there are such kernels."""
     if choice.tile is None:
-        return choice.splits == 1
+        return choice.splits == 1 and not choice.cluster
     tiles = TILES.get(problem.partition(" ")[0], ())
-    return choice.tile in tiles and fits(choice.tile, gpu.arch) and _is_count(choice.splits)
-
-
-def _is_count(splits: Any) -> bool:
-    return isinstance(splits, int) and 1 <= splits <= MOST_SPLITS
+    most = MOST_OF_A_CLUSTER if choice.cluster else MOST_SPLITS
+    return (choice.tile in tiles and fits(choice.tile, gpu.arch)
+            and isinstance(choice.splits, int) and 1 <= choice.splits <= most
+            and (not choice.cluster or clusters(gpu.arch)))
 
 
 def save(gpu: Gpu, choices: Mapping[str, Choice]) -> Path:
@@ -85,7 +84,8 @@ def save(gpu: Gpu, choices: Mapping[str, Choice]) -> Path:
     path = path_of(gpu)
     text = json.dumps({"gpu": gpu.name, "multiprocessors": gpu.multiprocessors,
                        "kernels": kernels_hash(),
-                       "choices": {problem: {"tile": choice.tile, "splits": choice.splits}
+                       "choices": {problem: {"tile": choice.tile, "splits": choice.splits,
+                                             "cluster": choice.cluster}
                                    for problem, choice in sorted({**load(gpu), **choices}.items())}
                        }, indent=1)
     replace(path, text.encode())

@@ -12,11 +12,11 @@ from ...step import Array, Step, weight_and_bias
 from .. import conv_gemm, conv_mma, conv_simt, conv_wgmma, vector
 from ..activation import activation_of
 from ..compiler import Kernel, number_of
-from ..conv_gemm import Tile
+from ..conv_gemm import CLUSTER, ENDINGS, PLANE, WHOLE, Tile
 from ..launch import Choice, CudaOptions, Launch
-from . import depthwise
+from . import conv_image, depthwise
 from .arguments import check_sizes
-from .conv_choice import TILES, choose
+from .conv_choice import TILES, choose, trial_kernels
 from .conv_shape import (
     Conv,
     Cut,
@@ -29,6 +29,7 @@ from .conv_shape import (
     problem,
 )
 from .splitk import reduction
+from .weights import stored
 
 NARROWEST = 32      # outputs of the narrowest tile, which several groups may share
 MMA_DTYPES = ("float16", "bfloat16", "tf32")
@@ -40,31 +41,35 @@ def stored_as(dtype: str) -> str:
     return conv_mma.STORED_AS.get(dtype, dtype)
 
 
-def conv_kernel(dtype: str, tile: Tile, activation: str, partial: bool) -> Kernel:
+def conv_kernel(dtype: str, tile: Tile, activation: str, end: str) -> Kernel:
+    """end: one of conv_gemm.ENDINGS."""
     depth = tile.row_bytes // vector.STORAGE[stored_as(dtype)].bytes
     shape = f"{tile.block_m}x{tile.block_n}x{depth}"
-    end = "splitk" if partial else activation
+    does = {PLANE: "splitk", CLUSTER: f"cluster_{activation}"}.get(end, activation)
     if dtype == "float32":
-        return _kernel(f"conv_simt_f32_{shape}_{end}", conv_simt.make,
-                       (tile, activation, partial), tile, "sm_75")
-    name = f"{conv_mma.SHORT[dtype]}_{shape}_s{tile.stages}_{end}"
-    config = dtype, tile, activation, partial
+        return _kernel(f"conv_simt_f32_{shape}_{does}", conv_simt.make, (tile, activation, end),
+                       tile, end, "sm_75")
+    name = f"{conv_mma.SHORT[dtype]}_{shape}_s{tile.stages}_{does}"
+    config = dtype, tile, activation, end
     if tile.wgmma:
-        return _kernel(f"conv_wgmma_{name}", conv_wgmma.make, config, tile, conv_wgmma.ARCH)
-    return _kernel(f"conv_mma_{name}", conv_mma.make, config, tile, "sm_80")
+        return _kernel(f"conv_wgmma_{name}", conv_wgmma.make, config, tile, end, conv_wgmma.ARCH)
+    return _kernel(f"conv_mma_{name}", conv_mma.make, config, tile, end, "sm_80")
 
 
-def _kernel(name: str, make: Callable, config: tuple, tile: Tile, arch: str) -> Kernel:
-    return Kernel(name, make, config, conv_gemm.SIGNATURE, tile.threads, tile.shared_bytes, arch,
-                  tile.blocks)
+def _kernel(name: str, make: Callable, config: tuple, tile: Tile, end: str, arch: str) -> Kernel:
+    shared = tile.shared_bytes
+    if end == CLUSTER:
+        shared, arch = tile.cluster_bytes, max(arch, "sm_90")
+    return Kernel(name, make, config, conv_gemm.SIGNATURE, tile.threads, shared, arch, tile.blocks)
 
 
 def kernels(dtype: str) -> list[Kernel]:
     """All tiles, whole and split, for the activations that are compiled in; SiLU for the rest."""
-    return [*(conv_kernel(dtype, tile, "clip", partial) for tile in TILES[dtype]
-              for partial in (False, True)),
-            *(conv_kernel(dtype, tile, "silu", False) for tile in TILES[dtype]),
-            fold_kernel(vector.STORAGE[stored_as(dtype)].bytes)]
+    ends = ENDINGS if trial_kernels() else (WHOLE, PLANE)
+    return [*(conv_kernel(dtype, tile, "clip", end) for tile in TILES[dtype] for end in ends),
+            *(conv_kernel(dtype, tile, "silu", WHOLE) for tile in TILES[dtype]),
+            fold_kernel(vector.STORAGE[stored_as(dtype)].bytes),
+            *(conv_image.kernels(dtype) if trial_kernels() and dtype in conv_image.DTYPES else ())]
 
 
 def check_dtype(what: str, options: CudaOptions) -> None:
@@ -79,25 +84,27 @@ def check_dtype(what: str, options: CudaOptions) -> None:
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: CudaOptions, tile: Tile | None = None,
-                   splits: int | None = None) -> Step:
+                   splits: int | None = None, cluster: bool = False) -> Step:
     """Inputs x, weight (O, KH, KW, C / groups), [bias], [residual]; weight, bias are constants.
 
-    tile and splits force the choice that `choose` makes otherwise. ValueError for tensors beyond
-    32-bit indices, weights that are not constant, kernels of more than 15 x 16 taps, and a compute
-    type that the GPU is too old for.
+    tile, splits and cluster force the choice that `choose` makes otherwise. ValueError for tensors
+    beyond 32-bit indices, weights that are not constant, kernels of more than 15 x 16 taps, and a
+    compute type that the GPU is too old for.
     """
     if depthwise.fits(op, inputs):
         return depthwise.prepare_depthwise(op, inputs, output, weights, options)
     check_dtype("Conv2d", options)
-    weight, bias = weight_and_bias(op.kind, weights)
     check_sizes(op.kind, inputs[0], output)
+    if trial_kernels() and tile is None and conv_image.fits(op, inputs, options.dtype):
+        return conv_image.prepare_conv_image(op, inputs, output, weights, options)
+    weight, bias = weight_and_bias(op.kind, weights)
     plain = as_gemm(op, inputs, output)
     if plain.groups < op.groups:
         together = op.groups // plain.groups
         weight = options.pack(weight, f"{together} groups together",
                               lambda w: merge(w, op.groups, together))
     return prepare_gemm(plain, op.activation, weight, bias, options,
-                        decide(plain, options, tile, splits))
+                        decide(plain, options, tile, splits, cluster))
 
 
 def as_gemm(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:
@@ -111,7 +118,8 @@ def as_gemm(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Con
 
 
 def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
-           splits: int | None = None, vector_product: bool = False) -> Choice:
+           splits: int | None = None, cluster: bool = False, vector_product: bool = False
+           ) -> Choice:
     """What is given, else what was tuned, else a product of matrix and vector if that can be, else
     the least estimate."""
     name = problem(plain, options.dtype)
@@ -121,7 +129,7 @@ def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
     elif vector_product and tile is splits is None:
         choice, source = Choice(None), "few samples"
     elif tile is not None and splits is not None:
-        choice, source = Choice(tile, splits), "given"
+        choice, source = Choice(tile, splits, cluster), "given"
     else:
         conv = folded(plain, vector.lanes(stored_as(options.dtype)))
         choice, source = choose(conv.pixels, conv.group_out, conv.depth, conv.groups,
@@ -133,7 +141,7 @@ def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
 def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Array | None,
                  options: CudaOptions, choice: Choice) -> Step:
     """The step of an implicit GEMM; weight: any shape that OHWI can be reshaped to."""
-    dtype, (tile, splits) = options.dtype, choice
+    dtype, (tile, splits, cluster) = options.dtype, choice
     assert tile is not None
     lanes = vector.lanes(stored_as(dtype))
     conv = folded(plain, lanes)
@@ -142,21 +150,21 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
                          f"convolution, which takes {conv_gemm.MOST_TAPS}; run this network on "
                          f"the CPU")
     cut = Cut.of(conv, tile, lanes, splits)
-    partial = cut.splits > 1
+    end = WHOLE if cut.splits == 1 else CLUSTER if cluster else PLANE
     name, low, high = activation_of(activation)
-    kernel = conv_kernel(dtype, tile, "clip" if partial else name, partial)
+    kernel = conv_kernel(dtype, tile, "clip" if end == PLANE else name, end)
 
     def packing(w: Array) -> Array:
         return options.upload(stored(pack(w, plain, conv, tile, cut, dtype == "float32"), dtype))
 
     packed = options.pack(weight, f"conv_{dtype}_{tile.block_n}x{cut.row}_{plain.kernel}"
                                   f"_{conv.fold}", packing)
-    packed_bias = options.upload(pack_bias(bias, conv, cut))
+    packed_bias = options.upload(pack_bias(bias, conv, cut, padded=end != PLANE))
     numbers = arguments(conv, lanes, cut)
     grid = (-(-conv.pixels // tile.block_m) * cut.n_tiles, cut.splits, conv.groups)
     image_bytes = conv.batch * conv.height * conv.width * conv.channels // lanes * 16
     image_bytes = -(-image_bytes // 256) * 256 if conv.fold else 0
-    partial_bytes = cut.splits * conv.pixels * conv.out_channels * 4 if partial else 0
+    plane_bytes = cut.splits * conv.pixels * conv.out_channels * 4 if end == PLANE else 0
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         launches = []
@@ -165,31 +173,16 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
             image = workspace[:image_bytes]
             launches.append(fold_launch(plain, conv, lanes, x, image))
             x = image
-        if not partial:
+        if end != PLANE:
             added = (x, 0) if residual is None else (residual, 1)
             launches.append(Launch(kernel, grid, (x, packed, packed_bias, *added, y, low, high,
-                                                  *numbers)))
+                                                  *numbers), cut.splits))
             return launches
-        sums = workspace[image_bytes:image_bytes + partial_bytes].view(np.float32)
+        sums = workspace[image_bytes:image_bytes + plane_bytes].view(np.float32)
         launches.append(Launch(kernel, grid, (x, packed, packed_bias, x, 0, sums, low, high,
                                               *numbers)))     # the bias is not read here
         launches.append(reduction(stored_as(dtype), activation, sums, cut.splits, conv.pixels,
                                   conv.out_channels, packed_bias, residual, y))
         return launches
 
-    return Step(kernel.name, bind, image_bytes + partial_bytes)
-
-
-def stored(weight: Array, dtype: str) -> Array:
-    """float32 as the kernels of a compute type want their weights."""
-    if dtype == "tf32":
-        return round_to_tf32(weight)
-    with np.errstate(over="ignore"):            # beyond float16's range is infinity
-        return weight.astype(dtype, copy=False)
-
-
-def round_to_tf32(array: Array) -> Array:
-    """To nearest, halves away from zero: 10 explicit bits of mantissa are left."""
-    bits = array.view(np.uint32)
-    rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-    return np.where(np.isfinite(array), rounded, array)
+    return Step(kernel.name, bind, image_bytes + plane_bytes)

@@ -13,9 +13,11 @@ fastest tile in the mean (profiling/NOTES.md). Nothing else is measured. What me
 """
 from __future__ import annotations
 
+import os
+
 from ..conv_gemm import Tile
 from ..conv_wgmma import ARCH as WGMMA_ARCH
-from ..launch import Choice, CudaOptions
+from ..launch import MOST_OF_A_CLUSTER, Choice, CudaOptions
 
 # 64x64 is the largest warp tile without spills (205 registers). Four stages of 64-byte rows hide
 # about 3 slices of latency; the deep small tiles halve the number of barriers for the long sums of
@@ -68,13 +70,15 @@ WAVE_CYCLES = 800           # until the first block multiplies, and after the la
 SETUP_CYCLES = 200          # of a block, on instructions outside of its loop, if others hide waits;
 BLOCK_CYCLES = 3600         # if nobody does, until its first product and after its last,
 WARP_CYCLES = 1.3           # and this for each of a warp's outputs
-REDUCTION_CYCLES = 4000     # one more launch
+REDUCTION_CYCLES = 4000     # one more launch, to add up planes of splits
+CLUSTER_CYCLES = 1500       # splits that are one cluster: waiting for one another, twice, and reads
 # One multiprocessor's share, in bytes a cycle: of y into device memory, of partial sums out of L2,
 STORE_BYTES_PER_CYCLE = 19
 SUMS_BYTES_PER_CYCLE = 29
 L2_BYTES_PER_CYCLE = 44     # of all that L2 delivers, for the loop
 LEAST_SLICES = 4            # of a split: as many as stages
 MOST_SPLITS = 16
+CLUSTER_ARCHS = ("sm_90", "sm_90a", "sm_100", "sm_100a", "sm_103", "sm_103a")
 # Shared memory of one multiprocessor, KiB; a block may have all but one of them.
 SHARED_KIB = {"sm_75": 64, "sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_90a": 228, "sm_100": 228,
               "sm_100a": 228, "sm_103": 228, "sm_103a": 228}
@@ -106,9 +110,21 @@ def full_rate(tile: Tile, dtype: str, arch: str) -> float:
     return RATE[dtype] * MMA_EFFICIENCY[warp]
 
 
-def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, groups: int,
+def trial_kernels() -> bool:
+    """Whether kernels that no GPU has run yet are to be used: CNN_TRIAL_KERNELS=1."""
+    return os.environ.get("CNN_TRIAL_KERNELS") == "1"
+
+
+def clusters(arch: str) -> bool:
+    """Whether the splits of a sum may form a cluster on this architecture."""
+    return arch in CLUSTER_ARCHS and trial_kernels()
+
+
+def cycles(choice: Choice, pixels: int, out_channels: int, depth: int, groups: int,
            dtype: str, options: CudaOptions) -> float:
     """Estimated time of one convolution; out_channels are those of one group."""
+    tile, splits, cluster = choice
+    assert tile is not None
     processors, size = max(1, options.multiprocessors), ITEMSIZE[dtype]
     slices = -(-depth * size // tile.row_bytes)
     block_depth = -(-slices // splits) * tile.row_bytes // size     # zeros are multiplied, too
@@ -125,7 +141,8 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     read = (tile.block_m * min(block_depth, depth) + tile.block_n * block_depth) * size
     copies = read / L2_BYTES_PER_CYCLE
     outputs = pixels * out_channels * groups
-    stores = outputs * (size if splits == 1 else 4 * splits) / work / STORE_BYTES_PER_CYCLE
+    planes = splits > 1 and not cluster
+    stores = outputs * (4 * splits if planes else size) / work / STORE_BYTES_PER_CYCLE
     loop = max(products(resident), copies)
     # Either something is always at work, once it has begun and until it ends, or each block waits
     # for itself.
@@ -133,7 +150,9 @@ def cycles(tile: Tile, splits: int, pixels: int, out_channels: int, depth: int, 
     alone = (BLOCK_CYCLES + WARP_CYCLES * tile.warp_m * tile.warp_n
              + max(products(1), copies))
     total = max(waves * busy + WAVE_CYCLES + min(loop, stores), waves * alone / resident)
-    if splits > 1:
+    if cluster:
+        total += CLUSTER_CYCLES
+    elif planes:
         total += REDUCTION_CYCLES + 4 * splits * outputs / (SUMS_BYTES_PER_CYCLE * processors)
     return total
 
@@ -148,8 +167,11 @@ def candidates(pixels: int, out_channels: int, depth: int, groups: int, dtype: s
         most = max(1, min(MOST_SPLITS, slices // LEAST_SLICES))
         counts = range(1, most + 1) if splits is None else (splits,)
         if fits(t, options.arch):
-            found += [(cycles(t, s, pixels, out_channels, depth, groups, dtype, options),
-                       Choice(t, s)) for s in counts]
+            choices = [Choice(t, s) for s in counts]
+            if clusters(options.arch):
+                choices += [Choice(t, s, True) for s in counts if 1 < s <= MOST_OF_A_CLUSTER]
+            found += [(cycles(choice, pixels, out_channels, depth, groups, dtype, options), choice)
+                      for choice in choices]
     return sorted(found, key=lambda candidate: candidate[0])
 
 

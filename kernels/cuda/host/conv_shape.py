@@ -132,13 +132,13 @@ def pack(weight: Array, plain: Conv, conv: Conv, tile: Tile, cut: Cut, k_first: 
     return np.append(tiles.reshape(-1), np.zeros(tile.block_n * cut.row, np.float32))
 
 
-def pack_bias(bias: Array | None, conv: Conv, cut: Cut) -> Array:
-    """float32 [groups][padded_out]; for a split sum, whose reduction knows no groups, all of y's
-    channels one after the other."""
+def pack_bias(bias: Array | None, conv: Conv, cut: Cut, padded: bool) -> Array:
+    """float32 [groups][padded_out]; not padded, for the reduction of planes, which knows no groups,
+    all of y's channels one after the other."""
     packed = np.zeros((conv.groups, cut.padded_out), np.float32)
     if bias is not None:
         packed[:, :conv.group_out] = bias.reshape(conv.groups, conv.group_out)
-    return packed if cut.splits == 1 else np.ascontiguousarray(packed[:, :conv.group_out])
+    return packed if padded else np.ascontiguousarray(packed[:, :conv.group_out])
 
 
 def arguments(conv: Conv, lanes: int, cut: Cut) -> tuple[int, ...]:

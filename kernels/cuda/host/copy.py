@@ -25,7 +25,7 @@ from ..compiler import Kernel
 from ..index import divisor
 from ..launch import Launch
 from .arguments import blocks, check_sizes, four_axes
-from .conv import stored
+from .weights import stored
 
 LEAST_SIDE = 8      # of a matrix worth a tile of 32; three planes of a photo are not
 

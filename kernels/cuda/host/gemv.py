@@ -12,7 +12,7 @@ from ..activation import activation_of
 from ..compiler import Kernel
 from ..launch import CudaOptions, Launch
 from .arguments import blocks
-from .conv import stored
+from .weights import stored
 
 SAMPLES = (1, 4)        # that kernels are compiled for
 WARPS_TO_FILL = 16      # of a multiprocessor: their loads in flight keep memory busy

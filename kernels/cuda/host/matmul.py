@@ -22,18 +22,18 @@ def kernels(dtype: str) -> list[Kernel]:
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: CudaOptions, tile: Tile | None = None,
-                   splits: int | None = None) -> Step:
+                   splits: int | None = None, cluster: bool = False) -> Step:
     """y = activation(x @ weight.T + bias) for x (..., in); weight and bias are constants.
 
-    tile and splits force the choice that `choose` makes otherwise, for a GEMM. ValueError as of
-    `prepare_conv2d`. tf32 is for many samples: the product for few computes in fp32 then, too.
+    tile, splits and cluster force the choice that `choose` makes otherwise, for a GEMM. ValueError
+    as of `prepare_conv2d`. tf32 is for many samples: the product for few computes in fp32, too.
     """
     check_dtype("Linear", options)
     weight, bias = weight_and_bias(op.kind, weights)
     check_sizes(op.kind, inputs[0], output)
     plain = as_gemm(op, inputs, output)
     samples, features = plain.width, plain.channels
-    choice = decide(plain, options, tile, splits, gemv.fits(samples))
+    choice = decide(plain, options, tile, splits, cluster, gemv.fits(samples))
     if choice.tile is None:
         return gemv.prepare_gemv(stored_as(options.dtype), samples, features, op.activation,
                                  weight, bias, options)
