@@ -43,7 +43,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 import gpu_engines
 import gpu_timing
-from gpu_engines import COMPILE, JAX, OURS, RIVALS, Engine
+from gpu_engines import COMPILE, JAX, OURS, RIVALS, TRIAL, Engine
 from gpu_timing import Rival, Times
 from layer_cases import ROUNDOFF, SUM_ROUNDOFF
 
@@ -132,8 +132,8 @@ class Bench:
         errors: dict[str, str] = {}
         for name in (OURS, *self.engines):
             try:
-                if name == OURS:
-                    engine = gpu_engines.ours(network.path, case.dtype, self.index, batches)
+                if name in (OURS, TRIAL):
+                    engine = gpu_engines.ours(network.path, case.dtype, self.index, batches, name)
                 else:
                     engine = self.rival(rivals, name)
                 found = engine.to_host(engine.call(0))
@@ -194,12 +194,14 @@ class Bench:
 
 def row(case: Case, timed: dict[str, tuple[Engine, Times]], wrong_by: dict[str, float],
         errors: dict[str, str]) -> dict[str, Any]:
-    """Everything about one case, as it goes to JSON; "best" is the fastest of PyTorch."""
-    best = min((name for name in timed if name not in (OURS, JAX)),
+    """Everything about one case, as it goes to JSON; "best" is the fastest of PyTorch,
+    "speedup" its time over ours, "trial" ours over that with kernels on trial."""
+    best = min((name for name in timed if name not in (OURS, TRIAL, JAX)),
                key=lambda name: timed[name][1].median_ms, default=None)
-    both = best is not None and OURS in timed
+    def ratio(name: str | None, to: str) -> float | None:
+        return timed[name][1].ratio(timed[to][1]) if name in timed and to in timed else None
     return {**asdict(case), "measured": "latency" if case.batch <= LATENCY else "throughput",
-            "best": best, "speedup": timed[best][1].ratio(timed[OURS][1]) if both else None,
+            "best": best, "speedup": ratio(best, OURS), "trial": ratio(OURS, TRIAL),
             "engines": {name: {"min_ms": found.min_ms, "median_ms": found.median_ms,
                                "images_per_s": 1e3 * case.batch / found.median_ms,
                                "bytes": engine.bytes, "max_abs_error": wrong_by[name],
@@ -249,6 +251,8 @@ def headline(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The few figures that matter, by what they are."""
     found: dict[str, float] = {}
     for each in rows:
+        if each["trial"] is not None:
+            found[f"{label(each)}: our time / on trial"] = each["trial"]
         if each["speedup"] is None:
             continue
         mine, theirs = each["engines"][OURS], each["engines"][each["best"]]
@@ -264,7 +268,9 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table("network", "dtype", box=box.SIMPLE, padding=(0, 1),
                   title=f"{result['provenance']['gpu']['name']}: ms a call, median (minimum) of "
                         f"{result['settings']['rounds']} rounds")
-    for heading in ("batch", OURS, *RIVALS, "images/s\nof ours", "MB\nof ours", "MB of\nPyTorch",
+    tried = any(TRIAL in each["engines"] or TRIAL in each["errors"] for each in result["rows"])
+    names = (OURS, *[TRIAL] * tried, *RIVALS)
+    for heading in ("batch", *names, "images/s\nof ours", "MB\nof ours", "MB of\nPyTorch",
                     "its time\n/ ours"):
         shown.add_column(heading, justify="right")
     for each in result["rows"]:
@@ -274,7 +280,7 @@ def table(result: dict[str, Any]) -> Table:
             Path(each["network"]).stem, each["dtype"], str(each["batch"]),
             *(f"{engines[name]['median_ms']:.3f} ({engines[name]['min_ms']:.3f})"
               if name in engines else "error" if name in each["errors"] else ""
-              for name in (OURS, *RIVALS)),
+              for name in names),
             f"{mine['images_per_s']:,.0f}" if mine else "",
             *(f"{engine['bytes'] / 1e6:,.0f}" if engine else "" for engine in (mine, theirs)),
             f"{each['speedup']:.2f}" if each["speedup"] is not None else "")
@@ -305,8 +311,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         metavar="DTYPE", help=f"default: {' '.join(FIRST_DTYPES)}")
     parser.add_argument("--batches", nargs="+", type=positive, default=BATCHES, metavar="N",
                         help="the first two of them before others, default: 256 1 64 8")
-    parser.add_argument("--engines", nargs="+", choices=RIVALS, default=RIVALS, metavar="ENGINE",
-                        help=f"default: {', '.join(RIVALS)}")
+    parser.add_argument("--engines", nargs="+", choices=(*RIVALS, TRIAL), default=RIVALS,
+                        metavar="ENGINE", help=f"default: {', '.join(RIVALS)}; also {TRIAL!r}: "
+                                               f"ours, with kernels that no GPU has run yet")
     parser.add_argument("--compile-mode", choices=gpu_engines.COMPILE_MODES,
                         default=gpu_engines.COMPILE_MODES[0],
                         help=f"of torch.compile, default {gpu_engines.COMPILE_MODES[0]}")

@@ -11,9 +11,10 @@ ends when its logits are there.
 """
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ import cnn
 from kernels.cuda import gpu
 
 OURS, EAGER, COMPILE, JAX = "ours", "eager", "compile", "jax"
+TRIAL = "ours on trial"             # with kernels on trial, docs/cuda.md; if it is asked for
 IN_GRAPH = " in a graph"
 RIVALS = (EAGER, EAGER + IN_GRAPH, COMPILE, COMPILE + IN_GRAPH,
           *[JAX] * bool(find_spec("jax")))
@@ -50,16 +52,32 @@ class Engine:
     bytes: int
 
 
-def ours(path: Path, dtype: str, index: int, batches: Sequence[Any]) -> Engine:
-    """For CuPy's arrays, (N, H, W, C). `bytes` are those that CuPy's pool has given out."""
+def ours(path: Path, dtype: str, index: int, batches: Sequence[Any], name: str = OURS) -> Engine:
+    """For CuPy's arrays, (N, H, W, C); name: OURS or TRIAL. `bytes` are those that CuPy's pool has
+    given out."""
     cupy = gpu.cupy()
     pool = cupy.get_default_memory_pool()
     before = pool.used_bytes()
     model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
-    logits = model.predict(batches[0])
+    with trial_kernels(name == TRIAL):
+        logits = model.predict(batches[0])
     used = pool.used_bytes() - before       # the logits are still held
     del logits
-    return Engine(OURS, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
+    return Engine(name, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
+
+
+@contextlib.contextmanager
+def trial_kernels(wanted: bool) -> Iterator[None]:
+    """What is prepared inside uses kernels on trial, or does not."""
+    before = os.environ.pop("CNN_TRIAL_KERNELS", None)
+    if wanted:
+        os.environ["CNN_TRIAL_KERNELS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("CNN_TRIAL_KERNELS", None)
+        if before is not None:
+            os.environ["CNN_TRIAL_KERNELS"] = before
 
 
 class Torch:

@@ -1,5 +1,6 @@
 """profiling/compare_gpu.py on stand-ins for CuPy and PyTorch: what is compared, what is said."""
 import json
+import os
 import time
 
 import compare_gpu as script
@@ -8,7 +9,7 @@ import gpu_timing
 import numpy as np
 import pytest
 from compare_gpu import Case
-from gpu_engines import COMPILE, EAGER, OURS, RIVALS, Engine
+from gpu_engines import COMPILE, EAGER, OURS, RIVALS, TRIAL, Engine
 from graph_reference import outputs
 
 import cnn
@@ -119,6 +120,18 @@ def test_a_network_has_its_figures(cupy, small_model, tmp_path, capsys):
     assert "0.020 (0.020)" in out
     assert f"batch 2: PyTorch's time / ours: {large['speedup']:.3g}" in out
     assert (tmp_path / "networks.svg").stat().st_size > 1000
+
+
+def test_kernels_on_trial_take_turns_with_ours(cupy, small_model, tmp_path, capsys):
+    row, = measure(small_model, tmp_path, "--engines", TRIAL)["rows"]
+    assert (list(row["engines"]), row["errors"], row["speedup"]) == ([OURS, TRIAL], {}, None)
+    ours, trial = (row["engines"][name]["median_ms"] for name in (OURS, TRIAL))
+    assert row["trial"] == pytest.approx(ours / trial)
+    assert ours - trial == pytest.approx(LAUNCH)        # folding the image is one launch less
+    assert f"our time / on trial: {row['trial']:.3g}" in capsys.readouterr().out
+    firsts = {call.name.partition("_f16")[0] for call in cupy.calls if "conv" in call.name}
+    assert firsts == {"conv_fold_bits16", "conv_wgmma", "conv_image"}
+    assert "CNN_TRIAL_KERNELS" not in os.environ
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "tf32", "float32"])
