@@ -53,7 +53,7 @@ def test_any_window_is_within_the_bound_on_floats(problem, seed):
 
 
 @pytest.mark.parametrize("width", [1, 2, PIXELS - 1, PIXELS, PIXELS + 1, 2 * PIXELS])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)])
 def test_the_common_windows_at_every_width(width, kernel, stride):
     p = kernel // 2
     op = Conv2d((stride, stride), (p, p, p, p), (1, 1), LANES + 3, ops.Relu())
@@ -87,9 +87,10 @@ def test_more_filters_than_channels_or_a_residual_go_the_general_way():
     assert_exact(op, *inputs, integers(rng, 1, 6, 7, 4), weights=WEIGHTS, kernel="conv2d_3x3")
 
 
-@pytest.mark.parametrize("number", range(len(WINDOWS)))
-def test_each_window_of_the_micro_kernel(number):
-    taps, stride, left, right = WINDOWS[number]
+@pytest.mark.parametrize(("family", "number"), [
+    (family, number) for family, windows in enumerate(WINDOWS) for number in range(len(windows))])
+def test_each_window_of_the_micro_kernel(family, number):
+    taps, stride, left, right = WINDOWS[family][number]
     width = (PIXELS - 1) * stride + taps - left - right
     op = Conv2d((stride, stride), (left, left, right, right), (1, 1), LANES + 3)
     channels = LANES + 3
@@ -102,9 +103,9 @@ def test_each_window_of_the_micro_kernel(number):
 
 def test_common_networks_have_no_other_windows():
     """Padding 1 and 2 as PyTorch has it, and TensorFlow's SAME."""
-    for taps, pads in ((3, [(1, 1), (0, 1)]), (5, [(2, 2), (1, 2)])):
+    for taps, pads in ((3, [(1, 1), (0, 1)]), (5, [(2, 2), (1, 2)]), (7, [(3, 3)])):
         for width in (7, 14, 28, 56, 112):
-            for stride in (1, 2):
+            for stride in (1, 2)[:len(pads)]:
                 for before, after in pads if stride == 2 else pads[:1]:
                     out = (width + before + after - taps) // stride + 1
                     g = ConvGeometry(width, width, 8, out, out, 8, taps, taps, stride, stride,

@@ -13,37 +13,49 @@ from .jit import kernel, njit
 from .microkernels import depthwise_any, depthwise_tile
 from .parallel import parallel_for
 from .simd import at
+from .sizes import COMMON, WIDE
 from .sizes import DEPTHWISE_GROUP as GROUP
 from .sizes import DEPTHWISE_PIXELS as PIXELS
 
 
-@kernel
-def depthwise2d(x, weight, bias, zeros, y, batch, columns, geometry, low, high, threads):
-    """Every output row of every group of channels, shared among the threads.
+def depthwise2d(family):
+    """The kernel that is fast for WINDOWS[family]. One each, so that a network compiles those that
+    it has."""
+    @njit(keep=False)
+    def units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, columns, g, low, high):
+        for unit in range(first_unit, end_unit):
+            row, first_channel = unit % rows, unit // rows * GROUP
+            for tile in range(len(columns)):
+                number, common, others = tile_of(
+                    row, columns[tile], first_channel, min(GROUP, g.channels - first_channel), x,
+                    weight, bias, zeros, y, g, low, high)
+                if number >= 0:
+                    depthwise_tile(family, number, common)
+                elif columns[tile][1] == PIXELS:
+                    depthwise_any(PIXELS, others)
+                else:
+                    depthwise_any(1, others)
 
-    x, y: flat NHWC; weight: [taps, padded channels]; bias: [padded channels]; zeros: [LANES];
-    columns: made by `cut_columns` of host/depthwise.py; geometry: ConvGeometry's numbers.
-    """
-    g = ConvGeometry(*geometry)
-    rows = batch * g.out_height
-    parallel_for(depthwise_units, -(-g.channels // GROUP) * rows, threads, (
-        x, weight, bias, zeros, y, rows, columns, g, low, high))
+    @kernel
+    def rows_of_groups(x, weight, bias, zeros, y, batch, columns, geometry, low, high, threads):
+        """Every output row of every group of channels, shared among the threads.
 
+        x, y: flat NHWC; weight: [taps, padded channels]; bias: [padded channels]; zeros: [LANES];
+        columns: made by `cut_columns` of host/depthwise.py; geometry: ConvGeometry's numbers.
+        """
+        g = ConvGeometry(*geometry)
+        rows = batch * g.out_height
+        parallel_for(units, -(-g.channels // GROUP) * rows, threads, (
+            x, weight, bias, zeros, y, rows, columns, g, low, high))
 
-@njit()
-def depthwise_units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, columns, g, low,
-                    high):
-    for unit in range(first_unit, end_unit):
-        row, first_channel = unit % rows, unit // rows * GROUP
-        for tile in range(len(columns)):
-            pixels(row, columns[tile], first_channel, min(GROUP, g.channels - first_channel), x,
-                   weight, bias, zeros, y, g, low, high)
+    return rows_of_groups
 
 
 @njit(inline="always")
-def pixels(row, tile, c, count, x, weight, bias, zeros, y, g, low, high):
-    """One tile of an output row, counted through the batch, and `count` channels from c on."""
-    column, size, number, left = tile
+def tile_of(row, tile, c, count, x, weight, bias, zeros, y, g, low, high):
+    """One tile of an output row, counted through the batch, and `count` channels from c on: (number
+    of its window, arguments of depthwise_tile, arguments of depthwise_any)"""
+    column, _, number, left = tile
     image, top = row // g.out_height, row % g.out_height * g.stride_height - g.top
     line = -(top // g.dilation_height) if top < 0 else 0    # first and end line inside the image
     end_line = min(g.kernel_height, (g.height - 1 - top) // g.dilation_height + 1)
@@ -53,21 +65,12 @@ def pixels(row, tile, c, count, x, weight, bias, zeros, y, g, low, high):
     padded = len(bias)
     w = at(weight, line * g.kernel_width * padded + c)
     target = at(y, (row * g.out_width + column) * g.channels + c)
-    if number >= 0:
-        depthwise_tile(number, (
-            at(x, source + (first + left) * g.channels), g.channels, end_line - line, x_line, w,
-            padded, at(bias, c), target, count, low, high))
-    else:
-        any_tile(size, (
-            at(x, source), first, g.width, g.channels, end_line - line, x_line, at(zeros, 0), w,
-            padded, g.kernel_width, g.dilation_width, g.stride_width, at(bias, c), target, count,
-            low, high))
+    return (number,
+            (at(x, source + (first + left) * g.channels), g.channels, end_line - line, x_line, w,
+             padded, at(bias, c), target, count, low, high),
+            (at(x, source), first, g.width, g.channels, end_line - line, x_line, at(zeros, 0), w,
+             padded, g.kernel_width, g.dilation_width, g.stride_width, at(bias, c), target, count,
+             low, high))
 
 
-@njit(inline="always")
-def any_tile(size, arguments):
-    """The micro-kernel of the wanted size, which it must know when it is compiled."""
-    if size == PIXELS:
-        depthwise_any(PIXELS, arguments)
-    else:
-        depthwise_any(1, arguments)
+depthwise_common, depthwise_wide = depthwise2d(COMMON), depthwise2d(WIDE)

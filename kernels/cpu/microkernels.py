@@ -165,22 +165,26 @@ def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], Non
 
 # ---- depthwise convolution --------------------------------------------------------------------
 
-@intrinsic
-def depthwise_tile(typingctx, number, arguments):
+@intrinsic(prefer_literal=True)
+def depthwise_tile(typingctx, family, number, arguments):
     """arguments: (x, channels, lines, x_line, w, w_tap, bias, y, count, low, high)
 
     y[r, c] = clip(sum over l, t of x[l, r*stride + t - left, c] * w[l, t, c] + bias[c], low, high)
 
-    for r < DEPTHWISE_PIXELS, c < count, l < lines, t < taps, of WINDOWS[number]; columns outside
-    are left out. `x` points to the first column inside. Lines are x_line floats apart, columns
-    `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y nothing
-    beyond `count` channels is touched. y points to float32 or bfloat16.
+    for r < DEPTHWISE_PIXELS, c < count, l < lines, t < taps, of WINDOWS[family][number]; columns
+    outside are left out. `x` points to the first column inside. Lines are x_line floats apart,
+    columns `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y
+    nothing beyond `count` channels is touched. y points to float32 or bfloat16.
     """
+    sizes = literal_ints(family)
+    if sizes is None:
+        return None
+
     def codegen(context, b, sig, args):
-        choose(b, args[0], args[1], "depthwise_tile", WINDOWS, _depthwise_window)
+        choose(b, args[1], args[2], "depthwise_tile", WINDOWS[sizes[0]], _depthwise_window)
         return context.get_dummy_value()
 
-    return types.void(types.int64, arguments), codegen
+    return types.void(family, types.int64, arguments), codegen
 
 
 def _depthwise_window(b: Builder, window: Window, x: Value, channels: Value, lines: Value,

@@ -43,13 +43,16 @@ class Window(NamedTuple):
     right: int = 0
 
 
-# Those of common networks: padding 1 or 2, or of TensorFlow, more on the right.
+# Padding 1 or 2, or of TensorFlow, more on the right: most networks. And those of ConvNeXt. A
+# kernel is compiled for one family, for each window takes time to compile.
 WINDOWS = (
-    Window(3, 1), Window(3, 1, 1), Window(3, 1, 0, 1), Window(3, 1, 1, 1),
-    Window(3, 2), Window(3, 2, 1), Window(3, 2, 0, 1), Window(3, 2, 1, 1),
-    Window(5, 1), Window(5, 1, 2), Window(5, 1, 0, 2), Window(5, 1, 2, 2),
-    Window(5, 2), Window(5, 2, 2), Window(5, 2, 0, 1), Window(5, 2, 2, 1),
-    Window(5, 2, 1), Window(5, 2, 0, 2), Window(5, 2, 1, 2))
+    (Window(3, 1), Window(3, 1, 1), Window(3, 1, 0, 1), Window(3, 1, 1, 1),
+     Window(3, 2), Window(3, 2, 1), Window(3, 2, 0, 1), Window(3, 2, 1, 1),
+     Window(5, 1), Window(5, 1, 2), Window(5, 1, 0, 2), Window(5, 1, 2, 2),
+     Window(5, 2), Window(5, 2, 2), Window(5, 2, 0, 1), Window(5, 2, 2, 1),
+     Window(5, 2, 1), Window(5, 2, 0, 2), Window(5, 2, 1, 2)),
+    (Window(7, 1), Window(7, 1, 3), Window(7, 1, 0, 3), Window(7, 1, 3, 3)))
+COMMON, WIDE = range(len(WINDOWS))
 
 DEPTHWISE_GROUP = 16 * LANES    # channels down whose rows a thread goes: their weights stay in L1
 

@@ -9,17 +9,24 @@ from ...ops import Conv2d, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
+from ..sizes import COMMON, LANES, WIDE, WINDOWS, Window
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
-from ..sizes import LANES, WINDOWS, Window
 from .epilogue import epilogue
 
-DEPTHWISE2D = Kernel("depthwise", "depthwise2d")
+KERNELS = {COMMON: Kernel("depthwise", "depthwise_common"),
+           WIDE: Kernel("depthwise", "depthwise_wide")}
+
+
+def family_of(g: ConvGeometry) -> int:
+    """The family among WINDOWS that has windows of this width."""
+    return WIDE if any(window.taps == g.kernel_width for window in WINDOWS[WIDE]) else COMMON
 
 
 def cut_columns(g: ConvGeometry) -> Array:
     """Tiles [.., 4] of an output row: first column, pixels (PIXELS or 1), number of its window in
-    WINDOWS (-1: none), columns of the window that are outside on the left. The last tile moves back
-    over its neighbour."""
+    its family (-1: none), columns of the window that are outside on the left. The last tile moves
+    back over its neighbour."""
+    common = WINDOWS[family_of(g)]
     size = PIXELS if g.out_width >= PIXELS else 1
     tiles = []
     for start in range(0, g.out_width, size):
@@ -27,8 +34,8 @@ def cut_columns(g: ConvGeometry) -> Array:
         first = column * g.stride_width - g.left
         end = first + (size - 1) * g.stride_width + g.kernel_width
         window = Window(g.kernel_width, g.stride_width, max(-first, 0), max(end - g.width, 0))
-        fixed = size == PIXELS and g.dilation_width == 1 and window in WINDOWS
-        tiles.append((column, size, WINDOWS.index(window) if fixed else -1, window.left))
+        fixed = size == PIXELS and g.dilation_width == 1 and window in common
+        tiles.append((column, size, common.index(window) if fixed else -1, window.left))
     return np.array(tiles, np.int64)
 
 
@@ -53,11 +60,12 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     packed = options.pack(weight, "depthwise", pack)
     packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))
     zeros, columns, geometry = np.zeros(LANES, np.float32), cut_columns(g), tuple(g)
+    kernel = KERNELS[family_of(g)]
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, flat = arrays[0].reshape(-1), flat_bits(y)
-        return [DEPTHWISE2D.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
-                                 low, high, options.threads), *finish(flat, options.threads)]
+        return [kernel.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry, low,
+                            high, options.threads), *finish(flat, options.threads)]
 
     return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)
