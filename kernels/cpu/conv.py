@@ -1,13 +1,13 @@
 """Convolution, NHWC float32, without an im2col buffer: the micro-kernel walks the image itself.
 
-The output is cut into tiles of consecutive pixels (at most TILE_ROWS) and blocks of output
-channels (at most BLOCK). `conv_tile` of microkernels.py computes one tile x block:
+The output is cut into tiles of consecutive pixels (at most TILE_ROWS, or NARROW_ROWS where a group
+has no more than one vector of outputs) and blocks of output channels (at most BLOCK). `conv_tile` of microkernels.py computes one tile x block:
 
     direct   With NHWC the KW * C inputs under one kernel line are contiguous, those of a group or
              of a dilated kernel in runs, and neighbouring output pixels read the same memory
              shifted by stride * C. A tile whose pixels lie in one output row is read in place.
     gather   Any other tile (across rows of an odd width) first copies its patches, zeros included,
-             into TILE_ROWS rows of a scratch buffer that stays in cache.
+             into rows of a scratch buffer that stays in cache.
 
 Padding under direct tiles is made real first: one copy of the input between zeros, which costs
 about 2% of a 3x3 layer where gathering its border tiles cost 50%.
@@ -23,7 +23,7 @@ from .jit import kernel, njit
 from .microkernels import some_blocks
 from .parallel import parallel_for
 from .simd import at, clear, copy_numbers
-from .sizes import BLOCK, BLOCK_VECTORS, LANES, TILE_ROWS
+from .sizes import BLOCK, BLOCK_VECTORS, LANES, NARROW_ROWS
 
 
 @kernel
@@ -32,7 +32,7 @@ def conv2d(x, weight, bias, residual, y, y_step, scratch, tiles, passes, geometr
     """Every pass over every tile, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y and
-    residual; weight, bias: packed by `pack`; scratch: threads * TILE_ROWS * depth floats; tiles,
+    residual; weight, bias: packed by `pack`; scratch: threads * NARROW_ROWS * depth floats; tiles,
     passes: tables made by `cut_*` of host/conv.py; geometry: ConvGeometry's numbers.
     """
     g = ConvGeometry(*geometry)
@@ -47,7 +47,7 @@ def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_ste
     wait for them; a single tile would wait anyway."""
     depth = g.kernel_height * g.kernel_width * g.per_group
     share = -(-BLOCK // len(tiles)) if len(tiles) > 1 else 0    # floats of each line of a panel
-    patch = scratch[thread * TILE_ROWS * depth:(thread + 1) * TILE_ROWS * depth]
+    patch = scratch[thread * NARROW_ROWS * depth:(thread + 1) * NARROW_ROWS * depth]
     for unit in range(first_unit, end_unit):
         number = unit // len(tiles)
         channel, full, vectors, valid, w_offset, bias_offset, group = passes[number]

@@ -47,6 +47,8 @@ from .sizes import (
     DEPTHWISE_PIXELS,
     HALF_ROWS,
     LANES,
+    NARROW_HALF_ROWS,
+    NARROW_ROWS,
     TILE_ROWS,
     WINDOWS,
     Window,
@@ -58,8 +60,8 @@ POOL_VECTORS = 4        # sums at work at once: what an addition takes, in addit
 
 # ---- convolution and matrix product -----------------------------------------------------------
 
-CONV_TILES = tuple((rows, vectors) for vectors in (BLOCK_VECTORS, 1)
-                   for rows in (TILE_ROWS, HALF_ROWS, 1))
+CONV_TILES = (*((rows, vectors) for vectors in (BLOCK_VECTORS, 1)
+                for rows in (TILE_ROWS, HALF_ROWS, 1)), (NARROW_ROWS, 1), (NARROW_HALF_ROWS, 1))
 
 
 @intrinsic
@@ -88,7 +90,12 @@ def conv_tile(typingctx, number, arguments):
 def some_blocks(rows, vectors, arguments):
     """conv_tile of rows x vectors, one of CONV_TILES."""
     number = 0 if rows == TILE_ROWS else 1 if rows == HALF_ROWS else 2
-    conv_tile(number if vectors == BLOCK_VECTORS else number + 3, arguments)
+    if vectors == BLOCK_VECTORS:
+        conv_tile(number, arguments)
+    elif rows == NARROW_ROWS or rows == NARROW_HALF_ROWS:
+        conv_tile(6 if rows == NARROW_ROWS else 7, arguments)
+    else:
+        conv_tile(number + 3, arguments)
 
 
 def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines: Value,
@@ -109,7 +116,8 @@ def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines
                 pixels = [advance(b, start, x_step, r) for r in range(rows)]
 
                 def product(k, acc):
-                    prefetch(b, advance(b, wanted, k, ahead_step))
+                    if vectors == BLOCK_VECTORS:
+                        prefetch(b, advance(b, wanted, k, ahead_step))
                     w_line = advance(b, weights, k, width)
                     w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(vectors)]
                     total = []

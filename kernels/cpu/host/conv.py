@@ -11,7 +11,7 @@ from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch
-from ..sizes import BLOCK, HALF_ROWS, LANES, TILE_ROWS
+from ..sizes import BLOCK, LANES, NARROW_ROWS, TILE_ROWS
 from . import depthwise, winograd
 from .epilogue import epilogue, is_clip
 
@@ -24,31 +24,33 @@ PASS_BYTES, SMALL_PASS_BYTES = 256 * 1024, 32 * 1024
 SMALL_BYTES = 256 * 1024
 
 
-def cover(length: int) -> list[tuple[int, int]]:
-    """Cut `length` pixels into (start, rows) with rows TILE_ROWS, HALF_ROWS or 1.
+def cover(length: int, most: int = TILE_ROWS) -> list[tuple[int, int]]:
+    """Cut `length` pixels into (start, rows) with rows `most`, half of that, or 1.
 
     A last tile moves back over its neighbour instead of needing a kernel of its own: computing
     a pixel twice gives the same bits twice.
     """
-    tiles = [(start, TILE_ROWS) for start in range(0, length - TILE_ROWS + 1, TILE_ROWS)]
-    done = len(tiles) * TILE_ROWS
-    if length - done > HALF_ROWS and tiles:
-        return [*tiles, (length - TILE_ROWS, TILE_ROWS)]
-    if length - done > HALF_ROWS:
-        tiles, done = [(0, HALF_ROWS)], HALF_ROWS
+    half = most // 2
+    tiles = [(start, most) for start in range(0, length - most + 1, most)]
+    done = len(tiles) * most
+    if length - done > half and tiles:
+        return [*tiles, (length - most, most)]
+    if length - done > half:
+        tiles, done = [(0, half)], half
     if length == done:
         return tiles
-    if length >= HALF_ROWS:
-        return [*tiles, (length - HALF_ROWS, HALF_ROWS)]
+    if length >= half:
+        return [*tiles, (length - half, half)]
     return [*tiles, *((start, 1) for start in range(done, length))]
 
 
-def cut_rows(batch: int, g: ConvGeometry) -> Array | None:
+def cut_rows(batch: int, g: ConvGeometry, narrow: bool) -> Array | None:
     """Direct tiles [.., 3] of an image without padding: rows, first output pixel (counted through
     the batch), offset of its first input in x. None where tiles fit the row so badly that more
-    than 15% of the work would be done twice."""
-    per_row = cover(g.out_width)
-    if sum(rows for _, rows in per_row) > 1.15 * g.out_width:
+    than 15% of the work would be done twice. narrow: tiles may have NARROW_ROWS."""
+    cuts = [cover(g.out_width, most) for most in (NARROW_ROWS, TILE_ROWS)[not narrow:]]
+    per_row = next((cut for cut in cuts if sum(rows for _, rows in cut) <= 1.15 * g.out_width), None)
+    if per_row is None:
         return None
     start, rows = np.array(per_row, np.int64).T
     image, row = np.divmod(np.arange(batch * g.out_height), g.out_height)
@@ -105,7 +107,7 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     together = merged(g.out_channels, groups, LANES)
     g = g._replace(per_group=g.per_group * together)
     p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0)
-    direct = cut_rows(batch, p)
+    direct = cut_rows(batch, p, narrow=g.out_channels * together <= LANES * groups)
     if direct is None:
         p = g
     tiles = cut_across(batch, g) if direct is None else direct
@@ -121,7 +123,7 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     low, high, finish, suffix = epilogue(activation)
     floats = batch * p.height * p.width * p.channels if p != g else 0
     if direct is None:
-        floats = options.threads * TILE_ROWS * g.depth
+        floats = options.threads * NARROW_ROWS * g.depth
 
     geometry, padded = tuple(g), tuple(p)
 
