@@ -139,6 +139,45 @@ def Sqrt(data: Array) -> Array:
     return np.sqrt(data)
 
 
+def Reciprocal(data: Array) -> Array:
+    return 1 / data
+
+
+def Pow(a: Array, b: Array) -> Array:
+    return np.power(a, b).astype(a.dtype)
+
+
+def ReduceMean(data: Array, axes_input: Array | None = None, *, axes: Sequence[int] | None = None,
+               keepdims: int = 1, noop_with_empty_axes: int = 0) -> Array:
+    return _reduce(np.mean, data, axes_input, axes, keepdims, noop_with_empty_axes)
+
+
+def ReduceSum(data: Array, axes_input: Array | None = None, *, axes: Sequence[int] | None = None,
+              keepdims: int = 1, noop_with_empty_axes: int = 0) -> Array:
+    return _reduce(np.sum, data, axes_input, axes, keepdims, noop_with_empty_axes)
+
+
+def _reduce(function: Callable[..., Array], data: Array, axes_input: Array | None,
+            axes: Sequence[int] | None, keepdims: int, nothing_for_none: int) -> Array:
+    wanted = axes if axes_input is None else axes_input.tolist()
+    if not wanted and nothing_for_none:
+        return data
+    return function(data, tuple(wanted) if wanted else None, dtype=data.dtype,
+                    keepdims=bool(keepdims))
+
+
+def BatchNormalization(data: Array, scale: Array, bias: Array, mean: Array, variance: Array, *,
+                       epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0,
+                       spatial: int = 1) -> Array:
+    """Of constants, as a weight that is standardised: in training mode by its own statistics."""
+    others = (0, *range(2, data.ndim))
+    if training_mode:
+        mean, variance = data.mean(others), data.var(others)
+    scale, bias, mean, variance = (array.reshape(-1, *[1] * (data.ndim - 2))
+                                   for array in (scale, bias, mean, variance))
+    return (data - mean) / np.sqrt(variance + np.float32(epsilon)) * scale + bias
+
+
 def Equal(a: Array, b: Array) -> Array:
     return a == b
 
@@ -178,8 +217,8 @@ def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
 EVALUATE: dict[str, Callable[..., Array]] = {
     function.__name__: function for function in (
         Constant, ConstantOfShape, Gather, Unsqueeze, Squeeze, Concat, Slice, Cast, Add, Sub, Mul,
-        Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Equal, Where, Range, Expand, Identity,
-        Reshape, Transpose, Shape)}
+        Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Reciprocal, Pow, ReduceMean, ReduceSum,
+        BatchNormalization, Equal, Where, Range, Expand, Identity, Reshape, Transpose, Shape)}
 
 
 def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:

@@ -157,7 +157,8 @@ def _import_node(net: Importer, node: onnx.NodeProto, path: Path) -> None:
             raise net.error(f"{node.op_type} is supported only on constants and shapes")
     except (ValueError, TypeError) as error:
         raise net.error(f"{node.op_type}: {error}") from None
-    if len(values) < len([name for name in node.output if name]) and node.op_type != "Dropout":
+    few = len(values) < len([name for name in node.output if name])
+    if few and node.op_type not in ("Dropout", "BatchNormalization"):
         raise net.error(f"{node.op_type} with {len(node.output)} outputs is not supported")
     for value, name in zip(values, node.output, strict=False):
         if name:

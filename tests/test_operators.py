@@ -37,6 +37,29 @@ def test_sub_and_div(tmp_path, order):
     compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
 
 
+@pytest.mark.parametrize("form", ["by batch norm in training mode", "written out"])
+def test_weights_that_are_standardised_in_the_file(tmp_path, form):
+    """As the networks without batch norm have them: all that computes a weight is constants."""
+    constants = {"w": whole(5, 8, 3, 3), "row": np.int64([1, 5, -1]), "back": np.int64([5, 8, 3, 3]),
+                 "ones": np.ones(5, np.float32), "gain": whole(5), "zeros": np.zeros(5, np.float32),
+                 "eps": np.float32([1e-5]), "two": np.float32(2), "axes": np.int64([2]),
+                 "g": whole(1, 5, 1)}
+    nodes = [node("Reshape", ["w", "row"], ["r"])]
+    if form == "written out":
+        nodes += [node("ReduceMean", ["r", "axes"], ["mean"]), node("Sub", ["r", "mean"], ["c"]),
+                  node("Pow", ["c", "two"], ["square"]), node("ReduceSum", ["square", "axes"], ["v"]),
+                  node("Add", ["v", "eps"], ["ve"]), node("Sqrt", ["ve"], ["std"]),
+                  node("Reciprocal", ["std"], ["scale"]), node("Mul", ["c", "scale"], ["n"]),
+                  node("Mul", ["n", "g"], ["s"])]
+    else:
+        nodes += [node("BatchNormalization", ["r", "gain", "zeros", "zeros", "ones"],
+                       ["s", "mean", "var"], epsilon=1e-5, momentum=1.0, training_mode=1)]
+    nodes += [node("Reshape", ["s", "back"], ["k"]), node("Conv", ["x", "k"], ["y"])]
+    compare(tmp_path, build(nodes, IMAGE, constants=constants, opset=18), x=X)
+    kinds = [layer.op.kind for layer in cnn.load(tmp_path / "net.onnx")._graph.nodes]
+    assert kinds == ["Conv2d", "Transpose"]
+
+
 @pytest.mark.parametrize(("axis", "shape"), [(-1, (4,)), (2, (6, 4)), (1, (8, 6, 4))])
 def test_layer_normalization(tmp_path, axis, shape):
     constants = {"scale": whole(*shape), "bias": whole(*shape)}
