@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kernels import ops
 from kernels.cpu import backend
+from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import conv
-from kernels.cpu.sizes import BLOCK, HALF_ROWS, LANES
+from kernels.cpu.sizes import BLOCK, HALF_ROWS, LANES, NARROW_HALF_ROWS, NARROW_ROWS
 from kernels.cpu.sizes import TILE_ROWS as TILE
 from kernels.groups import merge, merged
 from kernels.ops import Conv2d, TensorSpec
@@ -87,15 +88,25 @@ def test_narrow_groups_share_a_vector(groups, channels, outputs, op):
             assert wide[group, :, :, other].any() == (other == group % together)
 
 
+@pytest.mark.parametrize(("most", "half"), [(TILE, HALF_ROWS), (NARROW_ROWS, NARROW_HALF_ROWS)])
 @pytest.mark.parametrize("length", range(1, 4 * TILE + 2))
-def test_cover_covers_every_pixel_with_the_sizes_there_are(length):
+def test_cover_covers_every_pixel_with_the_sizes_there_are(length, most, half):
     covered = set()
-    for start, rows in conv.cover(length):
-        assert rows in (TILE, HALF_ROWS, 1)
+    for start, rows in conv.cover(length, most):
+        assert rows in (most, half, 1)
         assert start >= 0
         assert start + rows <= length
         covered.update(range(start, start + rows))
     assert covered == set(range(length))
+
+
+@pytest.mark.parametrize("width", [NARROW_HALF_ROWS, NARROW_ROWS, 2 * NARROW_ROWS, 3])
+def test_narrow_groups_get_tiles_of_more_pixels_where_these_fit(width):
+    g = ConvGeometry(9, width + 2, 4 * LANES, 7, width, 4 * LANES, 3, 3, 1, 1, 0, 0, 1, 1, LANES)
+    rows = set(conv.cut_rows(2, g, narrow=True)[:, 0])
+    assert rows == {min(width, NARROW_ROWS)} if width > 3 else rows <= {HALF_ROWS, 1}
+    op = Conv2d(padding=(1, 1, 1, 1), groups=4)
+    assert_exact(op, *arrays(integers, op, 2, 5, width, 4 * LANES, 4 * LANES, (3, 3)), **DIRECT)
 
 
 @pytest.mark.parametrize("outputs", [1, LANES - 1, LANES, LANES + 1, BLOCK, 3 * BLOCK + LANES // 2])

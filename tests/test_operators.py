@@ -40,14 +40,15 @@ def test_sub_and_div(tmp_path, order):
 @pytest.mark.parametrize("form", ["by batch norm in training mode", "written out"])
 def test_weights_that_are_standardised_in_the_file(tmp_path, form):
     """As the networks without batch norm have them: all that computes a weight is constants."""
-    constants = {"w": whole(5, 8, 3, 3), "row": np.int64([1, 5, -1]), "back": np.int64([5, 8, 3, 3]),
-                 "ones": np.ones(5, np.float32), "gain": whole(5), "zeros": np.zeros(5, np.float32),
-                 "eps": np.float32([1e-5]), "two": np.float32(2), "axes": np.int64([2]),
-                 "g": whole(1, 5, 1)}
+    constants = {"w": whole(5, 8, 3, 3), "row": np.int64([1, 5, -1]),
+                 "back": np.int64([5, 8, 3, 3]), "ones": np.ones(5, np.float32), "gain": whole(5),
+                 "zeros": np.zeros(5, np.float32), "eps": np.float32([1e-5]),
+                 "two": np.float32(2), "axes": np.int64([2]), "g": whole(1, 5, 1)}
     nodes = [node("Reshape", ["w", "row"], ["r"])]
     if form == "written out":
         nodes += [node("ReduceMean", ["r", "axes"], ["mean"]), node("Sub", ["r", "mean"], ["c"]),
-                  node("Pow", ["c", "two"], ["square"]), node("ReduceSum", ["square", "axes"], ["v"]),
+                  node("Pow", ["c", "two"], ["square"]),
+                  node("ReduceSum", ["square", "axes"], ["v"]),
                   node("Add", ["v", "eps"], ["ve"]), node("Sqrt", ["ve"], ["std"]),
                   node("Reciprocal", ["std"], ["scale"]), node("Mul", ["c", "scale"], ["n"]),
                   node("Mul", ["n", "g"], ["s"])]

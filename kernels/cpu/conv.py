@@ -1,7 +1,8 @@
 """Convolution, NHWC float32, without an im2col buffer: the micro-kernel walks the image itself.
 
 The output is cut into tiles of consecutive pixels (at most TILE_ROWS, or NARROW_ROWS where a group
-has no more than one vector of outputs) and blocks of output channels (at most BLOCK). `conv_tile` of microkernels.py computes one tile x block:
+has no more than one vector of outputs) and blocks of output channels (at most BLOCK). `conv_tile`
+of microkernels.py computes one tile x block:
 
     direct   With NHWC the KW * C inputs under one kernel line are contiguous, those of a group or
              of a dilated kernel in runs, and neighbouring output pixels read the same memory

@@ -90,12 +90,9 @@ def conv_tile(typingctx, number, arguments):
 def some_blocks(rows, vectors, arguments):
     """conv_tile of rows x vectors, one of CONV_TILES."""
     number = 0 if rows == TILE_ROWS else 1 if rows == HALF_ROWS else 2
-    if vectors == BLOCK_VECTORS:
-        conv_tile(number, arguments)
-    elif rows == NARROW_ROWS or rows == NARROW_HALF_ROWS:
-        conv_tile(6 if rows == NARROW_ROWS else 7, arguments)
-    else:
-        conv_tile(number + 3, arguments)
+    if vectors < BLOCK_VECTORS:
+        number = 6 if rows == NARROW_ROWS else 7 if rows == NARROW_HALF_ROWS else number + 3
+    conv_tile(number, arguments)
 
 
 def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines: Value,

@@ -26,8 +26,8 @@ LANES = _host_lanes()
 # 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
 TILE_ROWS = 14 if LANES == 16 else 6
 HALF_ROWS = TILE_ROWS // 2
-# Beside one vector of outputs, those of a narrow group, there is room for more pixels: 28 + 1 + 1 of
-# 32 registers, or 14 + 1 + 1 of 16.
+# Beside one vector of outputs, those of a narrow group, there is room for more pixels: 28 + 1 + 1
+# of 32 registers, or 14 + 1 + 1 of 16.
 NARROW_ROWS = 28 if LANES == 16 else 14
 NARROW_HALF_ROWS = NARROW_ROWS // 2
 BLOCK_VECTORS = 2

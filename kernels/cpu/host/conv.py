@@ -49,10 +49,10 @@ def cut_rows(batch: int, g: ConvGeometry, narrow: bool) -> Array | None:
     the batch), offset of its first input in x. None where tiles fit the row so badly that more
     than 15% of the work would be done twice. narrow: tiles may have NARROW_ROWS."""
     cuts = [cover(g.out_width, most) for most in (NARROW_ROWS, TILE_ROWS)[not narrow:]]
-    per_row = next((cut for cut in cuts if sum(rows for _, rows in cut) <= 1.15 * g.out_width), None)
-    if per_row is None:
+    fitting = [cut for cut in cuts if sum(rows for _, rows in cut) <= 1.15 * g.out_width]
+    if not fitting:
         return None
-    start, rows = np.array(per_row, np.int64).T
+    start, rows = np.array(fitting[0], np.int64).T
     image, row = np.divmod(np.arange(batch * g.out_height), g.out_height)
     first_line = image * g.height + row * g.stride_height
     offset = (first_line[:, None] * g.width + start * g.stride_width) * g.channels
