@@ -7,6 +7,7 @@ reference sees them.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -119,6 +120,15 @@ def run(op: Op, *arrays: np.ndarray, dtype: str = "float32", weights=(), kernel:
         assert step.kernel.startswith(kernel), step.kernel
     shape = ops.known(op.output_shape(*(array.shape for array in given)))
     return run_step(step, given, TensorSpec(shape, storage(dtype)), runner)
+
+
+def skip_on_others(runner: str, needs: str, runs: Callable[[str], bool]) -> None:
+    """Skips a test on a GPU whose architecture does not run what it tests; needs: a sentence."""
+    if runner == "gpu":
+        from kernels.cuda import gpu
+        arch = gpu.gpu(gpu.cupy().cuda.runtime.getDevice()).arch
+        if not runs(arch):
+            pytest.skip(f"{needs}, and this GPU is {arch}")
 
 
 def uploader(runner: str):

@@ -37,6 +37,17 @@ ret;
 }}
 """
 
+# %r1 becomes the number of the block in its grid, x first.
+BLOCK_NUMBER = """
+    mov.u32 %r1, %ctaid.x;
+    mov.u32 %r2, %ctaid.y;
+    mov.u32 %r3, %ctaid.z;
+    mov.u32 %r4, %nctaid.x;
+    mov.u32 %r5, %nctaid.y;
+    mad.lo.u32 %r2, %r3, %r5, %r2;
+    mad.lo.u32 %r1, %r2, %r4, %r1;
+"""
+
 # Each test that synchronises runs in lock-step and in a random order, with and without race check.
 every_schedule = pytest.mark.parametrize(
     "schedule", [{"race": False}, {}, {"seed": 5}, {"seed": 6, "race": False}],

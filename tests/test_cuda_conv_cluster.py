@@ -2,7 +2,7 @@
 bits of sums by planes, and every barrier needed. The choice of it: test_cuda_conv_choice.py."""
 import numpy as np
 import pytest
-from cuda_checks import assert_exact, assert_resources, bits, number_of, run
+from cuda_checks import assert_exact, assert_resources, bits, number_of, run, skip_on_others
 from test_cuda_conv import WEIGHTS, arrays, name, signs, small
 
 from kernels import ops
@@ -25,11 +25,7 @@ KINDS = [pytest.param("float32", small("float32"), marks=pytest.mark.slow),
 
 @pytest.fixture
 def runner(runner):
-    if runner == "gpu":
-        from kernels.cuda import gpu
-        arch = gpu.gpu(gpu.cupy().cuda.runtime.getDevice()).arch
-        if number_of(arch) < 90:
-            pytest.skip(f"clusters need sm_90, and this GPU is {arch}")
+    skip_on_others(runner, "clusters need sm_90", lambda arch: number_of(arch) >= 90)
     return runner
 
 

@@ -2,7 +2,14 @@
 import numpy as np
 import pytest
 from checks import sum_bound
-from cuda_checks import assert_exact, assert_resources, assert_within, number_of, run
+from cuda_checks import (
+    assert_exact,
+    assert_resources,
+    assert_within,
+    number_of,
+    run,
+    skip_on_others,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cuda_conv import WEIGHTS, arrays, representable, signs
@@ -35,11 +42,7 @@ def chosen(monkeypatch):
 
 @pytest.fixture
 def runner(runner):
-    if runner == "gpu":
-        from kernels.cuda import gpu
-        arch = gpu.gpu(gpu.cupy().cuda.runtime.getDevice()).arch
-        if number_of(arch) < 80:
-            pytest.skip(f"tensor cores of float16 need sm_80, and this GPU is {arch}")
+    skip_on_others(runner, "float16 needs sm_80", lambda arch: number_of(arch) >= 80)
     return runner
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from checks import sum_bound
-from cuda_checks import assert_exact, assert_resources, assert_within, run
+from cuda_checks import assert_exact, assert_resources, assert_within, run, skip_on_others
 from hypothesis import given, settings
 from test_cuda_conv import FOR_ALL, PROBLEMS, WEIGHTS, arrays, name, problems, representable, signs
 
@@ -24,11 +24,8 @@ FAST = SMALL, WGMMA_TILES[0], WGMMA_TILES[3]        # of each kind: small, alone
 
 @pytest.fixture
 def runner(runner):
-    if runner == "gpu":
-        from kernels.cuda import gpu
-        arch = gpu.gpu(gpu.cupy().cuda.runtime.getDevice()).arch
-        if arch != conv_wgmma.ARCH:
-            pytest.skip(f"wgmma needs {conv_wgmma.ARCH}, and this GPU is {arch}")
+    skip_on_others(runner, f"wgmma needs {conv_wgmma.ARCH}",
+                   lambda arch: arch == conv_wgmma.ARCH)
     return runner
 
 

@@ -1,7 +1,7 @@
 """Clusters: their special registers, their barrier, and the launches that have them."""
 import numpy as np
 import pytest
-from emulator_checks import every_schedule, kernel, launch
+from emulator_checks import BLOCK_NUMBER, every_schedule, kernel, launch
 
 from kernels.emulator import (
     Deadlock,
@@ -19,14 +19,7 @@ REGISTERS = ["%cluster_ctarank", "%cluster_nctarank",
              *(f"%{name}.{axis}" for name in ("clusterid", "nclusterid", "cluster_ctaid",
                                               "cluster_nctaid") for axis in "xyz")]
 # y[block, thread of one warp, register]
-READ_REGISTERS = f"""
-    mov.u32 %r1, %ctaid.x;
-    mov.u32 %r2, %ctaid.y;
-    mov.u32 %r3, %ctaid.z;
-    mov.u32 %r4, %nctaid.x;
-    mov.u32 %r5, %nctaid.y;
-    mad.lo.u32 %r2, %r3, %r5, %r2;
-    mad.lo.u32 %r1, %r2, %r4, %r1;
+READ_REGISTERS = BLOCK_NUMBER + f"""
     mad.lo.u32 %r1, %r1, 32, tid;
     mad.wide.u32 %d1, %r1, {4 * len(REGISTERS) + 4}, y;
     mov.pred p, %is_explicit_cluster;

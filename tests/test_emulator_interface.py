@@ -1,7 +1,7 @@
 """What a caller sees of the emulator: arrays and their aliases, scalars, shapes, seeds, errors."""
 import numpy as np
 import pytest
-from emulator_checks import kernel, launch
+from emulator_checks import BLOCK_NUMBER, kernel, launch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
@@ -155,14 +155,7 @@ def test_an_array_that_is_not_marked_empty_has_its_content():
 
 # ------------------------------------------------------------------------------- grids and scalars
 
-COUNT = """
-    mov.u32 %r1, %ctaid.x;
-    mov.u32 %r2, %ctaid.y;
-    mov.u32 %r3, %ctaid.z;
-    mov.u32 %r4, %nctaid.x;
-    mov.u32 %r5, %nctaid.y;
-    mad.lo.u32 %r2, %r3, %r5, %r2;
-    mad.lo.u32 %r1, %r2, %r4, %r1;
+COUNT = BLOCK_NUMBER + """
     mad.wide.u32 %d1, %r1, 4, y;
     red.global.add.u32 [%d1], 1;
 """

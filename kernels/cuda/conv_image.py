@@ -232,6 +232,14 @@ def multiply_patches(dtype: str, window: Window) -> Callable:
     mma = MMA[dtype]
 
     @cuda.jit(device=True, inline="always")
+    def add_product(acc, o, a, b):
+        d = mma((acc[o], acc[o + 1], acc[o + 2], acc[o + 3]), a, b)
+        acc[o] = d[0]                           # constant tuple indices only
+        acc[o + 1] = d[1]
+        acc[o + 2] = d[2]
+        acc[o + 3] = d[3]
+
+    @cuda.jit(device=True, inline="always")
     def multiply(upper, lower, a_first, b_first):
         b = cuda.local.array(b_count, uint32)
         for step in range(steps):
@@ -241,23 +249,13 @@ def multiply_patches(dtype: str, window: Window) -> Callable:
             v = ldmatrix_x4(uint32(a_first + uint32(at + next_row * 16)))
             for nj in range(ni_count // 2):
                 w = ldmatrix_x4(uint32(b_first + uint32((nj * 16 * pitch + chunk) * 16)))
-                b[nj * 4] = w[0]                # constant tuple indices only
+                b[nj * 4] = w[0]
                 b[nj * 4 + 1] = w[1]
                 b[nj * 4 + 2] = w[2]
                 b[nj * 4 + 3] = w[3]
             for ni in range(ni_count):
-                o = ni * 4
-                d = mma((upper[o], upper[o + 1], upper[o + 2], upper[o + 3]), u,
-                        (b[ni * 2], b[ni * 2 + 1]))
-                upper[o] = d[0]
-                upper[o + 1] = d[1]
-                upper[o + 2] = d[2]
-                upper[o + 3] = d[3]
-                d = mma((lower[o], lower[o + 1], lower[o + 2], lower[o + 3]), v,
-                        (b[ni * 2], b[ni * 2 + 1]))
-                lower[o] = d[0]
-                lower[o + 1] = d[1]
-                lower[o + 2] = d[2]
-                lower[o + 3] = d[3]
+                weights = (b[ni * 2], b[ni * 2 + 1])
+                add_product(upper, ni * 4, u, weights)
+                add_product(lower, ni * 4, v, weights)
 
     return multiply
