@@ -69,6 +69,25 @@ def test_layer_normalization(tmp_path, axis, shape):
                                       epsilon=0.25)], IMAGE, constants=constants), x=X)
 
 
+@pytest.mark.parametrize("trivial", [False, True])
+def test_instance_and_group_normalization(tmp_path, trivial):
+    """Of an image, of groups as torch exports them, and by ONNX's own operator."""
+    def pair(size):
+        return ((np.ones(size, np.float32), np.zeros(size, np.float32)) if trivial
+                else (whole(size), whole(size)))
+    (scale, bias), (group_scale, group_bias) = pair(8), pair(2)
+    constants = {"scale": scale, "bias": bias, "gs": group_scale, "gb": group_bias,
+                 "three": np.int64([0, 2, -1]), "four": np.int64([0, 8, 6, 4])}
+    for nodes, opset in (
+            ([node("InstanceNormalization", ["x", "scale", "bias"], ["y"], epsilon=0.25)], 17),
+            ([node("Reshape", ["x", "three"], ["r"]),
+              node("InstanceNormalization", ["r", "gs", "gb"], ["n"]),
+              node("Reshape", ["n", "four"], ["y"])], 17),
+            ([node("GroupNormalization", ["x", "gs", "gb"], ["y"], num_groups=2)], 18),
+            ([node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=2)], 21)):
+        compare(tmp_path, build(nodes, IMAGE, constants=constants, opset=opset), x=X)
+
+
 @pytest.mark.parametrize(("starts", "ends", "axes", "steps"), [
     ([1], [5], [1], None), ([0, -3], [2 ** 63 - 1, -1], [0, 1], None),
     ([1, 0], [9, 3], [2, 3], None), ([1], [8], [1], [3])])

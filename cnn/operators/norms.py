@@ -38,6 +38,41 @@ def LayerNormalization(net: Importer, x: Value, scale: Value, b: Value | None = 
     return net.by_rows(ops.LayerNorm(epsilon), axis, x, *constants)
 
 
+def InstanceNormalization(net: Importer, x: Value, scale: Value, b: Value, *,
+                          epsilon: float = 1e-5) -> Value:
+    return _group_norm(net, x, scale, b, ops.known(net.shape(x)[1:2])[0], epsilon)
+
+
+def GroupNormalization(net: Importer, x: Value, scale: Value, b: Value, *, num_groups: int,
+                       epsilon: float = 1e-5, stash_type: int = 1) -> Value:
+    return _group_norm(net, x, scale, b, num_groups, epsilon)
+
+
+def _group_norm(net: Importer, x: Value, scale: Value, b: Value, groups: int, epsilon: float
+                ) -> Value:
+    """A group of a sample is a row of a layer norm; what scales channels comes after it. Before
+    opset 21 GroupNormalization had a scale for each group."""
+    sizes = ops.known(net.shape(x)[1:])
+    channels, length = sizes[0], ops.count(sizes) // groups
+    if channels % groups:
+        raise ValueError(f"{channels} channels can not be cut into {groups} groups")
+    ones, zeros = (net.add_constant(f"{net.name}:{what}", np.full(length, value, np.float32))
+                   for what, value in (("ones", 1), ("zeros", 0)))
+    rows = net.emit(ops.Reshape((0, groups, length)), x, suffix=":rows")
+    normal = net.emit(ops.LayerNorm(epsilon), rows, ones, zeros)
+    y = net.emit(ops.Reshape((0, *sizes)), normal, suffix=":back")
+    for op, value, neutral in ((ops.Mul(), scale, 1), (ops.Add(), b, 0)):
+        factors = net.weight(value, "scale and bias", rank=1)
+        if len(factors) not in (groups, channels):
+            raise ValueError(f"its scale and bias have {len(factors)} values, and there are "
+                             f"{channels} channels")
+        if (factors != neutral).any():
+            shaped = np.repeat(factors, channels // len(factors)).reshape(-1, *[1] * len(sizes[1:]))
+            y = net.emit(op, y, net.add_constant(f"{value}:{net.name}", shaped),
+                         suffix=f":{op.kind.lower()}")
+    return y
+
+
 def LRN(net: Importer, x: Value, *, size: int, alpha: float = 1e-4, beta: float = 0.75,
         bias: float = 1.0) -> Value:
     if len(net.shape(x)) != 4 or size < 1:
