@@ -43,6 +43,8 @@ def report() -> list[tuple[str, str]]:
         ("gpu", _gpu()),
         ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
         ("cuda assembler", name_and_version()),
+        ("settings", ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items())
+                               if name.startswith(("CNN_", "NUMBA_"))) or "none"),
         ("cache", f"{root}, {_size(root) / 1e6:.1f} MB; {state}"),
         ("zoo", ", ".join(zoo.names())),
     ]

@@ -127,10 +127,12 @@ def test_summary_lists_every_layer_and_the_totals(cnn):
     assert "activation of the output: softmax" in out
 
 
-def test_doctor_names_versions_cpu_threads_and_cache(cnn):
+def test_doctor_names_versions_cpu_threads_settings_and_cache(cnn, monkeypatch):
+    monkeypatch.setenv("CNN_WINOGRAD", "0")
     status, out, _ = cnn("doctor")
     assert status == 0
-    for word in ("cnn", "python", "numba", "cpu features", "threads", "gpu", "cache", "zoo"):
+    for word in ("cnn", "python", "numba", "cpu features", "threads", "gpu", "CNN_WINOGRAD=0",
+                 "cache", "zoo"):
         assert word in out
 
 

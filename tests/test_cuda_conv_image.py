@@ -151,9 +151,18 @@ def test_other_layers_are_left_to_other_kernels(op, given, dtype):
     assert not conv_image.fits(op, given, dtype)
 
 
-def test_it_is_not_chosen_unless_it_is_wanted(monkeypatch):
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_it_is_not_chosen_unless_it_is_wanted(asked, monkeypatch):
     monkeypatch.delenv("CNN_TRIAL_KERNELS")
+    if asked is not None:
+        monkeypatch.setenv("CNN_TRIAL_KERNELS", asked)
     op, shape = PROBLEMS["MobileNet"]
     assert_exact(op, *arrays(signs, *shape), weights=WEIGHTS, dtype="float16", kernel="conv_mma_",
                  arch="sm_80")
     assert not any(kernel.name.startswith("conv_image") for kernel in conv.kernels("float16"))
+
+
+def test_what_the_variable_may_be_is_said(monkeypatch):
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "yes")
+    with pytest.raises(ValueError, match="CNN_TRIAL_KERNELS is 'yes'; it must be 0 or 1"):
+        conv.kernels("float16")

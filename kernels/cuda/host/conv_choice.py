@@ -111,8 +111,12 @@ def full_rate(tile: Tile, dtype: str, arch: str) -> float:
 
 
 def trial_kernels() -> bool:
-    """Whether kernels that no GPU has run yet are to be used: CNN_TRIAL_KERNELS=1."""
-    return os.environ.get("CNN_TRIAL_KERNELS") == "1"
+    """Whether kernels that no GPU has run yet are to be used: the environment variable
+    CNN_TRIAL_KERNELS. ValueError where it is neither 0, as if it were not set, nor 1."""
+    asked = os.environ.get("CNN_TRIAL_KERNELS", "0")
+    if asked not in ("0", "1"):
+        raise ValueError(f"CNN_TRIAL_KERNELS is {asked!r}; it must be 0 or 1")
+    return asked == "1"
 
 
 def clusters(arch: str) -> bool:
