@@ -85,6 +85,14 @@ def test_tiles_and_splits_that_there_are_not_are_left_out(tile, splits, cluster,
     assert tuned.load(GPU) == {"float16 other": good}
 
 
+def test_a_file_of_before_there_were_clusters_has_none():
+    path = tuned.save(GPU, {NAME: Choice(TILES["float16"][1], 3)})
+    stored = json.loads(path.read_text())
+    del stored["choices"][NAME]["cluster"]
+    path.write_text(json.dumps(stored))
+    assert tuned.load(GPU) == {NAME: Choice(TILES["float16"][1], 3)}
+
+
 def test_a_cluster_is_left_out_where_it_is_not_wanted_or_not_there(monkeypatch):
     other = Gpu(0, "NVIDIA A10", "sm_86", 72)
     for gpu in (GPU, other):

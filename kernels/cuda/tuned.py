@@ -51,7 +51,7 @@ def load(gpu: Gpu) -> dict[str, Choice]:
         stored = json.loads(path.read_text(encoding="utf-8"))
         belongs_to = stored["gpu"], stored["multiprocessors"], stored["kernels"]
         choices = {problem: Choice(Tile(*one["tile"]) if one["tile"] else None, one["splits"],
-                                   one["cluster"])
+                                   one.get("cluster", False))
                    for problem, one in stored["choices"].items()}
     except FileNotFoundError:
         return {}
