@@ -47,8 +47,8 @@ def runner(request):
     return request.param
 
 
-@pytest.fixture(params=["sm_80", "sm_90a", *(pytest.param(arch, marks=pytest.mark.slow)
-                                             for arch in ("sm_75", "sm_86", "sm_89"))])
+@pytest.fixture(params=["sm_90a", *(pytest.param(arch, marks=pytest.mark.slow)
+                                    for arch in ("sm_75", "sm_80", "sm_86", "sm_89"))])
 def arch(request):
     """An architecture to assemble for."""
     return request.param

@@ -48,7 +48,7 @@ def assert_stored_right(op, given, unit, variants=("", "x", "y", "xy")):
 
 @every_unit
 @given(problem=ANY, seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_what_is_stored_is_what_float32_would_hold_rounded(unit, problem, seed):
     op, shape = problem
     assert_stored_right(op, arrays(normal, op, *shape, seed=seed), unit)

@@ -37,6 +37,15 @@ def test_a_folder_of_cubins_replaces_the_compiler(small_model, tmp_path, monkeyp
         assert all(compiler.cubin(kernel, arch) for kernel in needed)
 
 
+def test_what_is_skipped_is_not_built(small_model, tmp_path):
+    done = run("--model", small_model, "--dtype", "float32", "--arch", "sm_90a", "--skip", "conv_",
+               "--skip", "gemv_", "--output", tmp_path, "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    built = {path.name.split("_")[0] for path in tmp_path.iterdir()}
+    assert "global" in built
+    assert not built & {"conv", "gemv"}
+
+
 def test_the_report_is_a_table_of_kernels_and_architectures():
     kernels = [elementwise.flat_kernel(dtype, "clip") for dtype in ("float32", "float16")]
     built = build.build(kernels, ["sm_75", "sm_90a"], jobs=1)

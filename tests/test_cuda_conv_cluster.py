@@ -62,6 +62,7 @@ def test_groups_several_tiles_and_images(dtype, tile, runner):
           runner=runner)
 
 
+@pytest.mark.slow
 def test_another_activation_and_no_bias(runner):
     x, weight, _ = arrays(signs, 1, 5, 6, 64, 24, (3, 3))
     options = {"dtype": "float16", "weights": (1,), "tile": SMALLEST["wgmma"], "splits": 3,

@@ -6,6 +6,7 @@ from cuda_checks import assert_exact, assert_within
 from test_cuda_conv import FEWER, FP32, WEIGHTS, name, representable, signs, small
 
 from kernels import ops
+from kernels.cuda.conv_gemm import PLANE
 from kernels.ops import Linear
 
 
@@ -26,7 +27,7 @@ def test_products_are_exact(sizes, dtype, runner):
 @pytest.mark.parametrize("splits", [5, pytest.param(2, marks=pytest.mark.slow)])
 def test_splits_of_the_sum_add_up(splits, dtype, runner):
     assert_exact(Linear(), *arrays(signs, 17, 350, 24), weights=WEIGHTS, dtype=dtype,
-                 tile=small(dtype), splits=splits, kernel=name(dtype, small(dtype), True),
+                 tile=small(dtype), splits=splits, kernel=name(dtype, small(dtype), PLANE),
                  runner=runner)
 
 

@@ -131,9 +131,9 @@ def test_a_kernel_that_needs_python_is_refused_when_it_is_compiled(monkeypatch):
 def test_the_users_own_numba_cache_folder_is_left_alone():
     import numba
 
-    from kernels.cpu import depthwise, store
+    from kernels.cpu import conv, store
     assert str(store.folder()) != numba.config.CACHE_DIR
-    assert str(store.folder()) in depthwise.depthwise_units._cache.cache_path
+    assert str(store.folder()) in conv.conv_units._cache.cache_path
 
 
 def test_vector_width_can_be_chosen_and_is_checked(tmp_path):

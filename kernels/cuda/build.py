@@ -114,6 +114,8 @@ def _cell(one: Built) -> str:
               default=("float16",), show_default=True, help="Compute type; several times, too.")
 @click.option("--model", metavar="MODEL", help="Only what this file or zoo model needs.  "
                                                "[default: all kernels]")
+@click.option("--skip", "skipped", multiple=True, metavar="PREFIX",
+              help="No kernels whose names begin so; several times, too.")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=(1,),
               show_default=True, help="With --model: its batch sizes.")
 @click.option("--multiprocessors", type=click.IntRange(1), default=None,
@@ -124,8 +126,9 @@ def _cell(one: Built) -> str:
 @click.option("--jobs", type=click.IntRange(1), default=len(os.sched_getaffinity(0)),
               show_default=True, help="Processes.")
 @click.option("--report", "reports", is_flag=True, help="Print a table of registers and spills.")
-def main(archs: Sequence[str], dtypes: Sequence[str], model: str | None, batches: Sequence[int],
-         multiprocessors: int | None, output: Path | None, jobs: int, reports: bool) -> None:
+def main(archs: Sequence[str], dtypes: Sequence[str], model: str | None, skipped: Sequence[str],
+         batches: Sequence[int], multiprocessors: int | None, output: Path | None, jobs: int,
+         reports: bool) -> None:
     """Compile CUDA kernels ahead of time, on a machine that needs no GPU."""
     try:
         kernels: dict[Kernel, None] = {}
@@ -133,7 +136,8 @@ def main(archs: Sequence[str], dtypes: Sequence[str], model: str | None, batches
             found = backend.all_kernels(dtype) if model is None else [
                 kernel for arch in archs
                 for kernel in _of_model(model, dtype, arch, batches, multiprocessors)]
-            kernels.update(dict.fromkeys(found))
+            kernels.update((kernel, None) for kernel in found
+                           if not kernel.name.startswith(tuple(skipped)))
         for arch in archs:
             compiler.check_name(arch)
         built = build(kernels, archs, jobs, reports)

@@ -111,6 +111,8 @@ def make(dtype: str, window: Window, activation_name: str) -> Callable:
     chunk_step, pitch = window.chunk_step, window.pitch
     copy_weights = weight_copy(window)
     copy_image, multiply = image_copy(window), multiply_patches(dtype, window)
+    # To the epilogue 16 pixels of each warp are a tile, those of a warp 16 after those of the one
+    # before: `first` takes that back.
     store_rows = epilogue(dtype, Tile(16 * WARPS, block_n, 0, 0, 16, block_n, 0), block_n,
                           window.sums_pitch, put_rows(dtype, block_n, window.sums_pitch),
                           activation_name, False)
