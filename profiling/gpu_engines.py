@@ -11,14 +11,14 @@ ends when its logits are there.
 """
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from torch_setup import load_torch, set_tf32
@@ -59,25 +59,11 @@ def ours(path: Path, dtype: str, index: int, batches: Sequence[Any], name: str =
     pool = cupy.get_default_memory_pool()
     before = pool.used_bytes()
     model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
-    with trial_kernels(name == TRIAL):
+    with patch.dict(os.environ, CNN_TRIAL_KERNELS="1" if name == TRIAL else "0"):
         logits = model.predict(batches[0])
     used = pool.used_bytes() - before       # the logits are still held
     del logits
     return Engine(name, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
-
-
-@contextlib.contextmanager
-def trial_kernels(wanted: bool) -> Iterator[None]:
-    """What is prepared inside uses kernels on trial, or does not."""
-    before = os.environ.pop("CNN_TRIAL_KERNELS", None)
-    if wanted:
-        os.environ["CNN_TRIAL_KERNELS"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("CNN_TRIAL_KERNELS", None)
-        if before is not None:
-            os.environ["CNN_TRIAL_KERNELS"] = before
 
 
 class Torch:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from . import vector
 from .activation import activation
-from .conv_gemm import Tile, cluster_pitch
+from .conv_gemm import Tile, sums_pitch
 from .ptx import Regs, asm_op, cuda, float32, uint32, uint64
 
 LANES = 4           # sums of an access
@@ -58,9 +58,9 @@ def cluster_epilogue(stored_as: str, tile: Tile, width: int, put_rows: Callable,
                      activation_name: str) -> Callable:
     """Device function: the block's rows of y, as conv_epilogue.py's `epilogue` makes a warp's.
 
-    put_rows    as there, of fp32 rows with `cluster_pitch` bytes from one to the next
+    put_rows    as there, of fp32 rows, `sums_pitch` of the block's columns apart
     """
-    size, pitch = vector.STORAGE[stored_as].bytes, cluster_pitch(tile)
+    size, pitch = vector.STORAGE[stored_as].bytes, sums_pitch(tile.block_n)
     warp_m, warp_n, warps_n = tile.warp_m, tile.warp_n, tile.block_n // tile.warp_n
     parts = warp_n // width                         # of 16 rows of a warp
     steps = warp_m // 16 * parts

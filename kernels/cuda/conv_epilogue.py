@@ -16,7 +16,7 @@ from collections.abc import Callable
 from . import vector
 from .activation import activation
 from .conv_cluster import cluster_epilogue
-from .conv_gemm import CLUSTER, PLANE, Tile, cluster_pitch, keep
+from .conv_gemm import CLUSTER, PLANE, Tile, keep, sums_pitch
 from .ptx import asm_op, cuda, float32, ld_shared_v4_f32, uint32, uint64
 
 ld_shared_f32 = asm_op("ld_shared_f32", "ld.shared.f32 $0, [$1];", float32, [uint32], memory=True)
@@ -55,8 +55,8 @@ def ending(how: str, stored_as: str, tile: Tile, width: int, pitch: int, put_row
     put_rows    maker (stored_as, width, pitch) of what `epilogue` takes by that name
     """
     if how == CLUSTER:
-        return cluster_epilogue(stored_as, tile, width,
-                                put_rows("float32", width, cluster_pitch(tile)), activation_name)
+        return cluster_epilogue(stored_as, tile, width, put_rows(
+            "float32", width, sums_pitch(tile.block_n)), activation_name)
     if how == PLANE:
         stored_as = "float32"
     return epilogue(stored_as, tile, width, pitch, put_rows(stored_as, width, pitch),

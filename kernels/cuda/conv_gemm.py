@@ -80,13 +80,13 @@ class Tile(NamedTuple):
     @property
     def cluster_bytes(self) -> int:
         """Shared memory where all sums of a block pass through it at once."""
-        return max(self.shared_bytes, self.block_m * cluster_pitch(self))
+        return max(self.shared_bytes, self.block_m * sums_pitch(self.block_n))
 
 
-def cluster_pitch(tile: Tile) -> int:
-    """Bytes from one row of a block's sums to the next in a cluster: 8 floats more than need be,
-    which puts the stores of a half-warp into distinct banks."""
-    return (tile.block_n + 8) * 4
+def sums_pitch(width: int) -> int:
+    """Bytes in shared memory from one row of so many fp32 sums to the next: 8 floats more than need
+    be, which puts what a half-warp stores of a tensor core's sums into distinct banks."""
+    return (width + 8) * 4
 
 
 # x, weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded to block_n]),

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from . import vector
 from .conv_epilogue import epilogue
-from .conv_gemm import Tile
+from .conv_gemm import Tile, sums_pitch
 from .conv_mma import MMA, put_rows
 from .index import DIVISOR, split
 from .ptx import (
@@ -91,15 +91,10 @@ class Window(NamedTuple):
                 TILE_W + (self.row_chunks - 1) * self.chunk_step)
 
     @property
-    def sums_pitch(self) -> int:
-        """Bytes of a row of sums on their way to y."""
-        return (self.block_n + 8) * 4
-
-    @property
     def shared_bytes(self) -> int:
         rows, columns = self.patch
         return ((self.block_n * self.pitch + rows * columns) * 16
-                + WARPS * 16 * self.sums_pitch)
+                + WARPS * 16 * sums_pitch(self.block_n))
 
 
 def make(dtype: str, window: Window, activation_name: str) -> Callable:
@@ -108,14 +103,14 @@ def make(dtype: str, window: Window, activation_name: str) -> Callable:
     patch_at, sums_at = weight_chunks * 16, (weight_chunks + rows * columns) * 16
     acc_count = window.block_n // 2                 # 16 outputs of a warp
     (stride_h, stride_w), block_n = window.stride, window.block_n
-    chunk_step, pitch = window.chunk_step, window.pitch
+    chunk_step, pitch, pitch_of_sums = window.chunk_step, window.pitch, sums_pitch(block_n)
     copy_weights = weight_copy(window)
     copy_image, multiply = image_copy(window), multiply_patches(dtype, window)
     # To the epilogue 16 pixels of each warp are a tile, those of a warp 16 after those of the one
     # before: `first` takes that back.
     store_rows = epilogue(dtype, Tile(16 * WARPS, block_n, 0, 0, 16, block_n, 0), block_n,
-                          window.sums_pitch, put_rows(dtype, block_n, window.sums_pitch),
-                          activation_name, False)
+                          pitch_of_sums, put_rows(dtype, block_n, pitch_of_sums), activation_name,
+                          False)
 
     def conv_image(x, weight, bias, y, low, high, height, width, out_height, out_width,
                    out_channels, top, left, count, across, across_m, across_s, down, down_m,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .conv_epilogue import ending, residual_request, second_half
-from .conv_gemm import Tile, frame, keep, next_tap
+from .conv_gemm import Tile, frame, keep, next_tap, sums_pitch
 from .ptx import (
     asm_op,
     cp_async_16,
@@ -40,9 +40,7 @@ st_shared_v2_f32 = asm_op("st_shared_v2_f32", "st.shared.v2.f32 [$0], {$1, $2};"
 
 def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
     """end: one of conv_gemm.ENDINGS."""
-    # Rows in shared memory are 8 floats longer than they need be, which puts the stores of a
-    # half-warp into distinct banks.
-    pitch = (tile.warp_n + 8) * 4
+    pitch = sums_pitch(tile.warp_n)
     if (tile.chunks not in (4, 8) or tile.rows % 8 or tile.block_m % tile.rows
             or tile.block_n % tile.rows or tile.warp_m % 16 or tile.warp_n % 16 or tile.stages < 2
             or tile.threads // 32 * 16 * pitch > tile.shared_bytes):

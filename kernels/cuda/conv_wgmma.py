@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .conv_epilogue import ending, residual_request
-from .conv_gemm import Tile, frame, keep
+from .conv_gemm import Tile, frame, keep, sums_pitch
 from .conv_mma import put_rows, ring_copies
 from .ptx import cp_async_wait, cuda, uint32, uint64
 from .wgmma import ROW_BYTES, descriptor, fence_proxy_async, products, wait, wait_for_sums
@@ -28,7 +28,7 @@ WIDEST = 128        # columns of sums that the epilogue takes at a time
 def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
     """end: one of conv_gemm.ENDINGS."""
     width = min(tile.block_n, WIDEST)
-    pitch = (width + 8) * 4                     # stores of a half-warp go to distinct banks
+    pitch = sums_pitch(width)
     if (not tile.wgmma or tile.row_bytes != ROW_BYTES or tile.block_n not in (64, 128, 256)
             or tile.block_m % 64 or tile.block_m % tile.rows or tile.warp_m != 16
             or tile.warp_n != tile.block_n or ahead(tile) < 1

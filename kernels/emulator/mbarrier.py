@@ -61,9 +61,9 @@ class MBarriers:
         if index >= MBARRIERS:
             machine.fault(EmulatorError, f"initialises more than {MBARRIERS} mbarriers", thread)
         geometry = machine.geometry
-        blocks = geometry.blocks_per_cluster
-        actor = geometry.warps_per_cluster + slot % blocks * MBARRIERS + index
-        actors = geometry.warps_per_cluster + blocks * MBARRIERS
+        in_cluster = slot % geometry.blocks_per_cluster
+        actor = geometry.warps_per_cluster + in_cluster * MBARRIERS + index
+        actors = machine.race.actors if machine.race else 0
         self.initialised[key] = MBarrier(count, actor, actors)
 
     def invalidate(self, thread: int, address: int) -> None:

@@ -65,11 +65,12 @@ def _kernel(name: str, make: Callable, config: tuple, tile: Tile, end: str, arch
 
 def kernels(dtype: str) -> list[Kernel]:
     """All tiles, whole and split, for the activations that are compiled in; SiLU for the rest."""
-    ends = ENDINGS if trial_kernels() else (WHOLE, PLANE)
+    trial = trial_kernels()
+    ends = ENDINGS if trial else (WHOLE, PLANE)
     return [*(conv_kernel(dtype, tile, "clip", end) for tile in TILES[dtype] for end in ends),
             *(conv_kernel(dtype, tile, "silu", WHOLE) for tile in TILES[dtype]),
             fold_kernel(vector.STORAGE[stored_as(dtype)].bytes),
-            *(conv_image.kernels(dtype) if trial_kernels() and dtype in conv_image.DTYPES else ())]
+            *(conv_image.kernels(dtype) if trial and dtype in conv_image.DTYPES else ())]
 
 
 def check_dtype(what: str, options: CudaOptions) -> None:
