@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from kernels.cpu.launch import Launch, together
 from kernels.cpu.threads import check_threads, team
+from kernels.memory import aligned_zeros
 from kernels.ops import Op, Shape, TensorSpec, known
 from kernels.step import Array, Narrow, Options, Step
 
@@ -19,7 +18,6 @@ from .image import Photos
 
 logger = logging.getLogger("cnn")
 CPU_DTYPES = ("float32", "bfloat16")
-ALIGNMENT = 64      # bytes: a cache line, and the widest vector
 
 
 class Device(Protocol):
@@ -172,13 +170,6 @@ def not_there(device: str) -> DeviceError:
     """The error for an array of a GPU that a model elsewhere was given."""
     return DeviceError(f"the array lies on a GPU and the model runs on {device!r}: load it with "
                        f"device='cuda', or copy the array with cupy.asnumpy(x)")
-
-
-def aligned_zeros(size: int) -> Array:
-    """`size` bytes of NumPy memory that start at a multiple of ALIGNMENT."""
-    block = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -block.ctypes.data % ALIGNMENT
-    return block[start:start + size]
 
 
 def open_device(device: str, dtype: str, threads: int | None) -> Device:

@@ -9,11 +9,12 @@ import numpy as np
 from kernels.cuda.emulate import emulate
 from kernels.cuda.launch import CudaOptions, Launch
 from kernels.emulator import EmulatorError
+from kernels.memory import aligned_zeros
 from kernels.ops import TensorSpec, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
-from .devices import aligned_zeros, not_there
+from .devices import not_there
 from .errors import DeviceError
 
 

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels import ops
+from kernels.memory import ALIGNMENT
 from kernels.ops import TensorSpec, known, normal_axis
 
 from .graph import Graph
-
-ALIGNMENT = 64      # bytes: a cache line, and the widest vector
 
 
 class Part(NamedTuple):

@@ -5,7 +5,7 @@
 
 Layers run one after the other, as they do in any call; each is timed from step to step. On the CPU
 what a call takes beyond its layers (copying inputs and outputs, Python) has a row of its own. Peaks
-are measured in the same run: on the CPU multiply-adds from registers and copying through memory, on
+are measured in the same run: on the CPU products from registers and copying through memory, on
 a GPU the largest of PyTorch's matrix products and a copy. A layer's roofline is the longer of the
 times that its FLOPs take at the peak and its bytes at the copy's bandwidth; depthwise and other
 layers that tensor cores can not compute have bytes alone. Percentages are of the fastest run of
@@ -41,7 +41,7 @@ import roofline
 
 from cnn import passes
 from cnn.by_image import for_one_image
-from cnn.devices import CpuDevice
+from cnn.devices import CPU_DTYPES, CpuDevice
 from cnn.errors import Error
 from cnn.executor import Program, specialise
 from cnn.onnx_import import load_onnx
@@ -94,8 +94,8 @@ class Machine:
 class CpuWatch(CpuDevice):
     """The CPU, with the (start, end) of each step of each run written down."""
 
-    def __init__(self, threads: int | None) -> None:
-        super().__init__(threads)
+    def __init__(self, threads: int | None, dtype: str) -> None:
+        super().__init__(threads, dtype)
         self.runs: list[list[Span]] = []
         self.facts: list[list[Any]] = []        # nothing more is known of a CPU's kernels
 
@@ -156,18 +156,30 @@ def row(layer: Any, times: np.ndarray, launches: list[dict[str, Any]], dtype: st
                          roofline.ITEMSIZE[dtype])
     # Without tensor cores in play all arithmetic runs on the units whose peak is taken.
     return Row(cost.name, cost.kind, layer.step.kernel, ops.known(layer.output.shape),
-               float(times.min()), float(np.median(times)), cost.flops, cost.bytes,
+               float(times.min()), float(np.median(times)), cost.flops,
+               cost.bytes + wide_bytes(layer, cost.tensor_cores, dtype),
                cost.tensor_cores or dtype == "float32", launches)
+
+
+def wide_bytes(layer: Any, narrow_weights: bool, dtype: str) -> int:
+    """What is to be added to 2 bytes an element where a CPU computes in bfloat16: it stores values
+    in float32, but for those that only convolutions read."""
+    if dtype != "bfloat16":
+        return 0
+    weights = (1, 2) if narrow_weights else (2,)        # a bias is counted as float32 already
+    specs = [spec for i, spec in enumerate(layer.inputs) if i not in weights]
+    return sum(2 * ops.count(spec.shape) for spec in [*specs, layer.output]
+               if spec.dtype == "float32")
 
 
 def measure(path: Path, settings: argparse.Namespace
             ) -> tuple[Machine, list[Row], list[Span], dict[str, Any]]:
     """(machine, rows, the fastest run, provenance) of the device that was asked for."""
     if settings.device == "cpu":
-        watch = CpuWatch(settings.threads)
+        watch = CpuWatch(settings.threads, settings.dtype)
         rows, fastest = profile(path, settings.batch, watch, settings.runs)
-        peak, bandwidth = cpu_peak.measure(watch.threads)
-        machine = Machine(f"{watch.threads} threads", peak, "measured: multiply-adds of registers",
+        peak, bandwidth = cpu_peak.measure(watch.threads, settings.dtype)
+        machine = Machine(f"{watch.threads} threads", peak, "measured: products from registers",
                           bandwidth, on_gpu=False)
         return machine, rows, fastest, provenance()
     import gpu_timing
@@ -253,7 +265,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("model", help="a name of networks.py or of the zoo, or an .onnx file")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default cpu")
     parser.add_argument("--dtype", choices=roofline.ITEMSIZE, default="float32",
-                        help="default float32, which is all that the CPU has")
+                        help="default float32; the CPU also has bfloat16")
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--threads", type=positive, default=None, help="default: all cores")
     parser.add_argument("--runs", type=positive, default=50, help="timed runs")
@@ -264,8 +276,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--trace", type=Path, metavar="FILE",
                         help="write the fastest run for chrome://tracing or Perfetto")
     settings = parser.parse_args(arguments)
-    if settings.device == "cpu" and (settings.dtype != "float32" or settings.peak):
-        parser.error("--dtype and --peak are for a GPU: add --device cuda")
+    if settings.device == "cpu" and (settings.dtype not in CPU_DTYPES or settings.peak):
+        parser.error(f"--dtype {settings.dtype} and --peak are for a GPU: add --device cuda")
     if settings.device != "cpu" and settings.threads:
         parser.error("--threads is for the CPU: leave it or --device out")
     return settings

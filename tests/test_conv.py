@@ -15,7 +15,7 @@ from kernels.cpu.host import conv
 from kernels.cpu.sizes import BLOCK, HALF_ROWS, LANES, NARROW_HALF_ROWS, NARROW_ROWS
 from kernels.cpu.sizes import TILE_ROWS as TILE
 from kernels.groups import merge, merged
-from kernels.ops import Conv2d, TensorSpec
+from kernels.ops import Conv2d, Linear, TensorSpec
 from kernels.step import Options
 
 DIRECT = {"weights": (1, 2), "tile": 0}        # and not Winograd
@@ -177,6 +177,21 @@ def test_weights_are_packed_once_for_all_programs():
                         TensorSpec(op.output_shape(spec.shape, inputs[1].shape)),
                         [None, *inputs[1:]], options)
     assert len(options.packed) == 1
+
+
+@pytest.mark.parametrize(("op", "shape"), [
+    (Conv2d(), (96, 1, 1, 64)), (Conv2d(padding=(1, 1, 1, 1)), (96, 3, 3, 64)),
+    (Conv2d(groups=64), (64, 3, 3, 1)), (Linear(), (1000, 64))])
+@pytest.mark.parametrize("unit", [None, "amx_emulated"])
+def test_packed_weights_begin_with_a_cache_line(op, shape, unit, monkeypatch):
+    if unit:
+        monkeypatch.setenv("CNN_BF16", unit)
+    options = Options(1, "bfloat16" if unit else "float32")
+    x = TensorSpec((1, 56, 56, 64) if isinstance(op, Conv2d) else (1, 64))
+    backend.prepare(op, [x, TensorSpec(shape)], TensorSpec(op.output_shape(x.shape, shape)),
+                    [None, np.ones(shape, np.float32)], options)
+    (_, packed), = options.packed.values()
+    assert packed.ctypes.data % 64 == 0
 
 
 def test_weights_must_be_constants():

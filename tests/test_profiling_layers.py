@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture
 def cpu(monkeypatch):
-    monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e11, 1e10))
+    monkeypatch.setattr(script.cpu_peak, "measure", lambda threads, dtype: (1e11, 1e10))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, cpu, ca
     assert result["kind"] == "measurement"
     assert result["provenance"]["command"]
     shown = capsys.readouterr().out
-    assert "1 threads, at best 100.0 GFLOP/s (measured: multiply-adds of registers) and 10.0 GB/s" \
+    assert "1 threads, at best 100.0 GFLOP/s (measured: products from registers) and 10.0 GB/s" \
         in shown
     assert script.OUTSIDE in shown
     spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
@@ -71,7 +71,7 @@ def test_a_concat_has_the_bytes_that_are_left_to_copy(tmp_path, cpu):
 
 
 def test_the_roofline_is_the_longer_of_arithmetic_and_memory(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.cpu_peak, "measure", lambda threads: (1e10, 1e10))
+    monkeypatch.setattr(script.cpu_peak, "measure", lambda threads, dtype: (1e10, 1e10))
     rows = {row["layer"]: row for row in profile(small_model, tmp_path)[0]["rows"]}
     conv, pool = rows["conv"], rows["avgpool"]
     assert conv["flops"] > conv["bytes"]
@@ -106,10 +106,32 @@ def test_layers_on_a_gpu(small_model, tmp_path, cupy, capsys):
         capsys.readouterr().out)
 
 
-def test_peaks_are_measured(monkeypatch):
+@pytest.mark.parametrize("unit", [None, "amx_emulated", "avx512_emulated"])
+def test_peaks_are_measured(unit, monkeypatch):
     for name, value in ("FMA_ROUNDS", 100), ("COPY_BYTES", 4096), ("REPEATS", 2):
         monkeypatch.setattr(script.cpu_peak, name, value)
-    assert all(value > 0 for value in script.cpu_peak.measure(1))
+    if unit:
+        monkeypatch.setenv("CNN_BF16", unit)
+    dtype = "bfloat16" if unit else "float32"
+    assert all(value > 0 for value in script.cpu_peak.measure(1, dtype))
+
+
+def test_bfloat16_on_the_cpu_counts_what_is_stored(tmp_path, cpu, monkeypatch):
+    monkeypatch.setenv("CNN_BF16", "avx512_emulated")
+    net = networks.Builder(0)
+    x = net.conv(net.conv("input", "first", 32, 3, stride=2), "second", 32, 1)
+    x = net.conv(x, "depthwise", 32, 3, padding=1, groups=32)
+    net.linear(net.global_pool(x), "head", 10)
+    onnx.save(net.model("narrow", 16), tmp_path / "narrow.onnx")
+    result, _ = profile(tmp_path / "narrow.onnx", tmp_path, "--dtype", "bfloat16")
+    rows = {row["layer"]: row for row in result["rows"]}
+    # A convolution alone reads what `first` gives, so it is narrow; the depthwise one computes in
+    # float32, weights included.
+    image, between = 2 * 16 * 16 * 3, 2 * 8 * 8 * 32
+    assert rows["first"]["bytes"] == 4 * image + 2 * 32 * 9 * 3 + 2 * between
+    assert rows["second"]["bytes"] == 2 * between + 2 * 32 * 32 + 4 * between
+    assert rows["depthwise"]["bytes"] == 2 * 4 * between + 4 * 32 * 9
+    assert rows["second"]["kernel"].startswith("conv2d_1x1_bf16_avx512_emulated")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -125,7 +147,7 @@ def test_what_can_not_be_profiled_is_a_sentence(arguments, message, cupy):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--dtype", "float16"], "--dtype and --peak are for a GPU: add --device cuda"),
+    (["--dtype", "float16"], "--dtype float16 and --peak are for a GPU: add --device cuda"),
     (["--device", "cuda", "--threads", "2"], "--threads is for the CPU"),
 ])
 def test_options_that_do_not_fit_the_device(arguments, message, capsys):

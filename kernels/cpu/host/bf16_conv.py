@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...axes import flat_pixels
+from ...memory import ALIGNMENT, aligned
 from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..bf16_units import BLOCK, COLUMNS, Unit
@@ -22,7 +23,6 @@ CONV2D, MAKE_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "make_im
 PASS_BYTES = 1024 * 1024
 WASTE = 1.2             # products for nothing beyond this are not made: patches are gathered
 SLACK = 64              # numbers behind a buffer that a vector or row may touch for nothing
-ALIGNMENT = 64          # bytes: a row of a tile
 
 
 class Way(NamedTuple):
@@ -134,7 +134,7 @@ def pack(weight: Array, blocks: Array, channels: int, depth: int) -> Array:
         pairs = rows[channel:channel + wanted].reshape(wanted, -1, 2)
         panel[:, :wanted] = pairs.transpose(1, 0, 2)
         panels.append(panel.ravel())
-    return np.concatenate(panels)
+    return aligned(np.concatenate(panels))
 
 
 def up_to(size: int, multiple: int) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...axes import flat_pixels
 from ...groups import merge, merged
+from ...memory import aligned
 from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..geometry import ConvGeometry
@@ -95,7 +96,7 @@ def pack(weight: Array, groups: int) -> Array:
     blocks = rows[:, :whole].reshape(groups, -1, BLOCK, depth).swapaxes(2, 3)
     last = np.zeros((groups, depth, -(-(per_group - whole) // LANES) * LANES), np.float32)
     last[:, :, :per_group - whole] = rows[:, whole:].swapaxes(1, 2)
-    return np.hstack([blocks.reshape(groups, -1), last.reshape(groups, -1)]).ravel()
+    return aligned(np.hstack([blocks.reshape(groups, -1), last.reshape(groups, -1)]).ravel())
 
 
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,

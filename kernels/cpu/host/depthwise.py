@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...memory import aligned
 from ...ops import Conv2d, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import ConvGeometry
@@ -55,7 +56,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     padding = -channels % LANES
 
     def pack(w: Array) -> Array:
-        return np.pad(w.reshape(channels, -1).T, ((0, 0), (0, padding))).ravel()
+        return aligned(np.pad(w.reshape(channels, -1).T, ((0, 0), (0, padding))).ravel())
 
     packed = options.pack(weight, "depthwise", pack)
     packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else bias, (0, padding))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...axes import flat_pixels
+from ...memory import aligned
 from ...ops import Conv2d, Pair, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import WinogradGeometry
@@ -44,7 +45,7 @@ def pack(weight: Array, tile: int) -> Array:
         block[:, :, :len(given)] = given.transpose(1, 2, 0)
         panel = both_axes @ block.reshape(9, -1)
         packed[:, start * channels:start * channels + panel.shape[1]] = panel
-    return packed.ravel()
+    return aligned(packed.ravel())
 
 
 def choose(op: Conv2d, weight_shape: tuple[int, ...], map_size: Pair) -> int:

@@ -1,0 +1,21 @@
+"""NumPy memory that begins where a cache line does."""
+from __future__ import annotations
+
+import numpy as np
+
+ALIGNMENT = 64      # bytes: a cache line, the widest vector, and a row of an AMX tile
+
+
+def aligned_zeros(size: int) -> np.ndarray:
+    """`size` bytes that start at a multiple of ALIGNMENT."""
+    block = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start:start + size]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy in such memory: NumPy begins large arrays 16 bytes behind a page's start, where each
+    vector of 64 bytes is read from two cache lines."""
+    copy = aligned_zeros(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
