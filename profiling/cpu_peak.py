@@ -45,7 +45,7 @@ def bf16_chains(typingctx, unit, rounds):
     def codegen(context, builder, sig, args):
         _, emit, instructions = bf16_simd.MICRO_KERNELS[unit.instance_class]
         if emit is bf16_simd.tile_products:
-            tiles = instructions(builder)
+            tiles = instructions(builder, simd.i64(TILE_PAIRS))
             for i in range(8):
                 tiles.zero(i)
 
@@ -87,7 +87,7 @@ def _multiply_bf16(unit, results, rounds, threads):
 
 @njit()
 def _multiply_bf16_units(thread, first, end, unit, results, rounds):
-    bf16_simd.configure(unit)
+    bf16_simd.configure(unit, unit.depth)
     for i in range(first, end):
         results[i] = bf16_chains(unit, rounds)
     bf16_simd.release(unit)

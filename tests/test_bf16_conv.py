@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from kernels import ops
 from kernels.cpu import backend, bf16_units
-from kernels.cpu.bf16_conv import gather
-from kernels.cpu.bf16_units import BLOCK, COLUMNS
+from kernels.cpu.bf16_units import BLOCK, COLUMNS, GROUP
 from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import bf16, bf16_conv
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
 WEIGHTS = (1, 2)
+UNITS = 17              # of the arguments of conv2d, and of conv_units behind its first three
 PADDED = Conv2d(padding=(1, 1, 1, 1))
 
 
@@ -59,11 +59,14 @@ WAYS = [
     (7, 7, 64, 32, (3, 3), PADDED, "images", "rows"),
     (28, 28, 32, 32, (3, 3), PADDED, "images", "rows"),
     (9, 40, 32, 20, (2, 1), Conv2d((1, 2)), "images", "images"),
-    (9, 28, 16, 32, (3, 3), PADDED, "gather", "rows"),          # 48 inputs a line: 1.5 steps
-    (9, 28, 5, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "gather", "rows"),
-    (9, 28, 3, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "gather", "gather"),   # 9 inputs: 5 pairs
-    (8, 32, 32, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "gather", "gather"),
-    (8, 32, 64, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "gather", "gather"),
+    (9, 28, 16, 32, (3, 3), PADDED, "images", "rows"),          # 48 inputs a line: two steps of 24
+    (9, 28, 5, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "rows", "rows"),
+    (9, 28, 3, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "rows", "rows"),
+    (6, 6, 37, 32, (1, 1), Conv2d(), "images", "images"),       # 37 channels become 40
+    (8, 32, 32, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "rows", "rows"),
+    (8, 32, 64, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "rows", "images"),
+    (8, 32, 10, 20, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "rows", "images"),
+    (8, 32, 64, 64, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=16), "rows", "images"),
 ]
 
 
@@ -74,38 +77,105 @@ WAYS = [
 def test_each_way_to_read_the_image_runs_where_it_should(
         unit, height, width, channels, outputs, kernel, op, tiles, vectors, residual):
     inputs = arrays(integers, op, 2, height, width, channels, outputs, kernel, residual)
-    _, products = launches(prepare(op, inputs, WEIGHTS, unit=unit), op, inputs)
-    table, g = products.arguments[9], ConvGeometry(*products.arguments[12])
-    in_rows = np.array_equal(table, bf16_conv.cut_rows(2, g, unit))
-    way = "gather" if table[0, 2] < 0 else "rows" if in_rows else "images"
-    assert way == (tiles if unit.depth == 32 else vectors)
+    top, left, bottom, right = op.padding
+    out_height, out_width = op.output_shape(*(a.shape for a in inputs))[1:3]
+    g = ConvGeometry(height + top + bottom, width + left + right, channels, out_height, out_width,
+                     outputs, *kernel, *op.stride, 0, 0, *op.dilation, inputs[1].shape[3])
+    cut = bf16_conv.cut_tiles(2, g, unit)
+    rows = bf16_conv.cut_rows(2, g, unit)
+    in_rows = cut.pitch == rows.pitch and np.array_equal(cut.position, rows.position)
+    assert ("rows" if in_rows else "images") == (tiles if unit.depth > 2 else vectors)
     assert_exact(op, *inputs, weights=WEIGHTS, unit=unit)
-
-
-def launches(step, op, inputs):
-    """What rounds the image, and what multiplies."""
-    y = np.empty(op.output_shape(*(array.shape for array in inputs)), np.float32)
-    return step.bind(inputs, y, aligned(step.workspace))
 
 
 @pytest.mark.parametrize("unit", bf16.UNITS.values(), ids=bf16.UNITS)
 @pytest.mark.parametrize("length", [1, 6, 7, 8, 14, 16, 17, 31, 32, 33, 100])
-def test_tiles_cover_every_pixel_once(unit, length):
-    """Of two images of 3 x length pixels, under windows of 2 x 3."""
+@pytest.mark.parametrize("back", [0, 1, 5])
+def test_tiles_cover_every_pixel_once(unit, length, back):
+    """Of two images of 3 x length pixels, under windows of 2 x 3, begun `back` positions earlier
+    where their micro-kernel has the room."""
     g = ConvGeometry(4, length + 2, 5, 3, length, 8, 2, 3, 1, 1, 0, 0, 1, 1, 5)
-    for pitch, table in ((length, bf16_conv.cut_rows(2, g, unit)),
-                         (length + 2, bf16_conv.cut_images(2, g, length + 2, unit)),
-                         (length, bf16_conv.cut_across(6 * length, unit))):
-        assert table[:, 0].max() <= unit.rows
-        positions = np.concatenate([position + np.arange(rows) for rows, position, _ in table])
-        row, column = np.divmod(positions, pitch)
-        pixels = (row * length + column)[column < length]
+    for cut in bf16_conv.cut_rows(2, g, unit), bf16_conv.cut_images(2, g, unit):
+        earlier = np.minimum(back, cut.computed(unit) - cut.rows)
+        table, patterns = bf16_conv.tabulate(cut, earlier, g, unit)
+        assert patterns.shape[1] % GROUP == 0
+        pixels, inputs = [], []
+        for rows, first, offset, pattern in table:
+            assert rows <= unit.rows
+            places = patterns[pattern]
+            assert (places[rows:] == -1).all()
+            written = np.flatnonzero(places >= 0)
+            pixels += [*first + places[written]]
+            inputs += [*offset + 5 * written]
         assert sorted(pixels) == list(range(6 * length))
-        if (table[:, 2] >= 0).all():
-            offsets = np.concatenate([offset + 5 * np.arange(rows) for rows, _, offset in table])
-            image, row = np.divmod(row, 3)
-            expected = ((image * 4 + row) * (length + 2) + column) * 5
-            assert (offsets == expected)[column < length].all()
+        row, column = np.divmod(pixels, length)
+        image, row = np.divmod(row, 3)
+        np.testing.assert_array_equal(inputs, ((image * 4 + row) * (length + 2) + column) * 5)
+
+
+@pytest.mark.parametrize("unit", bf16.UNITS.values(), ids=bf16.UNITS)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 16, 24, 37, 48, 74, 80, 144, 1024])
+@pytest.mark.parametrize(("kernel", "dilation"), [((1, 1), (1, 1)), ((3, 3), (1, 1)),
+                                                  ((7, 7), (1, 1)), ((3, 2), (2, 1)),
+                                                  ((2, 3), (1, 3))])
+def test_taps_are_the_inputs_of_a_window_in_even_steps(unit, groups, channels, kernel, dilation):
+    g = ConvGeometry(50, 40, channels * groups, 1, 1, 8, *kernel, 1, 1, 0, 0, *dilation, channels)
+    padded = bf16_conv.padded_channels(g, groups, unit)
+    assert channels <= padded <= 2 * channels or channels == 1
+    p = g._replace(channels=padded * groups, per_group=padded)
+    taps = bf16_conv.cut_taps(p, unit)
+    assert taps.depth % 2 == 0
+    assert taps.depth <= unit.depth
+    assert taps.steps == 1 or unit.depth == 2
+    lines, columns = (np.arange(size) * step for size, step in zip(kernel, dilation, strict=True))
+    window = (lines[:, None] * 40 + columns).ravel()[:, None] * padded * groups + np.arange(padded)
+    found = taps.starts[:, None] + np.arange(taps.steps * taps.depth)
+    np.testing.assert_array_equal(found.ravel(), window.ravel())
+    assert taps.span == window.max() + 1
+    # Not many more steps than channels need that are multiples of what a step can take.
+    wide = bf16_conv.up_to(channels, unit.depth)
+    run = bf16_conv.run(g._replace(channels=wide * groups, per_group=wide))
+    runs = kernel[0] * kernel[1] * wide // run
+    assert len(taps.starts) * taps.steps <= 1.25 * runs * -(-run // unit.depth)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 8, 32])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("tiles", [1, 2, 7, 100])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("most", [1, 3, 99])
+def test_passes_are_even_shares_of_all_blocks(blocks, groups, tiles, threads, most):
+    passes = bf16_conv.cut_passes(blocks * groups, groups, most, tiles, threads, 10)
+    assert [block for first, end, _ in passes for block in range(first, end)] == list(
+        range(blocks * groups))
+    assert all(offset == 10 * (first // blocks) == 10 * ((end - 1) // blocks)
+               for first, end, offset in passes)
+    sizes = passes[:, 1] - passes[:, 0]
+    assert sizes.max() <= most
+    share = -(-len(passes) * tiles // threads) * sizes.max()
+    alone = -(-blocks * groups * tiles // threads)      # were each block a pass
+    assert share <= 1.05 * alone
+
+
+@pytest.mark.parametrize("by_tile", [False, True])
+def test_units_are_all_pairs_of_pass_and_tile(by_tile):
+    units = bf16_conv.order_units(3, 5, by_tile)
+    assert sorted(map(tuple, units)) == [(i, j) for i in range(3) for j in range(5)]
+    assert (np.diff(units[:, 1 if by_tile else 0]) >= 0).all()
+
+
+@every_unit
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("worth", [0, 1e9])
+def test_pixels_or_outputs_are_parted(monkeypatch, unit, threads, worth):
+    monkeypatch.setattr(bf16_conv, "WORTH", worth)
+    inputs = arrays(integers, PADDED, 1, 9, 32, 32, 5 * BLOCK + 3, (3, 3))
+    step = prepare(PADDED, inputs, WEIGHTS, threads=threads, unit=unit)
+    y = np.empty(PADDED.output_shape(*(array.shape for array in inputs)), np.float32)
+    units = step.bind(inputs, y, aligned(step.workspace))[1].arguments[UNITS]
+    assert (np.diff(units[:, 1 if worth else 0]) >= 0).all()
+    assert_exact(PADDED, *inputs, weights=WEIGHTS, unit=unit)
 
 
 @every_unit
@@ -176,11 +246,10 @@ import ctypes, mmap, sys
 import numpy as np
 sys.path.insert(0, "tests")
 from bf16_checks import backend, narrow, prepare_stored
-from test_bf16_conv import WAYS, arrays, integers
+from test_bf16_conv import UNITS, WAYS, arrays, integers
 from test_bf16_values import IN_PLACE
 from kernels import reference
 from kernels.cpu.bf16_conv import conv_units
-from kernels.cpu.geometry import ConvGeometry
 from kernels.cpu.host import bf16
 
 def at_the_edge(size):
@@ -194,9 +263,8 @@ def at_the_edge(size):
 
 def on_the_last_thread(arguments):
     *others, threads = arguments
-    tiles, passes = others[9], others[11]
-    others[0], others[12] = unit, ConvGeometry(*others[12])
-    conv_units(threads - 1, 0, len(passes) * len(tiles), *others)
+    others[0] = unit
+    conv_units(threads - 1, 0, len(others[UNITS]), *others)
 
 def copy_at_the_edge(array):
     copy = at_the_edge(array.nbytes).view(array.dtype).reshape(array.shape)
@@ -231,27 +299,6 @@ def test_nothing_beyond_the_input_the_output_and_the_scratch_is_touched(unit):
     done = subprocess.run([sys.executable, "-c", AT_THE_EDGE, unit.name],
                           cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.stdout == "never beyond\n", done.stderr
-
-
-@pytest.mark.parametrize("unit", [bf16_units.AMX_EMULATED, bf16_units.AVX512_EMULATED],
-                         ids=["amx", "avx512"])
-@pytest.mark.parametrize(("channels", "groups", "dilation"), [(5, 1, 1), (12, 4, 1), (17, 1, 2)])
-def test_patches_stay_within_the_scratch_of_their_thread(unit, channels, groups, dilation):
-    """Whole vectors are copied: what the last one writes too much must not be another's."""
-    op = Conv2d((2, 2), (1, 1, 1, 1), (dilation, dilation), groups)
-    inputs = arrays(integers, op, 1, 9, 9, channels, 8 * groups, (3, 3))
-    rounding, products = launches(prepare(op, inputs, WEIGHTS, threads=2, unit=unit), op, inputs)
-    rounding()
-    _, image, _, _, _, _, _, patches, _, tiles, _, _, numbers, *_ = products.arguments
-    g = ConvGeometry(*numbers)
-    depth = bf16_conv.up_to(g.depth, unit.depth)
-    assert tiles[0, 2] < 0
-    patch = np.full(2 * patches.shape[1], 0xABAD, np.uint16)
-    gather(image, patch, unit.rows, 0, g.out_width, groups - 1, depth, g)
-    rows = patch[:unit.rows * depth].reshape(unit.rows, depth)
-    assert (rows[:, g.depth:] == 0).all()
-    assert not (rows[:, :g.depth] == 0xABAD).any()
-    assert (patch[patches.shape[1]:] == 0xABAD).all()
 
 
 def test_nothing_before_the_scratch_is_touched():

@@ -103,14 +103,21 @@ def test_an_input_without_padding_is_read_in_place(unit, batch, height, width, c
 
 @pytest.mark.parametrize("unit", [AMX, AVX512], ids=["amx", "avx512"])
 @pytest.mark.parametrize("pixels", range(1, 100))
-def test_tiles_that_would_read_beyond_the_input_are_gathered(unit, pixels):
+def test_tiles_that_would_read_beyond_the_input_begin_earlier(unit, pixels):
     g = ConvGeometry(1, pixels, 64, 1, pixels, 8, 1, 1, 1, 1, 0, 0, 1, 1, 64)
-    direct = bf16_conv.cut_images(1, g, pixels, unit)
-    inside = bf16_conv.within(64 * pixels, direct, g, unit)
-    end = direct[:, 1] + bf16_conv.computed(direct, unit)
-    np.testing.assert_array_equal(inside[:, 2], np.where(end > pixels, -1, direct[:, 2]))
-    np.testing.assert_array_equal(inside[:, :2], direct[:, :2])
-    assert (inside[:-1, 2] >= 0).all()
+    cut = bf16_conv.cut_images(1, g, unit)
+    back = bf16_conv.beyond(cut, 64 * pixels, 64, 64, unit)
+    computed = cut.computed(unit)
+    np.testing.assert_array_equal(back[:-1], 0)
+    assert back[-1] == max(0, cut.position[-1] + computed[-1] - pixels) <= computed[-1] - 1
+    table, patterns = bf16_conv.tabulate(cut, back, g, unit)
+    rows, first, offset, pattern = table[-1]
+    assert offset + 64 * computed[-1] <= 64 * pixels
+    assert (offset >= 0) == (pixels >= computed[-1])
+    places = patterns[pattern]
+    assert (places[:back[-1]] == -1).all()      # they are another tile's
+    np.testing.assert_array_equal(first + places[back[-1]:rows],
+                                  np.arange(cut.position[-1], pixels))
 
 
 @every_unit

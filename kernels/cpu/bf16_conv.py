@@ -4,25 +4,25 @@ float32 or bfloat16.
 One pass rounds the input to a bfloat16 image and makes its padding real; an input in bfloat16 that
 needs no padding is the image. Then it is as in conv.py: tiles of consecutive pixels (at most the
 unit's rows) times blocks of output channels (BLOCK), and the micro-kernel `multiply` walks the
-image itself.
+image itself. Where the inputs behind an output lie, as seen from its pixel, says the table of taps:
 
-    direct   With NHWC the KW * C inputs under one kernel line are contiguous, and neighbouring
-             output pixels lie stride * C apart: a tile is read in place. Steps are whole: channels
-             are padded with zeros until KW * C is.
-    gather   Where that would compute too much for nothing, and for dilated and grouped
-             convolutions, the patches of a tile are copied first, into rows of a scratch buffer
-             that stays in cache, each padded to whole steps. So are those of a direct tile whose
-             rows would end beyond the input, where that is the image; the sums have the same bits.
+    With NHWC the KW * C inputs under one kernel line are contiguous, those of a group or of a
+    dilated kernel in runs, and neighbouring output pixels lie stride * C apart. Each run is cut
+    into even steps, of at most the unit's depth; the tiles of AMX are as narrow as these. So no
+    patch is gathered, and nothing is multiplied but what lies in the window.
 
-Direct tiles end with their output row, or run on through the image where that fills them better:
-then they also compute what a window sees that leaves one image line for the next. Neither that is
-written, nor the rows of a tile beyond the last pixel. Depthwise convolutions have nothing to gain,
-and run in float32.
+Tiles end with their output row, or run on through the image where that fills them better: then they
+also compute what a window sees that leaves one image line for the next. That is not written, and
+neither are the rows of a tile beyond the last pixel: the table of places says where each row goes.
+
+The sums of a block are written while those of the next are multiplied (bf16_write.py), so each
+thread has two buffers of them. Depthwise convolutions have nothing to gain, and run in float32.
 """
 from __future__ import annotations
 
-from .bf16_simd import configure, copy_bits, multiply, narrow, release, write_block
+from .bf16_simd import configure, multiply, narrow, release
 from .bf16_units import BLOCK, COLUMNS
+from .bf16_write import write_block
 from .geometry import ConvGeometry
 from .jit import kernel, njit
 from .parallel import parallel_for
@@ -30,103 +30,55 @@ from .simd import at, clear
 
 
 @kernel
-def conv2d(unit, image, weight, bias, residual, y, y_step, patches, sums, tiles, blocks, passes,
-           geometry, pitch, low, high, threads):
+def conv2d(unit, image, weight, bias, residual, y, y_step, places, reach, spare, sums, taps, steps,
+           depth, tiles, blocks, passes, units, x_step, low, high, threads):
     """Every pass over every tile, shared among the threads.
 
-    image, weight, patches: bfloat16; y, residual: float32 or bfloat16, NHWC with pixels y_step
-    numbers apart (residual may be empty); bias, sums: float32. weight, bias: packed by `pack`;
-    patches, sums: scratch of each thread; tiles, blocks, passes: tables made by `cut_*` of
-    host/bf16_conv.py; geometry: the numbers of that of the padded image; pitch: positions that
-    tiles count to an output row, of which the first out_width are pixels.
+    image, weight: bfloat16; y, residual: float32 or bfloat16, NHWC with pixels y_step numbers apart
+    (residual may be empty); bias, sums: float32. weight, bias: packed by `pack`; spare: BLOCK
+    numbers of y's dtype, sums: 2 * reach * BLOCK, of each thread; places: reach numbers for each
+    pattern of tiles; taps, tiles, blocks, passes: tables made by `cut_*` of host/bf16_conv.py;
+    units: the pairs of pass and tile; steps, depth: of a tap, and inputs of a step; x_step: from
+    pixel to pixel of a tile.
     """
-    g = ConvGeometry(*geometry)
-    parallel_for(conv_units, len(passes) * len(tiles), threads, (
-        unit, image, weight, bias, residual, y, y_step, patches, sums, tiles, blocks, passes, g,
-        pitch, low, high))
+    parallel_for(conv_units, len(units), threads, (
+        unit, image, weight, bias, residual, y, y_step, places, reach, spare, sums, taps, steps,
+        depth, tiles, blocks, passes, units, x_step, low, high))
 
 
 @njit()
-def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, y_step,
-               patches, sums, tiles, blocks, passes, g, pitch, low, high):
-    configure(unit)
-    patch, own_sums = patches[thread], at(sums, thread * unit.rows * BLOCK)
-    depth = -(-g.kernel_height * g.kernel_width * g.per_group // unit.depth) * unit.depth
+def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, y_step, places,
+               reach, spare, sums, taps, steps, depth, tiles, blocks, passes, units, x_step, low,
+               high):
+    configure(unit, depth)
+    mine = at(sums, 2 * thread * reach * BLOCK)
+    other = at(sums, (2 * thread + 1) * reach * BLOCK)
+    beside = at(spare, thread * BLOCK)
+    done = (mine, at(bias, 0), at(residual, 0), len(residual), at(y, 0), at(places, 0), beside, 0,
+            0, low, high)       # there is none yet
     for index in range(first_unit, end_unit):
-        first_block, end_block, group = passes[index // len(tiles)]
-        rows, position, offset = tiles[index % len(tiles)]
-        if offset >= 0:
-            source, x_step = at(image, offset), g.stride_width * g.channels
-            lines, x_line = g.kernel_height, g.width * g.channels
-            steps = g.kernel_width * g.channels // unit.depth
-        else:
-            gather(image, patch, rows, position, pitch, group, depth, g)
-            source, x_step = at(patch, 0), depth
-            lines, x_line, steps = 1, 0, depth // unit.depth
+        first_block, end_block, group_offset = passes[units[index, 0]]
+        rows, pixel, offset, pattern = tiles[units[index, 1]]
         for block in range(first_block, end_block):
             channel, channels, w_offset = blocks[block]
-            one_block(unit, rows, channels, (source, x_step, lines, x_line, steps,
-                                             at(weight, w_offset), own_sums))
-            write_tile(sums, thread * unit.rows, at(bias, block * BLOCK), residual, y, y_step,
-                       rows, position, pitch, channel, channels, g, low, high)
+            multiply(unit, size(unit, rows, channels), (
+                at(image, offset + group_offset), x_step, at(taps, 0), len(taps), steps, depth,
+                at(weight, w_offset), mine, *done))
+            place = pixel * y_step + channel
+            done = (mine, at(bias, block * BLOCK), at(residual, place), len(residual),
+                    at(y, place), at(places, pattern * reach), beside, rows, channels, low, high)
+            mine, other = other, mine
+    write_block(done)
     release(unit)
 
 
-@njit()
-def write_tile(sums, row_of_sums, bias, residual, y, y_step, rows, position, pitch, channel,
-               channels, g, low, high):
-    """Write what is a pixel of a tile's rows: a run for each output row, or all in one where every
-    position is a pixel."""
-    gap, done = pitch - g.out_width, 0
-    row, column = position // pitch, position % pitch
-    while done < rows:
-        count = rows - done if gap == 0 else min(rows - done, g.out_width - column)
-        offset = (row * g.out_width + column) * y_step + channel
-        write_block((at(sums, (row_of_sums + done) * BLOCK), bias, at(residual, offset),
-                     len(residual), at(y, offset), y_step, count, channels, low, high))
-        done += count + gap
-        row, column = row + 1, 0
-
-
 @njit(inline="always")
-def one_block(unit, rows, channels, arguments):
-    """The micro-kernel of the wanted size, which it must know when it is compiled."""
-    if channels > COLUMNS:
-        if rows > unit.half:
-            multiply(unit, 2, 2, arguments)
-        elif rows > unit.least:
-            multiply(unit, 1, 2, arguments)
-        else:
-            multiply(unit, 0, 2, arguments)
-    elif rows > unit.half:
-        multiply(unit, 2, 1, arguments)
-    elif rows > unit.least:
-        multiply(unit, 1, 1, arguments)
-    else:
-        multiply(unit, 0, 1, arguments)
-
-
-@njit()
-def gather(image, patch, rows, position, pitch, group, depth, g):
-    """Copy the inputs under positions position .. position + rows of one group, [rows, depth]."""
-    whole_lines = g.dilation_width == 1 and g.per_group == g.channels
-    taps, length = g.kernel_width, g.per_group
-    if whole_lines:
-        taps, length = 1, g.kernel_width * g.channels
-    for r in range(rows):
-        p = position + r
-        column = p % pitch * g.stride_width
-        row = p // pitch % g.out_height * g.stride_height
-        first = (p // (pitch * g.out_height) * g.height + row) * g.width + column
-        target, end = r * depth, (r + 1) * depth
-        for line in range(g.kernel_height):
-            for tap in range(taps):
-                tapped = first + line * g.dilation_height * g.width + tap * g.dilation_width
-                source = tapped * g.channels + group * g.per_group
-                copy_bits(at(patch, target), at(image, source), length,
-                          source + length + BLOCK <= len(image))
-                target += length
-        clear(at(patch, target), end - target)
+def size(unit, rows, channels):
+    """The number of the least micro-kernel for so many pixels and channels."""
+    number = 0
+    for smaller in unit.sizes[:-1]:
+        number += rows > smaller
+    return 2 * number + (channels > COLUMNS)
 
 
 @kernel

@@ -15,8 +15,8 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import cgutils
 
-from .bf16_units import COLUMNS, TILE_PAIRS, TILE_ROWS
-from .simd import F32, I32, Builder, Value, counted_loop, i64
+from .bf16_units import COLUMNS, TILE_ROWS
+from .simd import F32, I32, I64, Builder, Value, counted_loop, i64
 
 I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
@@ -26,10 +26,11 @@ SUMS, PAIRS = ir.VectorType(F32, COLUMNS), ir.VectorType(I32, COLUMNS)
 # ---- tiles ------------------------------------------------------------------------------------
 
 class Tiles:
-    """The eight tile registers of a thread, 16 rows of 64 bytes each."""
+    """The eight tile registers of a thread, as `configure` of bf16_simd.py sets them up: 16 rows of
+    64 bytes each, but those of pixels and weights only hold `pairs` of inputs."""
 
-    def __init__(self, b: Builder) -> None:
-        self.b = b
+    def __init__(self, b: Builder, pairs: Value) -> None:
+        self.b, self.pairs = b, pairs
 
     def _call(self, name: str, *args: Value) -> None:
         function = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
@@ -39,12 +40,16 @@ class Tiles:
     def zero(self, tile: int) -> None:
         self._call("tilezero", I8(tile))
 
-    def load(self, tile: int, pointer: Value, step: Value) -> None:
-        """Rows that are `step` bytes apart."""
+    def load_pixels(self, tile: int, pointer: Value, step: Value) -> None:
+        """Rows that are `step` bytes apart, a pixel each."""
         self._call("tileloadd64", I8(tile), self.b.bitcast(pointer, BYTES), step)
 
+    def load_weights(self, tile: int, pointer: Value, step: Value) -> None:
+        """The same, a row a pair of inputs."""
+        self.load_pixels(tile, pointer, step)
+
     def multiply(self, sums: int, pixels: int, weights: int) -> None:
-        """sums[16, 16] += pixels[16, 32] @ weights[32, 16]"""
+        """sums[16, 16] += pixels[16, 2 * pairs] @ weights[2 * pairs, 16]"""
         self._call("tdpbf16ps", I8(sums), I8(pixels), I8(weights))
 
     def store(self, tile: int, pointer: Value, step: Value) -> None:
@@ -54,8 +59,8 @@ class Tiles:
 class EmulatedTiles:
     """The same registers in the stack's memory."""
 
-    def __init__(self, b: Builder) -> None:
-        self.b = b
+    def __init__(self, b: Builder, pairs: Value) -> None:
+        self.b, self.pairs = b, pairs
         self.tiles = [cgutils.alloca_once(b, PAIRS, TILE_ROWS) for _ in range(8)]
 
     def _row(self, tile: int, row: Value) -> Value:
@@ -67,15 +72,22 @@ class EmulatedTiles:
             return []
         counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
 
-    def load(self, tile: int, pointer: Value, step: Value) -> None:
+    def load_pixels(self, tile: int, pointer: Value, step: Value) -> None:
         def row(r, _):
-            self.b.store(load_pairs(self.b, self._memory(pointer, step, r)), self._row(tile, r))
+            pairs = load_some_pairs(self.b, self._memory(pointer, step, r), self.pairs)
+            self.b.store(pairs, self._row(tile, r))
             return []
         counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
 
+    def load_weights(self, tile: int, pointer: Value, step: Value) -> None:
+        def row(r, _):
+            self.b.store(load_pairs(self.b, self._memory(pointer, step, r)), self._row(tile, r))
+            return []
+        counted_loop(self.b, "row", self.pairs, [], row)
+
     def multiply(self, sums: int, pixels: int, weights: int) -> None:
         self.b.call(_tile_product(self.b.module),
-                    [self.tiles[tile] for tile in (sums, pixels, weights)])
+                    [*(self.tiles[tile] for tile in (sums, pixels, weights)), self.pairs])
 
     def store(self, tile: int, pointer: Value, step: Value) -> None:
         def row(r, _):
@@ -89,16 +101,17 @@ class EmulatedTiles:
 
 
 def _tile_product(module: ir.Module) -> ir.Function:
-    """sums[16, 16] += pixels[16, 32] @ weights[32, 16] as a function of the module's own: compiled
-    once, and not in every place."""
+    """sums[16, 16] += pixels[16, 2 * pairs] @ weights[2 * pairs, 16] as a function of the module's
+    own: compiled once, and not in every place."""
     name = "emulated_tdpbf16ps"
     if name in module.globals:
         return module.globals[name]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [PAIRS.as_pointer()] * 3), name)
+    kind = ir.FunctionType(ir.VoidType(), [*[PAIRS.as_pointer()] * 3, I64])
+    function = ir.Function(module, kind, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     b, zero = ir.IRBuilder(function.append_basic_block()), ir.Constant(SUMS, None)
-    sums, pixels, weights = function.args
+    sums, pixels, weights, pairs = function.args
 
     def row(r, _):
         inputs = b.bitcast(b.gep(pixels, [r]), I32.as_pointer())
@@ -108,7 +121,7 @@ def _tile_product(module: ir.Module) -> ir.Function:
             return [fused(b, place(b, x), place(b, w), total)
                     for place, total in zip((even_place, odd_place), carried, strict=True)]
 
-        even, odd = counted_loop(b, "pair", i64(TILE_PAIRS), [zero, zero], pair)
+        even, odd = counted_loop(b, "pair", pairs, [zero, zero], pair)
         target = b.bitcast(b.gep(sums, [r]), SUMS.as_pointer())
         b.store(b.fadd(b.load(target), b.fadd(even, odd)), target)
         return []
@@ -172,6 +185,17 @@ def load_pairs(b: Builder, pointer: Value) -> Value:
     value = b.load(b.bitcast(pointer, PAIRS.as_pointer()))
     value.align = 2
     return value
+
+
+def load_some_pairs(b: Builder, pointer: Value, count: Value) -> Value:
+    """The first `count` pairs; the others are 0 and are not touched."""
+    lanes, address = ir.VectorType(ir.IntType(1), COLUMNS), b.bitcast(pointer, PAIRS.as_pointer())
+    wanted = broadcast_pair(b, b.trunc(count, I32))
+    mask = b.icmp_signed("<", ir.Constant(PAIRS, list(range(COLUMNS))), wanted)
+    function = ir.FunctionType(PAIRS, [address.type, I32, lanes, PAIRS])
+    masked = cgutils.get_or_insert_function(b.module, function,
+                                            f"llvm.masked.load.v{COLUMNS}i32.p0")
+    return b.call(masked, [address, I32(2), mask, ir.Constant(PAIRS, None)])
 
 
 def fused(b: Builder, x: Value, y: Value, z: Value) -> Value:

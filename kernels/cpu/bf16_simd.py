@@ -1,14 +1,15 @@
 """bfloat16 micro-kernels as LLVM IR, over the instructions of bf16_instructions.py.
 
-    multiply      the products behind a block of outputs of a convolution or Linear layer
-    write_block   adds bias and residual to them, clips and writes
-    narrow        copies float32, or bfloat16, as bfloat16
+    multiply    the products behind a block of outputs of a convolution or Linear layer
+    narrow      copies float32, or bfloat16, as bfloat16
 
 bfloat16 lies in memory as uint16, the upper halves of float32. Weights are panels
-[depth / 2, vectors * COLUMNS, 2]: the two inputs of a pair are neighbours, as the instructions
+[inputs / 2, vectors * COLUMNS, 2]: the two inputs of a pair are neighbours, as the instructions
 want them.
 """
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -17,7 +18,7 @@ from numba.extending import intrinsic
 
 from .bf16_instructions import (
     BYTES,
-    PAIRS,
+    I8,
     SUMS,
     EmulatedTiles,
     Tiles,
@@ -26,7 +27,7 @@ from .bf16_instructions import (
     emulated_dot,
     load_pairs,
 )
-from .bf16_memory import load_bits, load_wide, rounded, store_bits, store_narrow
+from .bf16_memory import load_bits, rounded, store_bits
 from .bf16_units import (
     AMX,
     AMX_EMULATED,
@@ -34,101 +35,147 @@ from .bf16_units import (
     AVX512_EMULATED,
     BLOCK,
     COLUMNS,
-    TILE_PAIRS,
+    GROUP,
     TILE_ROWS,
     Amx,
     AmxEmulated,
     Avx512,
     Avx512Emulated,
 )
+from .bf16_write import Writer
 from .simd import (
     F32,
     I32,
+    Value,
     advance,
-    broadcast,
-    clip,
+    choose,
     counted_loop,
-    each_vector,
     first_lanes,
     i64,
-    literal_ints,
+    least,
     load,
+    prefetch,
 )
 from .sizes import LANES
+
+# Where LONG steps or more follow, a tile of pixels is stored every BREATH steps, to where sums will
+# be: without that AMX was seen to take 128 cycles for a step instead of 99 in products of 36 steps,
+# and 114 in those of 72.
+LONG, BREATH = 24, 4
+# A single pixel reads each weight once: they are fetched so many numbers before. 38 GB/s instead of
+# 24 were seen where they come from main memory.
+AHEAD = 4096
 
 BITS = types.CPointer(types.uint16)
 
 
 # ---- micro-kernels ----------------------------------------------------------------------------
 
-@intrinsic(prefer_literal=True)
-def multiply(typingctx, unit, size, vectors, arguments):
-    """arguments: (x, x_step, lines, x_line, steps, w, sums)
+class Products(NamedTuple):
+    """What a micro-kernel multiplies: the first arguments of `multiply`."""
+    x: Value
+    x_step: Value
+    taps: Value
+    count: Value
+    steps: Value
+    depth: Value
+    w: Value
+    sums: Value
 
-    sums[r, c] = sum over l, k of x[r*x_step + l*x_line + k] * w[l*steps*depth + k, c]
 
-    for r < rows, c < vectors * COLUMNS, l < lines, k < steps * depth, with the unit's `rows` (size
-    2), `half` (1) or `least` (0). x points to bfloat16, and steps count these; sums are float32,
-    BLOCK apart.
+@intrinsic
+def multiply(typingctx, unit, number, arguments):
+    """arguments: (x, x_step, taps, count, steps, depth, w, sums) and those of a Writer
+
+    sums[r, c] = sum over t, k of x[r*x_step + taps[t] + k] * w[t*steps*depth + k, c]
+
+    for t < count, k < steps * depth, r < rows, c < vectors * COLUMNS; with `number` go the unit's
+    sizes, each with one vector and with two. x points to bfloat16, and steps count these; sums are
+    float32, BLOCK apart. Tiles take one step a tap. Meanwhile what the Writer has is written, which
+    must be other sums.
     """
-    sizes = literal_ints(size, vectors)
-    if sizes is None:
-        return None
-    known, emit, instructions = MICRO_KERNELS[unit.instance_class]
-    rows = (known.least, known.half, known.rows)[sizes[0]]
-
     def codegen(context, b, sig, args):
-        emit(b, instructions, rows, sizes[1], *cgutils.unpack_tuple(b, args[3]))
+        known, emit, instructions = MICRO_KERNELS[unit.instance_class]
+        sizes = [(rows, vectors) for rows in known.sizes for vectors in (1, 2)]
+
+        def micro_kernel(b, size, *values):
+            count = len(Products._fields)
+            emit(b, instructions, *size, Products(*values[:count]),
+                 Writer(b, list(values[count:])))
+
+        choose(b, args[1], args[2], f"multiply_{known.name}", sizes, micro_kernel)
         return context.get_dummy_value()
 
-    return types.void(unit, size, vectors, arguments), codegen
+    return types.void(unit, types.int64, arguments), codegen
 
 
-def tile_products(b, instructions, rows, vectors, x, x_step, lines, x_line, steps, w, sums):
+def tile_products(b, instructions, rows, vectors, given, writer):
     """Tiles 0 to 3 hold sums, 4 and 5 pixels, 6 and 7 weights."""
-    tiles = instructions(b)
+    tiles = instructions(b, b.sdiv(given.depth, i64(2)))
     pixels, columns = range(rows // TILE_ROWS), range(vectors)
-    x_bytes, panel = b.mul(x_step, i64(2)), vectors * COLUMNS * 2
-    for i in pixels:
+    sums = [(i, j) for i in pixels for j in columns]
+    x_bytes, panel = b.mul(given.x_step, i64(2)), vectors * COLUMNS * 2
+    for i, j in sums:
+        tiles.zero(2 * i + j)
+
+    def step(k, meanwhile):
+        inputs = b.gep(given.x, [b.load(b.gep(given.taps, [k]))])
+        weights = advance(b, given.w, k, given.depth, vectors * COLUMNS)
+        for i in pixels:
+            tiles.load_pixels(4 + i, advance(b, inputs, given.x_step, i * TILE_ROWS), x_bytes)
         for j in columns:
-            tiles.zero(2 * i + j)
+            tiles.load_weights(6 + j, advance(b, weights, j * COLUMNS * 2), i64(2 * panel))
+        for number, (i, j) in enumerate(sums):
+            tiles.multiply(2 * i + j, 4 + i, 6 + j)
+            meanwhile(number * GROUP // len(sums), (number + 1) * GROUP // len(sums))
+        return []
 
-    def kernel_line(line, carried):
-        first = advance(b, x, line, x_line)
+    def steps_alone(first, count):
+        counted_loop(b, "step", count, [], lambda k, _: step(b.add(first, k), lambda *rows: None))
 
-        def step(k, _):
-            inputs = advance(b, first, k, 2 * TILE_PAIRS)
-            weights = advance(b, carried[0], k, TILE_PAIRS * panel)
-            for i in pixels:
-                tiles.load(4 + i, advance(b, inputs, x_step, i * TILE_ROWS), x_bytes)
-            for j in columns:
-                tiles.load(6 + j, advance(b, weights, j * COLUMNS * 2), i64(2 * panel))
-            for i in pixels:
-                for j in columns:
-                    tiles.multiply(2 * i + j, 4 + i, 6 + j)
+    def remaining_steps(first):
+        left = b.sub(given.count, first)
+        breaths = b.select(b.icmp_signed("<", left, i64(LONG)), i64(0), b.sdiv(left, i64(BREATH)))
+
+        def breath(index, _):
+            steps_alone(b.add(first, b.mul(index, i64(BREATH))), i64(BREATH))
+            tiles.store(4, given.sums, i64(4 * BLOCK))
             return []
 
-        counted_loop(b, "step", steps, [], step)
-        return [advance(b, carried[0], steps, TILE_PAIRS * panel)]
+        counted_loop(b, "breath", breaths, [], breath)
+        done = b.mul(breaths, i64(BREATH))
+        steps_alone(b.add(first, done), b.sub(left, done))
 
-    counted_loop(b, "kernel_line", lines, [w], kernel_line)
-    for i in pixels:
-        for j in columns:
-            target = advance(b, sums, i * TILE_ROWS * BLOCK + j * COLUMNS)
-            tiles.store(2 * i + j, target, i64(4 * BLOCK))
+    def all_steps(add_residual):
+        both = least(b, given.count, writer.groups)
+        counted_loop(b, "step_and_rows", both, [], lambda k, _: step(
+            k, lambda *rows: writer.rows(k, *rows, add_residual)))
+        with b.if_then(b.icmp_signed("<", both, given.count)):
+            remaining_steps(both)
+        writer.all_rows(both, add_residual)
+
+    writer.either(all_steps)
+    for i, j in sums:
+        target = advance(b, given.sums, i * TILE_ROWS * BLOCK + j * COLUMNS)
+        tiles.store(2 * i + j, target, i64(4 * BLOCK))
 
 
-def vector_products(b, instructions, rows, vectors, x, x_step, lines, x_line, steps, w, sums):
-    """All sums stay in registers through both loops."""
+def vector_products(b, instructions, rows, vectors, given, writer):
+    """All sums stay in registers through both loops, and there is no room for the Writer's."""
+    writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
     panel = vectors * COLUMNS * 2
 
-    def kernel_line(line, carried):
+    def tap(t, carried):
         weights, *totals = carried
-        first = advance(b, x, line, x_line)
-        pixels = [b.bitcast(advance(b, first, x_step, r), I32.as_pointer()) for r in range(rows)]
+        first = b.gep(given.x, [b.load(b.gep(given.taps, [t]))])
+        pixels = [b.bitcast(advance(b, first, given.x_step, r), I32.as_pointer())
+                  for r in range(rows)]
 
         def pair(k, totals):
             inputs = advance(b, weights, k, panel)
+            if rows == 1:
+                for j in range(vectors):
+                    prefetch(b, b.gep(inputs, [i64(AHEAD + j * COLUMNS * 2)]))
             w_vectors = [load_pairs(b, advance(b, inputs, j * COLUMNS * 2))
                          for j in range(vectors)]
             result = []
@@ -140,13 +187,13 @@ def vector_products(b, instructions, rows, vectors, x, x_step, lines, x_line, st
                            for j in range(vectors)]
             return result
 
-        totals = counted_loop(b, "pair", steps, totals, pair)
-        return [advance(b, weights, steps, panel), *totals]
+        totals = counted_loop(b, "pair", given.steps, totals, pair)
+        return [advance(b, weights, given.steps, panel), *totals]
 
     start = [ir.Constant(SUMS, None)] * (rows * vectors)
-    _, *totals = counted_loop(b, "kernel_line", lines, [w, *start], kernel_line)
+    _, *totals = counted_loop(b, "tap", given.count, [given.w, *start], tap)
     for i, total in enumerate(totals):
-        target = advance(b, sums, i // vectors * BLOCK + i % vectors * COLUMNS)
+        target = advance(b, given.sums, i // vectors * BLOCK + i % vectors * COLUMNS)
         b.store(total, b.bitcast(target, SUMS.as_pointer())).align = 4
 
 
@@ -157,18 +204,26 @@ MICRO_KERNELS = {Amx: (AMX, tile_products, Tiles),
 
 
 @intrinsic
-def configure(typingctx, unit):
-    """Before a thread uses the unit: AMX is told that all tiles have 16 rows of 64 bytes."""
+def configure(typingctx, unit, depth):
+    """Before a thread uses the unit: AMX is told that all tiles have 16 rows of 64 bytes, but those
+    of pixels and of weights only what holds `depth` inputs, an even number."""
     def codegen(context, b, sig, args):
         if unit.instance_class is Amx:
             palette, columns, rows = 1, [64, 0] * 8, [TILE_ROWS] * 8
             data = bytes([palette, *[0] * 15, *columns, *[0] * 16, *rows, *[0] * 8])
-            block = cgutils.global_constant(b, "tile_configuration", cgutils.make_bytearray(data))
+            block = cgutils.alloca_once_value(
+                b, cgutils.make_bytearray(data), name="tile_configuration")
+            start = b.bitcast(block, BYTES)
+            pairs = b.trunc(b.sdiv(args[1], i64(2)), I8)
+            for tile in (4, 5):
+                b.store(b.mul(pairs, I8(4)), b.gep(start, [i64(16 + 2 * tile)]))
+            for tile in (6, 7):
+                b.store(pairs, b.gep(start, [i64(48 + tile)]))
             function = ir.FunctionType(ir.VoidType(), [BYTES])
             b.call(cgutils.get_or_insert_function(b.module, function, "llvm.x86.ldtilecfg"),
-                   [b.bitcast(block, BYTES)])
+                   [start])
         return context.get_dummy_value()
-    return types.void(unit), codegen
+    return types.void(unit, types.int64), codegen
 
 
 @intrinsic
@@ -182,77 +237,7 @@ def release(typingctx, unit):
     return types.void(unit), codegen
 
 
-@intrinsic
-def write_block(typingctx, arguments):
-    """arguments: (sums, bias, residual, has_residual, y, y_step, rows, channels, low, high)
-
-    y[r*y_step + c] = clip(sums[r, c] + bias[c] + residual[r*y_step + c], low, high)
-
-    for r < rows, c < channels <= BLOCK, in float32. residual and y may each point to bfloat16: y is
-    then rounded. sums and bias are BLOCK wide; of residual and y nothing beyond `channels` is
-    touched.
-    """
-    def codegen(context, b, sig, args):
-        (sums, bias, residual, has_residual, y, y_step, rows, channels, low,
-         high) = cgutils.unpack_tuple(b, args[0])
-        low, high = broadcast(b, low), broadcast(b, high)
-
-        def columns(vectors, add_residual):
-            """Of each row the vectors (first column, mask), one after the other."""
-            starts = [load(b, b.gep(bias, [c])) for c, _ in vectors]
-
-            def row(r, _):
-                for start, (c, mask) in zip(starts, vectors, strict=True):
-                    value = b.fadd(load(b, b.gep(advance(b, sums, r, BLOCK), [c])), start)
-                    offset = b.add(b.mul(r, y_step), c)
-                    if add_residual:
-                        value = b.fadd(value, load_wide(b, b.gep(residual, [offset]), mask))
-                    store_narrow(b, clip(b, value, low, high), b.gep(y, [offset]), mask)
-                return []
-
-            counted_loop(b, "row", rows, [], row)
-
-        def block(add_residual):
-            with b.if_else(b.icmp_signed("==", channels, i64(BLOCK))) as (whole, part):
-                with whole:
-                    columns([(i64(c), None) for c in range(0, BLOCK, LANES)], add_residual)
-                with part:
-                    each_vector(b, channels, lambda c, mask: columns([(c, mask)], add_residual))
-
-        with b.if_else(b.icmp_signed("!=", has_residual, i64(0))) as (then, otherwise):
-            with then:
-                block(True)
-            with otherwise:
-                block(False)
-        return context.get_dummy_value()
-
-    return types.void(arguments), codegen
-
-
 # ---- moving bfloat16 --------------------------------------------------------------------------
-
-@intrinsic
-def copy_bits(typingctx, target, source, count, beyond):
-    """Copy `count` numbers, and where `beyond` allows it up to 31 more that happen to lie behind
-    them: whole vectors are faster than a call of memcpy for the few bytes under a kernel line."""
-    def codegen(context, b, sig, args):
-        target, source, count, beyond = args
-
-        def vector(index, _):
-            value = load_pairs(b, advance(b, source, index, BLOCK))
-            into = b.bitcast(advance(b, target, index, BLOCK), PAIRS.as_pointer())
-            b.store(value, into).align = 2
-            return []
-
-        with b.if_else(beyond) as (then, otherwise):
-            with then:
-                vectors = b.sdiv(b.add(count, i64(BLOCK - 1)), i64(BLOCK))
-                counted_loop(b, "vector", vectors, [], vector)
-            with otherwise:
-                cgutils.raw_memcpy(b, target, source, count, itemsize=2)
-        return context.get_dummy_value()
-    return types.void(BITS, BITS, types.intp, types.boolean), codegen
-
 
 @intrinsic
 def narrow(typingctx, target, source, count, padded):

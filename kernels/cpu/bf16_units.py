@@ -17,21 +17,23 @@ from .launch import Constant
 
 COLUMNS = 16                        # sums of a vector, or of a row of a tile
 BLOCK = 2 * COLUMNS                 # output channels of a micro-kernel
-TILE_ROWS, TILE_PAIRS = 16, 16      # 16 rows of 16 pairs are a tile of inputs
+GROUP = 8                           # rows of sums written in a step: 2 x 2 tiles hide about as many
+TILE_ROWS, TILE_PAIRS = 16, 16      # 16 rows of at most 16 pairs are a tile of inputs
 
 
 class Unit(NamedTuple):
     """What multiplies.
 
-    rows   pixels of its largest micro-kernel,
-    half   of its middle one, and
-    least  of its smallest
-    depth  inputs that a step of these multiplies
+    sizes   pixels of its micro-kernels, ascending
+    depth   inputs that a step of these multiplies at most
     """
-    rows: int
-    half: int
-    least: int
+    sizes: tuple[int, ...]
     depth: int
+
+    @property
+    def rows(self) -> int:
+        """Pixels of its largest micro-kernel."""
+        return self.sizes[-1]
 
     @property
     def name(self) -> str:
@@ -64,9 +66,9 @@ NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
          Avx512Emulated: "avx512_emulated"}
 
 # 2 x 2 tiles of sums, two of pixels and two of weights: all eight registers.
-AMX, AMX_EMULATED = Amx(32, 16, 16, 32), AmxEmulated(32, 16, 16, 32)
+AMX, AMX_EMULATED = Amx((16, 32), 32), AmxEmulated((16, 32), 32)
 # 14 x 2 vectors of sums, two of weights and a pixel: 31 of 32 registers.
-AVX512, AVX512_EMULATED = Avx512(14, 7, 1, 2), Avx512Emulated(14, 7, 1, 2)
+AVX512, AVX512_EMULATED = Avx512((1, 7, 14), 2), Avx512Emulated((1, 7, 14), 2)
 
 # What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
 # single samples are multiplied.

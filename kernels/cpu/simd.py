@@ -103,6 +103,11 @@ def clip(b: Builder, value: Value, low: Value, high: Value) -> Value:
     return b.select(b.fcmp_ordered(">", value, high), high, value)
 
 
+def least(b: Builder, x: Value, y: Value) -> Value:
+    """The smaller of two integers."""
+    return b.select(b.icmp_signed("<", x, y), x, y)
+
+
 def counted_loop(b: Builder, name: str, trips: Value, carried: list[Value],
                  body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
     """`for i in range(trips): carried = body(i, carried)`. Returns the last values."""

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from ...axes import flat_pixels
+from ...groups import merge, merged
 from ...memory import ALIGNMENT, aligned
 from ...ops import Conv2d, Pair, TensorSpec, Unary, known
 from ...step import Array, Options, Step, weight_and_bias
-from ..bf16_units import BLOCK, COLUMNS, Unit
+from ..bf16_units import BLOCK, COLUMNS, GROUP, Unit
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
 from . import bf16, depthwise
@@ -21,116 +22,198 @@ CONV2D, MAKE_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "make_im
 
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
-WASTE = 1.2             # products for nothing beyond this are not made: patches are gathered
-SLACK = 64              # numbers behind a buffer that a vector or row may touch for nothing
+FEW_MORE = 1.25         # so many times the steps are taken before channels are padded
+EVEN = 1.05             # the longest share of work by the shortest, where it is not cut further
+WORTH = 2               # bytes of weights that every thread may read so that it finds a byte of
+                        # activations in its own cache
+SLACK = 64              # numbers behind an image that a step may read for nothing
 
 
-class Way(NamedTuple):
-    """How an image is read: its geometry, tiles, inputs behind an output with the zeros among them,
-    and positions that tiles count to an output row."""
-    image: ConvGeometry
-    tiles: Array
+# ---- what lies behind an output ---------------------------------------------------------------
+
+class Taps(NamedTuple):
+    """starts: of what is multiplied, as seen from the first input of a window, in the order of the
+    weights; steps: of each tap, which lie together; depth: inputs of a step."""
+    starts: Array
+    steps: int
     depth: int
+
+    @property
+    def span(self) -> int:
+        """How far behind the first input of a window its last one ends."""
+        return int(self.starts.max()) + self.steps * self.depth
+
+
+def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
+    """Those of an image with even runs."""
+    lines = np.arange(g.kernel_height) * g.dilation_height * g.width * g.channels
+    columns, length = np.arange(g.kernel_width) * g.dilation_width * g.channels, run(g)
+    if length != g.per_group:           # a line is one run
+        columns = columns[:1]
+    starts, depth = (lines[:, None] + columns).ravel(), step_depth(length, unit)
+    if unit.depth == 2:
+        return Taps(starts, length // depth, depth)
+    return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
+
+
+def run(g: ConvGeometry) -> int:
+    """How many inputs of a window lie together."""
+    whole_lines = g.dilation_width == 1 and g.per_group == g.channels
+    return g.kernel_width * g.channels if whole_lines else g.per_group
+
+
+def step_depth(length: int, unit: Unit) -> int:
+    """The greatest even divisor of an even run that a step can take."""
+    return max(depth for depth in range(2, unit.depth + 1, 2) if length % depth == 0)
+
+
+def padded_channels(g: ConvGeometry, groups: int, unit: Unit) -> int:
+    """Channels that the image has for each group. Zeros are added where runs are odd, or much
+    fewer steps will do for longer ones. It looks at the weights alone: no batch changes a bit."""
+    steps = {}
+    multiple = 1
+    while multiple <= unit.depth:
+        channels = up_to(g.per_group, multiple)
+        length = run(g._replace(channels=channels * groups, per_group=channels))
+        if length % 2 == 0:
+            steps[channels] = length // step_depth(length, unit)
+        multiple *= 2
+    return next(channels for channels, count in sorted(steps.items())
+                if count <= FEW_MORE * min(steps.values()))
+
+
+# ---- tiles ------------------------------------------------------------------------------------
+
+class Tiles(NamedTuple):
+    """A tile a row: rows, first pixel, offset of its first input, number of its pattern; and of
+    each pattern the places of `reach` rows, counted in pixels from the first, or -1."""
+    table: Array
+    patterns: Array
+
+
+class Cut(NamedTuple):
+    """Of each tile its rows, first position (counted through the batch) and offset of the first
+    input; of an output row so many positions, of which the first out_width are pixels."""
+    rows: Array
+    position: Array
+    offset: Array
     pitch: int
 
+    def computed(self, unit: Unit) -> Array:
+        """Pixels that the micro-kernel for each of these tiles computes."""
+        sizes = np.array(unit.sizes)
+        return sizes[np.searchsorted(sizes, self.rows)]
 
-def cut_rows(batch: int, g: ConvGeometry, unit: Unit) -> Array:
-    """Direct tiles [.., 3] of a padded image, a row of them for an output row: rows, first position
-    (counted through the batch), offset of its first input in the image."""
+
+def cut_rows(batch: int, g: ConvGeometry, unit: Unit) -> Cut:
+    """A row of tiles for an output row of a padded image."""
     start = np.arange(0, g.out_width, unit.rows)
     image, row = np.divmod(np.arange(batch * g.out_height), g.out_height)
     line = (image * g.height + row * g.stride_height)[:, None] * g.width
     offset = (line + start * g.stride_width) * g.channels
     pixel = (image * g.out_height + row)[:, None] * g.out_width + start
     rows = np.broadcast_to(np.minimum(unit.rows, g.out_width - start), pixel.shape)
-    return np.ascontiguousarray(np.stack([rows, pixel, offset], axis=-1).reshape(-1, 3))
+    return Cut(rows.ravel(), pixel.ravel(), offset.ravel(), g.out_width)
 
 
-def cut_images(batch: int, g: ConvGeometry, pitch: int, unit: Unit) -> Array:
-    """The same, a row of tiles for an image: its lines are one, and an output row has `pitch`
-    positions, as many as the image moves on from one to the next."""
+def cut_images(batch: int, g: ConvGeometry, unit: Unit) -> Cut | None:
+    """A row of tiles for an image: its lines are one, and an output row has as many positions as
+    the image moves on from one to the next; None where that is no whole number."""
+    pitch, rest = divmod(g.stride_height * g.width, g.stride_width)
+    if rest:
+        return None
     positions = (g.out_height - 1) * pitch + g.out_width
     start, image = np.arange(0, positions, unit.rows), np.arange(batch)[:, None]
     offset = (image * g.height * g.width + start * g.stride_width) * g.channels
     position = image * g.out_height * pitch + start
     rows = np.broadcast_to(np.minimum(unit.rows, positions - start), position.shape)
-    return np.ascontiguousarray(np.stack([rows, position, offset], axis=-1).reshape(-1, 3))
+    return Cut(rows.ravel(), position.ravel(), offset.ravel(), pitch)
 
 
-def cut_across(pixels: int, unit: Unit) -> Array:
-    """Gathered tiles [.., 3] that run on across rows and images: rows, first output pixel, -1."""
-    return np.array([(min(unit.rows, pixels - start), start, -1)
-                     for start in range(0, pixels, unit.rows)], np.int64)
-
-
-def within(size: int, tiles: Array, p: ConvGeometry, unit: Unit) -> Array:
-    """Direct tiles, but for those gathered whose micro-kernel would read beyond `size` numbers."""
-    span = ((p.kernel_height - 1) * p.width + p.kernel_width) * p.channels
-    last = tiles[:, 2] + (computed(tiles, unit) - 1) * p.stride_width * p.channels
-    rows, position, offset = tiles.T
-    return np.ascontiguousarray(
-        np.stack([rows, position, np.where(last + span > size, -1, offset)], axis=-1))
-
-
-def computed(tiles: Array, unit: Unit) -> Array:
-    """Pixels that the micro-kernel for each of these tiles computes."""
-    rows = tiles[:, 0]
-    return np.where(rows > unit.half, unit.rows,
-                    np.where(rows > unit.least, unit.half, unit.least))
-
-
-def choose_way(batch: int, p: ConvGeometry, groups: int, unit: Unit) -> Way:
-    """The way that computes least of an image with its padding. It looks at one image alone: the
-    batch changes no bit."""
-    pixels, depth = p.out_height * p.out_width, up_to(p.depth, unit.depth)
-    gathered = Way(p, cut_across(batch * pixels, unit), depth, p.out_width)
-    if groups > 1 or (p.dilation_height, p.dilation_width) != (1, 1):
-        return gathered
-    channels = up_to(p.channels, unit.depth // gcd(unit.depth, p.kernel_width))
-    p = p._replace(channels=channels, per_group=channels)
-    pitch, rest = divmod(p.stride_height * p.width, p.stride_width)
-    if (p.kernel_height, p.kernel_width, p.stride_height, p.stride_width) == (1, 1, 1, 1):
+def cut_tiles(batch: int, g: ConvGeometry, unit: Unit) -> Cut:
+    """The way that computes least of a padded image."""
+    if (g.kernel_height, g.kernel_width, g.stride_height, g.stride_width) == (1, 1, 1, 1):
         # Every pixel stands alone: all images are one.
-        one = p._replace(out_height=batch * p.out_height)
-        return Way(p, cut_images(1, one, pitch, unit), p.depth, pitch)
-    rows, images = cut_rows(1, p, unit), cut_images(1, p, pitch, unit)
-    through = rest == 0 and computed(images, unit).sum() <= computed(rows, unit).sum()
-    most = WASTE * computed(cut_across(pixels, unit), unit).sum() * depth
-    if computed(images if through else rows, unit).sum() * p.depth > most:
-        return gathered
-    if through:
-        return Way(p, cut_images(batch, p, pitch, unit), p.depth, pitch)
-    return Way(p, cut_rows(batch, p, unit), p.depth, p.out_width)
+        batch, g = 1, g._replace(height=batch * g.height, out_height=batch * g.out_height)
+    rows, images = cut_rows(batch, g, unit), cut_images(batch, g, unit)
+    if images and images.computed(unit).sum() <= rows.computed(unit).sum():
+        return images
+    return rows
 
 
-def cut_blocks(out_channels: int, groups: int, depth: int, at_once: int) -> tuple[Array, Array]:
-    """blocks [.., 3]: first channel, channels, offset of its weights; passes [.., 3]: first
-    block, end block, group; a pass has `at_once` blocks at most."""
-    blocks: list[tuple[int, int, int]] = []
-    passes: list[tuple[int, int, int]] = []
-    offset, per_group = 0, out_channels // groups
+def beyond(cut: Cut, size: int, span: int, x_step: int, unit: Unit) -> Array:
+    """By how many positions each tile must begin earlier, to read nothing beyond `size` numbers."""
+    end = cut.offset + (cut.computed(unit) - 1) * x_step + span
+    return np.maximum(0, -(-(end - size) // x_step))
+
+
+def tabulate(cut: Cut, back: Array, g: ConvGeometry, unit: Unit) -> Tiles:
+    """Tables of tiles that begin `back` positions earlier."""
+    row_of_tile, back = np.arange(up_to(unit.rows, GROUP)), back[:, None]
+    position = cut.position[:, None] - back + row_of_tile
+    row, column = np.divmod(position, cut.pitch)
+    wanted = (row_of_tile >= back) & (row_of_tile < back + cut.rows[:, None])
+    wanted &= column < g.out_width
+    pixel = row * g.out_width + column
+    first = np.take_along_axis(pixel, wanted.argmax(axis=1)[:, None], axis=1)
+    patterns, number = np.unique(np.where(wanted, pixel - first, -1), axis=0, return_inverse=True)
+    offset = cut.offset - back[:, 0] * g.stride_width * g.channels
+    return Tiles(np.stack([cut.rows + back[:, 0], first[:, 0], offset, number.ravel()], axis=1),
+                 patterns)
+
+
+# ---- blocks of outputs ------------------------------------------------------------------------
+
+def cut_blocks(out_channels: int, groups: int, inputs: int) -> Array:
+    """blocks [.., 3]: first channel, channels, offset of its weights, of so many `inputs` each."""
+    blocks, offset, per_group = [], 0, out_channels // groups
     for group in range(groups):
-        first = len(blocks)
         for channel in range(0, per_group, BLOCK):
             channels = min(per_group - channel, BLOCK)
             blocks.append((group * per_group + channel, channels, offset))
-            offset += depth * -(-channels // COLUMNS) * COLUMNS
-        passes += [(start, min(start + at_once, len(blocks)), group)
-                   for start in range(first, len(blocks), at_once)]
-    return np.array(blocks, np.int64), np.array(passes, np.int64)
+            offset += inputs * up_to(channels, COLUMNS)
+    return np.array(blocks, np.int64)
 
 
-def pack(weight: Array, blocks: Array, channels: int, depth: int) -> Array:
-    """(O, KH, KW, C) -> the blocks' panels [depth / 2, vectors * COLUMNS, 2] of bfloat16 one after
-    the other; padded with zeros to `channels` inputs a tap, and `depth` in all."""
+def cut_passes(blocks: int, groups: int, most: int, tiles: int, threads: int,
+               group_step: int) -> Array:
+    """passes [.., 3]: first block, end block, offset of the group's inputs. A pass has at most
+    `most` of the blocks, all groups' together; there are the fewest that give threads even shares,
+    and two to choose from."""
+    of_group = blocks // groups
+
+    def longest(count: int) -> int:
+        return -(-count * groups * tiles // threads) * -(-of_group // count)
+
+    counts = range(-(-of_group // most), of_group + 1)
+    shortest = min(map(longest, counts))
+    count = next(count for count in counts if longest(count) <= EVEN * shortest
+                 and (count == of_group or count * groups * tiles >= 2 * threads))
+    ends = [of_group * i // count for i in range(count + 1)]
+    return np.array([(group * of_group + first, group * of_group + end, group * group_step)
+                     for group in range(groups)
+                     for first, end in pairwise(ends)], np.int64)
+
+
+def order_units(passes: int, tiles: int, by_tile: bool) -> Array:
+    """units [.., 2]: pass, tile. Threads have equal parts of it: with all passes of a tile together
+    they part the pixels, else the outputs."""
+    number, tile = np.divmod(np.arange(passes * tiles), tiles)
+    if by_tile:
+        tile, number = np.divmod(np.arange(passes * tiles), passes)
+    return np.stack([number, tile], axis=1)
+
+
+def pack(weight: Array, blocks: Array, channels: int) -> Array:
+    """(O, KH, KW, C) -> the blocks' panels [inputs / 2, vectors * COLUMNS, 2] of bfloat16 one after
+    the other; padded with zeros to `channels` inputs a tap."""
     out_channels, kh, kw, given = weight.shape
     padded = np.zeros((out_channels, kh, kw, channels), np.float32)
     padded[..., :given] = weight
-    rows = np.zeros((out_channels, depth), np.uint16)
-    rows[:, :kh * kw * channels] = bf16.to_bits(padded).reshape(out_channels, -1)
+    rows = bf16.to_bits(padded).reshape(out_channels, -1)
     panels = []
     for channel, wanted, _ in blocks:
-        panel = np.zeros((depth // 2, -(-wanted // COLUMNS) * COLUMNS, 2), np.uint16)
+        panel = np.zeros((rows.shape[1] // 2, up_to(wanted, COLUMNS), 2), np.uint16)
         pairs = rows[channel:channel + wanted].reshape(wanted, -1, 2)
         panel[:, :wanted] = pairs.transpose(1, 0, 2)
         panels.append(panel.ravel())
@@ -142,53 +225,64 @@ def up_to(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+# ---- steps ------------------------------------------------------------------------------------
+
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
                   activation: Unary | None, weight: Array, bias: Array | None, options: Options,
                   unit: Unit, dtype: str, has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
     inputs x, of this dtype, weight, [bias, [residual]]."""
-    bottom, right = end_padding
-    p, tiles, depth, pitch = choose_way(batch, g._replace(
-        height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0), groups,
-        unit)
-    blocks_wanted = -(-g.out_channels // groups // BLOCK)
-    at_once = min(PASS_BYTES // (2 * depth * BLOCK),
-                  blocks_wanted * groups * len(tiles) // (2 * options.threads))
-    blocks, passes = cut_blocks(g.out_channels, groups, depth, max(1, at_once))
-    packed = options.pack(weight, f"bfloat16 {p.per_group} {depth} {groups}",
-                          lambda w: pack(w.reshape(len(w), g.kernel_height, g.kernel_width, -1),
-                                         blocks, p.per_group, depth))
+    together = merged(g.out_channels, groups, BLOCK if unit.depth > 2 else COLUMNS)
+    groups, g = groups // together, g._replace(per_group=g.per_group * together)
+    channels, (bottom, right) = padded_channels(g, groups, unit), end_padding
+    p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0,
+                   channels=channels * groups, per_group=channels)
+    taps, cut, x_step = cut_taps(p, unit), cut_tiles(batch, p, unit), p.stride_width * p.channels
+    size = batch * p.height * p.width * p.channels
+    back = beyond(cut, size - (groups - 1) * channels, taps.span, x_step, unit)
+    in_place = dtype == "bfloat16" and p == g and bool((back * x_step <= cut.offset).all())
+    tiles = tabulate(cut, back if in_place else 0 * back, p, unit)
+
+    blocks = cut_blocks(g.out_channels, groups, p.depth)
+    passes = cut_passes(len(blocks), groups, max(1, PASS_BYTES // (2 * p.depth * BLOCK)),
+                        len(tiles.table), options.threads, channels)
+    # Where pixels are parted, each thread reads in its own cache what it wrote there itself.
+    weight_bytes = 2 * up_to(g.out_channels, BLOCK) * p.depth
+    moved = 2 * batch * (g.height * g.width * g.channels + g.out_height * g.out_width
+                         * g.out_channels)
+    units = order_units(len(passes), len(tiles.table),
+                        weight_bytes <= min(PASS_BYTES, moved * WORTH))
+    packed = options.pack(
+        weight, f"bfloat16 {channels} {groups} {together}", lambda w: pack(
+            merge(w.reshape(len(w), g.kernel_height, g.kernel_width, -1), groups * together,
+                  together), blocks, channels))
     packed_bias = np.zeros((len(blocks), BLOCK), np.float32)
     if bias is not None:
-        for row, (channel, channels, _) in zip(packed_bias, blocks, strict=True):
-            row[:channels] = bias[channel:channel + channels]
+        for row, (channel, count, _) in zip(packed_bias, blocks, strict=True):
+            row[:count] = bias[channel:channel + count]
     low, high, finish, suffix = epilogue(activation)
-    geometry, padded = tuple(g), tuple(p)
-    # Bytes of the image, of all patches and of all sums, one after the other in the workspace.
-    size, beyond = batch * p.height * p.width * p.channels, unit.rows * g.stride_width * p.channels
-    image_bytes = 2 * (size + beyond + SLACK)
-    in_place = dtype == "bfloat16" and p == g
-    if in_place:
-        image_bytes = 0
-        if tiles[0, 2] >= 0:
-            tiles = within(size, tiles, p, unit)
-    patch = unit.rows * depth + SLACK if tiles[:, 2].min() < 0 else 0
+    # Bytes of the image, of what is written for nothing and of all sums, in the workspace.
+    reach = tiles.patterns.shape[1]
+    image_bytes = 0 if in_place else 2 * (size + unit.rows * x_step + SLACK)
     ends = np.cumsum([up_to(size, ALIGNMENT) for size in (
-        image_bytes, 2 * options.threads * patch, 4 * options.threads * unit.rows * BLOCK)])
+        image_bytes, 4 * options.threads * BLOCK, 8 * options.threads * reach * BLOCK)])
+    # The image is made group by group, as if each were a pixel.
+    making = tuple(tuple(image._replace(width=image.width * groups, left=image.left * groups,
+                                        channels=image.per_group)) for image in (g, p))
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> list[Launch]:
         memory, y_step = flat_pixels(output)
         x, y = flat_bits(inputs[0]), flat_bits(memory)
         residual = flat_bits(inputs[3]) if len(inputs) > 3 else y[:0]
         image = x if in_place else workspace[:ends[0]].view(np.uint16)
-        patches = workspace[ends[0]:ends[0] + 2 * options.threads * patch].view(np.uint16)
-        patches = patches.reshape(options.threads, patch)
+        spare = workspace[ends[0]:ends[1]].view(y.dtype)[:options.threads * BLOCK]
         sums = workspace[ends[1]:ends[2]].view(np.float32)
-        making = [] if in_place else [
-            MAKE_IMAGE.bind(x, image, batch, geometry, padded, options.threads)]
-        return [*making,
+        places = np.where(tiles.patterns < 0, -1, tiles.patterns * y_step).ravel()
+        make = [] if in_place else [MAKE_IMAGE.bind(x, image, batch, *making, options.threads)]
+        return [*make,
                 CONV2D.bind(unit.constant, image, packed, packed_bias.reshape(-1), residual, y,
-                            y_step, patches, sums, tiles, blocks, passes, padded, pitch, low, high,
+                            y_step, places, reach, spare, sums, taps.starts, taps.steps,
+                            taps.depth, tiles.table, blocks, passes, units, x_step, low, high,
                             options.threads), *finish(y, options.threads)]
 
     # Residual and y are walked through in the same steps.

@@ -1,0 +1,83 @@
+"""Writes a block of finished sums to the output, as LLVM IR: adds bias and residual and clips.
+
+Micro-kernels do that for the block before their own, some rows after each product: what multiplies
+and what adds then work at the same time, and few layers have so many products that their sums could
+be forgotten.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .bf16_memory import load_wide, store_narrow
+from .bf16_units import BLOCK, GROUP
+from .simd import Builder, Value, advance, broadcast, clip, counted_loop, first_lanes, i64, load
+from .sizes import LANES
+
+
+class Writer:
+    """Of the arguments (sums, bias, residual, has_residual, y, places, spare, rows, channels, low,
+    high).
+
+        y[places[r] + c] = clip(sums[r, c] + bias[c] + residual[places[r] + c], low, high)
+
+    for r < rows, c < channels <= BLOCK, in float32. residual and y may each point to bfloat16: y is
+    then rounded. Rows of place -1 are written to `spare`, and so may be those up to a whole GROUP.
+    sums and bias are BLOCK wide; of residual and y nothing beyond `channels` is touched.
+    """
+
+    def __init__(self, b: Builder, arguments: list[Value]) -> None:
+        (self.sums, bias, self.residual, has_residual, self.y, self.places, self.spare, rows,
+         channels, low, high) = arguments
+        self.b = b
+        self.groups = b.sdiv(b.add(rows, i64(GROUP - 1)), i64(GROUP))
+        self.low, self.high = broadcast(b, low), broadcast(b, high)
+        self.add_residual = b.icmp_signed("!=", has_residual, i64(0))
+        self.columns = [(i64(c), first_lanes(b, b.sub(channels, i64(c))),
+                         load(b, b.gep(bias, [i64(c)]))) for c in range(0, BLOCK, LANES)]
+
+    def either(self, emit: Callable[[bool], None]) -> None:
+        """emit(whether there is a residual), chosen when it runs: once, and not for each row."""
+        with self.b.if_else(self.add_residual) as (then, otherwise):
+            with then:
+                emit(True)
+            with otherwise:
+                emit(False)
+
+    def rows(self, group: Value, first: int, end: int, add_residual: bool) -> None:
+        """Write rows `first` to `end` of a group."""
+        for r in range(first, end):
+            self._row(self.b.add(self.b.mul(group, i64(GROUP)), i64(r)), add_residual)
+
+    def all_rows(self, first_group: Value, add_residual: bool) -> None:
+        """Write all groups from this one on."""
+        def group(index: Value, _: list[Value]) -> list[Value]:
+            self.rows(self.b.add(first_group, index), 0, GROUP, add_residual)
+            return []
+        counted_loop(self.b, "group", self.b.sub(self.groups, first_group), [], group)
+
+    def _row(self, row: Value, add_residual: bool) -> None:
+        b = self.b
+        place = b.load(b.gep(self.places, [row]))
+        beside = b.icmp_signed("<", place, i64(0))
+        place = b.select(beside, i64(0), place)
+        y = b.select(beside, self.spare, b.gep(self.y, [place]))
+        sums, residual = advance(b, self.sums, row, BLOCK), b.gep(self.residual, [place])
+        for c, mask, bias in self.columns:
+            value = b.fadd(load(b, b.gep(sums, [c])), bias)
+            if add_residual:
+                value = b.fadd(value, load_wide(b, b.gep(residual, [c]), mask))
+            store_narrow(b, clip(b, value, self.low, self.high), b.gep(y, [c]), mask)
+
+
+@intrinsic
+def write_block(typingctx, arguments):
+    """All rows at once, of the arguments of Writer."""
+    def codegen(context, b, sig, args):
+        writer = Writer(b, cgutils.unpack_tuple(b, args[0]))
+        writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
+        return context.get_dummy_value()
+    return types.void(arguments), codegen
