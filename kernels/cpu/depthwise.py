@@ -14,6 +14,7 @@ from .microkernels import depthwise_any, depthwise_tile
 from .parallel import parallel_for
 from .simd import at
 from .sizes import COMMON, WIDE
+from .sizes import DEPTHWISE_BAND as BAND
 from .sizes import DEPTHWISE_GROUP as GROUP
 from .sizes import DEPTHWISE_PIXELS as PIXELS
 
@@ -23,8 +24,13 @@ def depthwise2d(family):
     it has."""
     @njit(keep=False)
     def units(thread, first_unit, end_unit, x, weight, bias, zeros, y, rows, columns, g, low, high):
+        groups = -(-g.channels // GROUP)
         for unit in range(first_unit, end_unit):
-            row, first_channel = unit % rows, unit // rows * GROUP
+            # Threads part the rows, and each goes down some of them group by group.
+            band, within = unit // (groups * BAND), unit % (groups * BAND)
+            row, first_channel = band * BAND + within % BAND, within // BAND * GROUP
+            if row >= rows:
+                continue
             for tile in range(len(columns)):
                 number, common, others = tile_of(
                     row, columns[tile], first_channel, min(GROUP, g.channels - first_channel), x,
@@ -45,7 +51,7 @@ def depthwise2d(family):
         """
         g = ConvGeometry(*geometry)
         rows = batch * g.out_height
-        parallel_for(units, -(-g.channels // GROUP) * rows, threads, (
+        parallel_for(units, -(-rows // BAND) * BAND * -(-g.channels // GROUP), threads, (
             x, weight, bias, zeros, y, rows, columns, g, low, high))
 
     return rows_of_groups

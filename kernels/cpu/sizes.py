@@ -59,6 +59,7 @@ WINDOWS = (
 COMMON, WIDE = range(len(WINDOWS))
 
 DEPTHWISE_GROUP = 16 * LANES    # channels down whose rows a thread goes: their weights stay in L1
+DEPTHWISE_BAND = 7              # of so many rows, before it goes on with others
 
 # ---- elementwise ops: their codes -------------------------------------------------------------
 
