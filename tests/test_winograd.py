@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from kernels import ops
 from kernels.cpu import backend
+from kernels.cpu.geometry import WinogradGeometry
 from kernels.cpu.host import conv, winograd
-from kernels.cpu.sizes import BLOCK, LANES
+from kernels.cpu.sizes import BLOCK, GRID_ROWS, HALF_ROWS, LANES, TILE_ROWS
 from kernels.cpu.winograd_matrices import INPUT, OUTPUT, WEIGHT
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
@@ -187,6 +188,32 @@ def test_the_input_beside_the_image_is_never_read(tile):
         inside[...] = x
         assert_within(error_bound(op, tile, inside, weight, bias), op, inside, weight, bias,
                       weights=WEIGHTS, tile=tile)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("tiles", range(1, 80))
+def test_blocks_hold_all_tiles_in_few_rows(tiles, blocks):
+    rows, size = winograd.cut_blocks(tiles, blocks)
+    assert blocks * size >= tiles
+    full, left = divmod(-(-tiles // blocks), rows)
+    assert rows in (TILE_ROWS, GRID_ROWS)
+    assert size == full * rows + (0, HALF_ROWS, rows)[(left > 0) + (left > HALF_ROWS)]
+
+
+def test_the_16_tiles_of_small_maps_fill_their_micro_kernels():
+    assert winograd.cut_blocks(16, 1) == (GRID_ROWS, 16)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("size", "outputs"), [(14, 32), (28, 32), (14, 2 * BLOCK)])
+def test_few_channels_still_keep_all_threads_busy(threads, size, outputs):
+    inputs = arrays(integers, PADDED, 1, size, size, 32, outputs)
+    step = prepare(PADDED, inputs, WEIGHTS, threads=threads, tile=4)
+    y = np.empty((1, size, size, outputs), np.float32)
+    launch, = step.bind(inputs, y, np.empty(step.workspace, np.uint8))
+    g = next(WinogradGeometry(*numbers) for numbers in launch.arguments
+             if isinstance(numbers, tuple) and len(numbers) == len(WinogradGeometry._fields))
+    assert -(-g.tiles // g.block_tiles) * -(-outputs // g.group) >= threads
 
 
 def test_weights_are_packed_once_a_tile_for_all_programs():

@@ -100,7 +100,7 @@ def multiply(typingctx, unit, number, arguments):
 
         def micro_kernel(b, size, *values):
             count = len(Products._fields)
-            emit(b, instructions, *size, Products(*values[:count]),
+            emit(b, instructions, *size, Products._make(values[:count]),
                  Writer(b, list(values[count:])))
 
         choose(b, args[1], args[2], f"multiply_{known.name}", sizes, micro_kernel)

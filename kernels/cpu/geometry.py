@@ -45,7 +45,8 @@ class WinogradGeometry(NamedTuple):
     tiles_wide: int
     tiles: int              # of the whole batch
     depth: int              # channels, padded to whole vectors
-    block_tiles: int        # a multiple of HALF_ROWS
+    rows: int               # tiles of a micro-kernel; the last of a block may have HALF_ROWS
+    block_tiles: int        # whole micro-kernels
     group: int              # output channels, a multiple of BLOCK
 
     @property

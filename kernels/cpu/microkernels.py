@@ -45,6 +45,7 @@ from .simd import (
 from .sizes import (
     BLOCK_VECTORS,
     DEPTHWISE_PIXELS,
+    GRID_ROWS,
     HALF_ROWS,
     LANES,
     NARROW_HALF_ROWS,
@@ -61,7 +62,8 @@ POOL_VECTORS = 4        # sums at work at once: what an addition takes, in addit
 # ---- convolution and matrix product -----------------------------------------------------------
 
 CONV_TILES = (*((rows, vectors) for vectors in (BLOCK_VECTORS, 1)
-                for rows in (TILE_ROWS, HALF_ROWS, 1)), (NARROW_ROWS, 1), (NARROW_HALF_ROWS, 1))
+                for rows in (TILE_ROWS, HALF_ROWS, GRID_ROWS, 1)),
+              (NARROW_ROWS, 1), (NARROW_HALF_ROWS, 1))
 
 
 @intrinsic
@@ -89,9 +91,9 @@ def conv_tile(typingctx, number, arguments):
 @njit(inline="always")
 def some_blocks(rows, vectors, arguments):
     """conv_tile of rows x vectors, one of CONV_TILES."""
-    number = 0 if rows == TILE_ROWS else 1 if rows == HALF_ROWS else 2
+    number = 0 if rows == TILE_ROWS else 1 if rows == HALF_ROWS else 2 if rows == GRID_ROWS else 3
     if vectors < BLOCK_VECTORS:
-        number = 6 if rows == NARROW_ROWS else 7 if rows == NARROW_HALF_ROWS else number + 3
+        number = 8 if rows == NARROW_ROWS else 9 if rows == NARROW_HALF_ROWS else number + 4
     conv_tile(number, arguments)
 
 

@@ -26,6 +26,8 @@ LANES = _host_lanes()
 # 14 * 2 + 2 + 1 of 32 registers with AVX-512, 6 * 2 + 2 + 1 of 16 with AVX or SSE.
 TILE_ROWS = 14 if LANES == 16 else 6
 HALF_ROWS = TILE_ROWS // 2
+# A map of 14 x 14 is 16 tiles of Winograd's F(4), one of 7 x 7 is 16 of F(2): whole micro-kernels.
+GRID_ROWS = 8 if LANES == 16 else 4
 # Beside one vector of outputs, those of a narrow group, there is room for more pixels: 28 + 1 + 1
 # of 32 registers, or 14 + 1 + 1 of 16.
 NARROW_ROWS = 28 if LANES == 16 else 14

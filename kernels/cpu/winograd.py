@@ -31,7 +31,7 @@ from .jit import kernel, njit
 from .microkernels import some_blocks, winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
 from .simd import at, clear, copy_numbers
-from .sizes import BLOCK, HALF_ROWS, LANES, TILE_ROWS
+from .sizes import BLOCK, HALF_ROWS, LANES
 
 
 @kernel
@@ -117,15 +117,15 @@ def multiply(inputs, weight, zeros, products, first_channel, tiles, g):
     end_channel = min(first_channel + g.group, -(-g.out_channels // LANES) * LANES)
     blocks = -(-(end_channel - first_channel) // BLOCK)
     panels = (g.tile + 2) ** 2 * blocks
-    share = -(-BLOCK // -(-tiles // TILE_ROWS))
+    share = -(-BLOCK // -(-tiles // g.rows))
     infinity, nothing = np.float32(np.inf), at(zeros, 0)
     for panel in range(panels):
         position, channel = panel // blocks, first_channel + panel % blocks * BLOCK
         vectors = min(BLOCK, end_channel - channel) // LANES
         following = min(panel + 1, panels - 1)
         ahead = panel_offset(following // blocks, first_channel + following % blocks * BLOCK, g)
-        for t in range(0, tiles, TILE_ROWS):
-            rows = TILE_ROWS if tiles - t > HALF_ROWS else HALF_ROWS
+        for t in range(0, tiles, g.rows):
+            rows = g.rows if tiles - t > HALF_ROWS else HALF_ROWS
             row = position * g.block_tiles + t
             some_blocks(rows, vectors, (
                 at(inputs, row * g.depth), g.depth, 1, 0, 1, 0, g.channels, 1,

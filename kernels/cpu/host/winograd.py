@@ -12,7 +12,7 @@ from ...ops import Conv2d, Pair, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import WinogradGeometry
 from ..launch import Kernel, Launch
-from ..sizes import BLOCK, HALF_ROWS, LANES, TILE_ROWS
+from ..sizes import BLOCK, GRID_ROWS, HALF_ROWS, LANES, TILE_ROWS
 from ..winograd_matrices import WEIGHT
 from .epilogue import epilogue, is_clip
 
@@ -74,6 +74,18 @@ def fits(op: Conv2d, weight_shape: tuple[int, ...]) -> bool:
     return weight_shape[1:3] == (3, 3) and op.stride == op.dilation == (1, 1) and op.groups == 1
 
 
+def cut_blocks(tiles: int, blocks: int) -> tuple[int, int]:
+    """(tiles of a micro-kernel, tiles of a block) for so many even blocks, so that the fewest rows
+    of micro-kernels are empty."""
+    def whole(rows: int) -> int:
+        most = -(-tiles // blocks)
+        done = most // rows * rows
+        left = most - done
+        return done + (0 if left == 0 else HALF_ROWS if left <= HALF_ROWS else rows)
+    rows = min((TILE_ROWS, GRID_ROWS), key=whole)
+    return rows, whole(rows)
+
+
 def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
                      bias: Array | None, options: Options, tile: int) -> Step:
     """Step of F(tile x tile, 3x3); inputs x, weight (O, 3, 3, C), [bias, [residual]].
@@ -90,12 +102,14 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     tiles = batch * tiles_high * tiles_wide
     depth, out_depth = (-(-c // LANES) * LANES for c in (channels, out_channels))
     blocks = -(-tiles // BLOCK_TILES)
-    block_tiles = -(-tiles // blocks // HALF_ROWS) * HALF_ROWS      # even blocks
-    # Blocks * groups are at least 2 a thread, where there are channels enough.
+    # Blocks * groups are at least 2 a thread, where there are channels enough; with few of them the
+    # tiles of a map are shared.
     wanted = 2 * options.threads
     group = min(GROUP, -(-out_depth * min(blocks, wanted) // wanted // BLOCK) * BLOCK)
+    blocks = max(blocks, -(-options.threads // -(-out_channels // group)))
+    rows, block_tiles = cut_blocks(tiles, blocks)
     g = WinogradGeometry(tile, height, width, channels, out_height, out_width, out_channels,
-                 *op.padding[:2], tiles_high, tiles_wide, tiles, depth, block_tiles, group)
+                 *op.padding[:2], tiles_high, tiles_wide, tiles, depth, rows, block_tiles, group)
     ends = g.ends
     floats = options.threads * ends[-1]
     packed = options.pack(weight, f"winograd {tile}", lambda w: pack(w, tile))
