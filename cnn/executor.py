@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.ops import Op, Shape, TensorSpec, count, known
+from kernels.ops import Concat, Op, Shape, TensorSpec, count, known
 from kernels.step import Array, Step
 
 from . import fold, passes
@@ -65,7 +65,9 @@ class Program:
         workspaces = [layer.step.workspace if layer.step else 0 for layer in layers]
         strided = frozenset(layer.node.output for layer in layers
                             if layer.step and layer.step.strided)
-        layout = plan(graph, specs, workspaces, keep, strided)
+        readers = frozenset(layer.node.output for layer in layers
+                            if layer.step and layer.step.reads_strided)
+        layout = plan(graph, specs, workspaces, keep, strided, readers)
         self.layers = [without_parts(layer, layout.parts) for layer in layers]
         if layout.size > MAX_ARENA_BYTES:
             raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
@@ -170,6 +172,8 @@ class Program:
 
 def without_parts(layer: Layer, parts: Mapping[str, Part]) -> Layer:
     """A Concat has those inputs to copy that are no parts of its output; maybe none."""
+    if not isinstance(layer.node.op, Concat):
+        return layer
     left = tuple(spec for name, spec in zip(layer.node.inputs, layer.inputs, strict=True)
                  if name not in parts)
     return replace(layer, inputs=left, step=layer.step if left else None)

@@ -58,11 +58,15 @@ def views(graph: Graph) -> dict[str, str]:
 
 
 def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: frozenset[str],
-          keep: frozenset[str]) -> dict[str, Part]:
-    """Those values in `strided` that nothing but one Concat along their last axis reads."""
-    reads = Counter(name for node in graph.nodes for name in node.inputs)
+          keep: frozenset[str], readers: frozenset[str] = frozenset()) -> dict[str, Part]:
+    """Those values in `strided` that one Concat along their last axis reads, and else only, as
+    their first input, the nodes whose outputs are `readers`. What such a Concat gives may itself be
+    a part of another's: a dense block has one array.
+    """
+    reads = Counter(name for node in graph.nodes for i, name in enumerate(node.inputs)
+                    if i > 0 or node.output not in readers)
     reads.update((*graph.outputs, *keep))
-    found = {}
+    found: dict[str, Part] = {}
     for node in graph.nodes:
         rank = len(specs[node.output].shape)
         if isinstance(node.op, ops.Concat) and normal_axis(node.op.axis, rank) == rank - 1:
@@ -71,18 +75,24 @@ def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: frozenset[str]
                 if name in strided and reads[name] == 1:
                     found[name] = Part(node.output, first)
                 first += known(specs[name].shape)[-1]
+    for name, part in reversed(found.items()):      # a Concat stands behind those that it joins
+        outer = found.get(part.whole)
+        if outer is not None:
+            found[name] = Part(outer.whole, outer.first + part.first)
     return found
 
 
 def plan(graph: Graph, specs: Mapping[str, TensorSpec], workspaces: Sequence[int],
-         keep: frozenset[str] = frozenset(), strided: frozenset[str] = frozenset()) -> Plan:
+         keep: frozenset[str] = frozenset(), strided: frozenset[str] = frozenset(),
+         readers: frozenset[str] = frozenset()) -> Plan:
     """Offsets for fully known `specs`.
 
     workspaces: bytes of scratch that each node needs while it runs. strided: values that can be
-    written as a part of another. Inputs are written before the first node; outputs and the values
-    in `keep` stay until after the last.
+    written as a part of another; readers: what is made by nodes that can read such a part. Inputs
+    are written before the first node; outputs and the values in `keep` stay until after the last.
     """
-    shared, inside, end = views(graph), parts(graph, specs, strided, keep), len(graph.nodes)
+    shared, end = views(graph), len(graph.nodes)
+    inside = parts(graph, specs, strided, keep, readers)
     roots = shared | {name: part.whole for name, part in inside.items()}
     blocks: dict[str, Block] = {}
     for step, name in [(-1, name) for name in graph.inputs] + [

@@ -22,11 +22,14 @@ class Step:
     workspace  bytes of scratch memory that a run needs
     strided    its bind also takes an output whose pixels, the rows of the last axis, are further
                apart than its channels: some channels of a Concat's output, where that finds them
+    reads_strided
+               and a first input of such pixels
     """
     kernel: str
     bind: Callable[[Sequence[Array], Array, Array], Any]
     workspace: int = 0
     strided: bool = False
+    reads_strided: bool = False
 
 
 class Narrow(NamedTuple):

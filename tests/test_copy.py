@@ -49,6 +49,12 @@ def test_concat_along_every_axis(axis, parts):
     assert_exact(ops.Concat(axis), *arrays, kernel="concat_f32")
 
 
+@pytest.mark.parametrize("axis", [3, -1])
+def test_a_concat_may_be_a_part_of_another(axis):
+    arrays = [numbered(2, 3, 4, channels) + 1000 * channels for channels in (5, 1, 8)]
+    assert_exact(ops.Concat(axis), *arrays, gap=6)
+
+
 @pytest.mark.parametrize("shape", [(2, 7, 9, 38), (7, 9, 11), (9, 8), (17,), (12,)])
 @pytest.mark.parametrize(("start", "end", "step"), [
     (0, 0, 1), (1, 0, 1), (0, 1, 1), (2, 3, 1), (0, 0, 2), (1, 0, 2), (1, 1, 3), (2, 0, 3),

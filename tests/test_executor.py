@@ -146,7 +146,7 @@ def small_squeezenet(net):
 
 def small_densenet(net):
     """One block of Huang et al. 2017: a layer's new channels join all those before it."""
-    x = net.conv("input", "conv0", 24, 5, stride=4)
+    x = net.max_pool(net.conv("input", "conv0", 24, 5, stride=2), "pool0", 3, stride=2)
     for layer in range(3):
         y = net.relu(net.batch_norm(x, f"{layer}.norm1"))
         y = net.relu(net.batch_norm(net.conv(y, f"{layer}.conv1", 32, 1), f"{layer}.norm2"))
@@ -193,8 +193,9 @@ def test_trace_has_every_layer_that_a_concat_joins(tmp_path):
 def test_summary_says_what_is_left_to_copy(tmp_path):
     rows = {row.layer: row for build in (small_squeezenet, small_densenet) for row in
             cnn.load(write(build, tmp_path), device="cpu").summary().rows}
-    view, copy = rows["features.3.concat"], rows["2.concat"]
+    view, dense, copy = (rows[layer] for layer in ("features.3.concat", "2.concat", "0.concat"))
     assert (view.kernel, view.output_shape, view.bytes) == ("(view)", (1, 15, 15, 128), 0)
-    # Of 84 channels 20 are there already; the others are read and written.
-    assert (copy.kernel, copy.output_shape) == ("concat_f32", (1, 16, 16, 84))
-    assert copy.bytes == 2 * 4 * 16 * 16 * 64
+    assert (dense.kernel, dense.output_shape, dense.bytes) == ("(view)", (1, 15, 15, 84), 0)
+    # Of 44 channels 20 are there already; the others are read and written.
+    assert (copy.kernel, copy.output_shape) == ("concat_f32", (1, 15, 15, 44))
+    assert copy.bytes == 2 * 4 * 15 * 15 * 24

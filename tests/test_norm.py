@@ -5,9 +5,19 @@ from checks import EPS, GUARD, THREADS, assert_exact, assert_within, integers, n
 
 from cnn.image import Photos, Preprocess
 from kernels import reference
+from kernels.cpu import backend
 from kernels.cpu.host.norm import normalise
 from kernels.cpu.threads import team
-from kernels.ops import BatchNorm, Clip, LayerNorm, LocalResponseNorm, Relu, Silu
+from kernels.ops import (
+    BatchNorm,
+    Clip,
+    LayerNorm,
+    LocalResponseNorm,
+    Relu,
+    Silu,
+    TensorSpec,
+)
+from kernels.step import Options
 
 WEIGHTS = (1, 2, 3, 4)
 SHAPES = [(2, 3, 4, 5), (1, 7, 7, 64), (9, 33), (3, 96), (1, 1), (5, 1), (2, 1000), (7,)]
@@ -23,6 +33,25 @@ def test_floats_are_within_the_bound(shape):
     bound = 3 * EPS * (np.abs(x) * s + np.abs(mean) * s + np.abs(bias))
     assert_within(bound, op, x, scale, bias, mean, var, weights=WEIGHTS, kernel="batch_norm_f32")
     assert reference.run(op, x, scale, bias, mean, var).shape == shape
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_channels_of_a_wider_array_are_read_where_they_lie(threads):
+    """As those of a dense block are; of the others one number is used nowhere."""
+    rng = np.random.default_rng(0)
+    wide = np.full((2, 5, 6, 40), np.nan, np.float32)
+    x, weights = integers(rng, 2, 5, 6, 19), [integers(rng, 19) for _ in range(3)]
+    weights.append(np.ones(19, np.float32))
+    wide[..., 3:22] = x
+    op = BatchNorm(0.0, Relu())
+    specs = [TensorSpec(array.shape) for array in (x, *weights)]
+    step = backend.prepare(op, specs, specs[0], [None, *weights], Options(threads))
+    assert step.reads_strided
+    y = np.full_like(x, np.nan)
+    with team(threads):
+        for launch in step.bind([wide[..., 3:22], *weights], y, np.empty(0, np.uint8)):
+            launch()
+    assert np.array_equal(y, reference.run(op, x, *weights))
 
 
 @pytest.mark.parametrize("activation", [Relu(), Clip(-0.5, 0.5), Silu()])

@@ -37,7 +37,8 @@ def graphs(draw):
 @given(graphs(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
-    """Simulated with owners: each value marks its bytes; a reader must find its own marks.
+    """Simulated with owners: each value marks its bytes; a reader must find its own marks, or in
+    what a Concat gives those of its parts.
 
     Where a part of a Concat's value lies is worked out from the Concat's inputs.
     """
@@ -45,18 +46,23 @@ def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
                                        max_size=2)))
     workspaces = [data.draw(st.sampled_from([0, 0, 100])) for _ in graph.nodes]
     specs = graph.infer()
-    strided = frozenset(node.output for node in graph.nodes
-                        if isinstance(node.op, ops.Relu) and data.draw(st.booleans()))
-    made = plan(graph, specs, workspaces, keep, strided)
+    strided, readers = (frozenset(node.output for node in graph.nodes
+                                  if isinstance(node.op, kinds) and data.draw(st.booleans()))
+                        for kinds in ((ops.Relu, ops.Concat), ops.Relu))
+    made = plan(graph, specs, workspaces, keep, strided, readers)
     roots = views(graph)
     owner = [None] * made.size
     places = {name: (made.offsets[name], specs[name].shape[1]) for name in made.offsets}
-    for node in graph.nodes:
+    of_concat = {}
+    for node in reversed(graph.nodes):
         if isinstance(node.op, ops.Concat):
             start, pitch = places[node.output]
+            of_concat[node.output] = [name for name in node.inputs if name in made.parts]
             for name in node.inputs:
                 if name in made.parts:
-                    assert made.parts[name].whole == node.output
+                    whole, first = made.parts[name]
+                    assert start == made.offsets[whole] + 4 * first
+                    assert name in strided
                     places[name] = start, pitch
                 start += 4 * specs[name].shape[1]
 
@@ -65,25 +71,31 @@ def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
         return [start + 4 * pitch * row + byte for row in range(2)
                 for byte in range(4 * specs[name].shape[1])]
 
+    def owners(name):
+        """Of the bytes of a value: its own mark, or those of the parts of a Concat's."""
+        root = roots.get(name, name)
+        marks = dict.fromkeys(span(root), root)
+        for part in of_concat.get(root, ()):
+            marks.update(owners(part))
+        return marks
+
     def write(name):
-        for byte in span(name):
-            owner[byte] = roots.get(name, name)
+        inside = {byte for part in of_concat.get(name, ()) for byte in span(part)}
+        for byte in set(span(name)) - inside:
+            owner[byte] = name
 
     def check(name):
-        assert all(owner[byte] == roots.get(name, name) for byte in span(name)), name
+        assert all(owner[byte] == mark for byte, mark in owners(name).items()), name
 
     for name in graph.inputs:
         write(name)
     for node, offset, size in zip(graph.nodes, made.workspaces, workspaces, strict=True):
         for byte in range(offset, offset + size):
             owner[byte] = "scratch"
-        for name in set(node.inputs) & set(made.parts):
-            check(name)
         if node.output not in roots:
             write(node.output)
         for name in node.inputs:        # after the write: an output must not overlap its inputs
-            if name not in made.parts:  # ... but where they lie in it
-                check(name)
+            check(name)                 # but where they lie in it
         assert all(owner[byte] == "scratch" for byte in range(offset, offset + size))
     for name in (*graph.outputs, *keep):
         check(name)
@@ -178,6 +190,30 @@ def test_what_anything_but_the_concat_reads_is_no_part_of_it(choice, strided, ke
     graph = concat(**choice)
     made = plan(graph, graph.infer(), [0] * len(graph.nodes), frozenset(keep), frozenset(strided))
     assert set(made.parts) == set(parts)
+
+
+def test_a_dense_block_has_one_array():
+    """x and what is made of all before it, three times: each joins them, and norms read them."""
+    nodes, value, shape = [Node(ops.Relu(), ("i",), "x", "x")], "x", (2, 5, 6, 4)
+    for i in range(3):
+        nodes += [Node(ops.Relu(), (value,), f"n{i}", f"n{i}"),
+                  Node(ops.Slice(-1, 0, 3), (f"n{i}",), f"c{i}", f"c{i}"),
+                  Node(ops.Concat(-1), (value, f"c{i}"), f"y{i}", f"y{i}")]
+        value = f"y{i}"
+    graph = Graph({"i": TensorSpec(shape)}, (value,), tuple(nodes))
+    strided = frozenset(node.output for node in nodes if node.output[0] in "xcy")
+    for readers, parts in ({"n0", "n1", "n2"}, {"x": 0, "c0": 4, "y0": 0, "c1": 7, "y1": 0,
+                                                "c2": 10}), ({"n1"}, {"c0": 4, "y0": 0, "c1": 7}):
+        made = plan(graph, graph.infer(), [0] * 10, strided=strided, readers=frozenset(readers))
+        outer = "y2" if "n2" in readers else "y1"
+        found = {name: first for name, (whole, first) in made.parts.items() if whole == outer}
+        assert found == parts
+    # As a second input nobody reads it strided.
+    graph = Graph(graph.inputs, (value, "z"), (*nodes, Node(ops.Add(), ("y1", "y1"), "z", "z")))
+    made = plan(graph, graph.infer(), [0] * 11, strided=strided,
+                readers=frozenset({"n0", "n1", "n2", "z"}))
+    assert made.parts["y0"].whole == "y1"
+    assert "y1" not in made.parts
 
 
 def test_only_the_last_axis_has_parts():

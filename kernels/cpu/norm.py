@@ -14,17 +14,18 @@ THREE_QUARTERS = np.float32(0.75)       # beta of all networks known, which need
 
 
 @kernel
-def scale_shift(x, scale, shift, y, low, high, threads):
-    """y[.., c] = clip(x[.., c] * scale[c] + shift[c], low, high) on flat arrays, y of float32 or
-    bfloat16."""
-    parallel_for(scale_shift_rows, len(x) // len(scale), threads, (x, scale, shift, y, low, high))
+def scale_shift(x, x_step, scale, shift, y, low, high, threads):
+    """y[.., c] = clip(x[.., c] * scale[c] + shift[c], low, high) on flat arrays, pixels of x x_step
+    numbers apart; y of float32 or bfloat16."""
+    parallel_for(scale_shift_rows, len(y) // len(scale), threads, (
+        x, x_step, scale, shift, y, low, high))
 
 
 @njit()
-def scale_shift_rows(thread, first_row, end_row, x, scale, shift, y, low, high):
+def scale_shift_rows(thread, first_row, end_row, x, x_step, scale, shift, y, low, high):
     channels = len(scale)
     for row in range(first_row, end_row):
-        scale_shift_pixel((at(x, row * channels), at(scale, 0), at(shift, 0),
+        scale_shift_pixel((at(x, row * x_step), at(scale, 0), at(shift, 0),
                            at(y, row * channels), channels, low, high))
 
 

@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ...axes import as_matrices, dense_steps, merge_axes, merge_padded
+from ...axes import as_matrices, dense_steps, flat_pixels, merge_axes, merge_padded
 from ...ops import (
     Concat,
     Flatten,
@@ -33,14 +33,16 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
     axis = normal_axis(op.axis, len(output.shape))
     bounds = list(accumulate((count(spec.shape[axis:]) for spec in inputs), initial=0))
     rows, width = count(output.shape[:axis]), bounds[-1]
+    of_channels = axis == len(output.shape) - 1
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        memory, y_width = flat_pixels(y) if of_channels else (y, width)
         return [COPY_COLUMNS.bind(rows, end - start, flat_bits(array), end - start, 0,
-                                  flat_bits(y), width, start, options.threads)
+                                  flat_bits(memory), y_width, start, options.threads)
                 for array, (start, end) in zip(arrays, pairwise(bounds), strict=True)
                 if end > start and not np.may_share_memory(array, y)]
 
-    return Step("concat_f32", bind)
+    return Step("concat_f32", bind, strided=of_channels)
 
 
 def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,

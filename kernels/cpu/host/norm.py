@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...axes import flat_pixels
 from ...norm import scale_and_shift
 from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
@@ -22,11 +23,11 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
     low, high, finish, suffix = epilogue(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        x, flat = arrays[0].reshape(-1), flat_bits(y)
-        return [SCALE_SHIFT.bind(x, scale, shift, flat, low, high, options.threads),
+        (x, x_step), flat = flat_pixels(arrays[0]), flat_bits(y)
+        return [SCALE_SHIFT.bind(x, x_step, scale, shift, flat, low, high, options.threads),
                 *finish(flat, options.threads)]
 
-    return Step("batch_norm_f32" + suffix, bind)
+    return Step("batch_norm_f32" + suffix, bind, reads_strided=True)
 
 
 def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSpec,
