@@ -99,8 +99,8 @@ def multiply(typingctx, unit, number, arguments):
         sizes = [(rows, vectors) for rows in known.sizes for vectors in (1, 2)]
 
         def micro_kernel(b, size, *values):
-            count = len(Products._fields)
-            emit(b, instructions, *size, Products._make(values[:count]),
+            (rows, vectors), count = size, len(Products._fields)
+            emit(b, instructions, rows, vectors, Products._make(values[:count]),
                  Writer(b, list(values[count:])))
 
         choose(b, args[1], args[2], f"multiply_{known.name}", sizes, micro_kernel)
