@@ -37,18 +37,18 @@ def prepare(graph: Graph, shapes: Mapping[str, Shape], device: Device, options: 
     CPU is an activation of the output a part of it."""
     fixed = specialise(graph, shapes)
     if isinstance(device, CpuDevice):
-        one = for_one_image(graph, fixed, options.threads)
+        one = for_one_image(graph, fixed, options)
         if one is not None:
             return ByImage(one, _batch(graph, fixed), device, options)
         activation = None
     return Program(fixed, device, options, activation=activation)
 
 
-def for_one_image(graph: Graph, fixed: Graph, threads: int) -> Graph | None:
+def for_one_image(graph: Graph, fixed: Graph, options: Options) -> Graph | None:
     """The network that is to run for each image of a batch, None where the batch runs as a whole;
     `fixed` is the graph for that batch."""
     batch = _batch(graph, fixed)
-    if not pays(fixed, batch, threads):
+    if not pays(fixed, batch, options):
         return None
     try:
         one = specialise(graph, {name: (1, *spec.shape[1:]) for name, spec in fixed.inputs.items()})
@@ -64,15 +64,17 @@ def _batch(graph: Graph, fixed: Graph) -> int:
     return (sizes.pop() or 1) if len(sizes) == 1 else 1
 
 
-def pays(graph: Graph, batch: int, threads: int) -> bool:
+def pays(graph: Graph, batch: int, options: Options) -> bool:
     """Whether a batch is faster by image, if it can run so: threads have about equal shares, and
     weights are read quickly enough to be read again for each image. A batch that is too large to
     be held at all is left to Program to refuse."""
-    rounds = -(-batch // threads)
+    rounds = -(-batch // options.threads)
     weights = sum(array.nbytes for array in graph.constants.values())
+    if options.dtype == "bfloat16":
+        weights //= 2
     inputs = sum(4 * count(spec.shape) for spec in graph.inputs.values())
-    return (batch > 1 and rounds * threads <= MOST_IDLE * batch and weights <= MOST_WEIGHTS
-            and inputs <= MAX_ARENA_BYTES)
+    return (batch > 1 and rounds * options.threads <= MOST_IDLE * batch
+            and weights <= MOST_WEIGHTS and inputs <= MAX_ARENA_BYTES)
 
 
 def apart(one: Graph, many: Graph, batch: int) -> bool:

@@ -124,7 +124,7 @@ def profile(path: Path, batch: int, device: Any, runs: int) -> tuple[list[Row], 
     image = np.ascontiguousarray(random_batch(onnx.load(path), batch).transpose(0, 2, 3, 1))
     name, = graph.inputs
     program = Program(specialise(graph, {name: image.shape}), device, device.options())
-    if isinstance(device, CpuWatch) and for_one_image(graph, program.graph, device.count):
+    if isinstance(device, CpuWatch) and for_one_image(graph, program.graph, device.options()):
         print("note: a model runs such a batch image by image, each on one thread, which is faster "
               "than these layers; --batch 1 --threads 1 shows that", file=sys.stderr)
     whole = []

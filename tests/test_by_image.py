@@ -14,6 +14,7 @@ from cnn.executor import Program, specialise
 from cnn.graph import Graph, Node
 from kernels import ops
 from kernels.ops import Conv2d, TensorSpec
+from kernels.step import Options
 
 MOST = max(THREADS)
 
@@ -135,13 +136,17 @@ def test_constants_that_depend_on_the_batch_are_seen():
     (64, 16, True)])
 def test_threads_must_have_about_equal_shares(batch, threads, wanted):
     graph = network((ops.Relu(), ("x",), "y"), inputs={"x": TensorSpec((batch, 6, 5, 4))})
-    assert pays(graph, batch, threads) == wanted
+    assert pays(graph, batch, Options(threads)) == wanted
 
 
 def test_great_weights_are_read_once_for_all_images():
-    huge = np.broadcast_to(np.float32(0), (1 << 26, 1))     # 256 MiB, if it were not one number
     shape = {"x": TensorSpec((8, 1))}
-    assert not pays(network((ops.Linear(), ("x", "l"), "y"), inputs=shape, l=huge), 8, 2)
+    for size, wide, narrow in ((64 << 20, False, False), (12 << 20, False, True),
+                               (1 << 20, True, True)):
+        weight = np.broadcast_to(np.float32(0), (size, 1))      # one number, of which it has many
+        graph = network((ops.Linear(), ("x", "l"), "y"), inputs=shape, l=weight)
+        assert pays(graph, 8, Options(2)) == wide
+        assert pays(graph, 8, Options(2, "bfloat16")) == narrow
 
 
 def test_an_image_has_the_bits_of_the_whole_batch_whatever_is_in_the_others():
