@@ -59,6 +59,12 @@ WAYS = [
     (7, 7, 64, 32, (3, 3), PADDED, "images", "rows"),
     (28, 28, 32, 32, (3, 3), PADDED, "images", "rows"),
     (9, 40, 32, 20, (2, 1), Conv2d((1, 2)), "images", "images"),
+    (14, 14, 32, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "planes", "rows"),
+    (15, 11, 33, 32, (1, 1), Conv2d((2, 2)), "planes", "rows"),
+    (14, 14, 64, 32, (1, 1), Conv2d((2, 2)), "planes", "rows"),
+    (21, 11, 40, 20, (3, 2), Conv2d((3, 2), (1, 0, 0, 3), (2, 3)), "planes", "rows"),
+    (12, 17, 24, 20, (3, 2), Conv2d((3, 2), (1, 0, 0, 3), (2, 3)), "planes", "planes"),
+    (12, 11, 7, 20, (3, 2), Conv2d((2, 2), (1, 0, 0, 3)), "images", "rows"),   # taps of 7
     (9, 28, 16, 32, (3, 3), PADDED, "images", "rows"),          # 48 inputs a line: two steps of 24
     (9, 28, 5, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "rows", "rows"),
     (9, 28, 3, 32, (3, 3), Conv2d((2, 2), (1, 1, 1, 1)), "rows", "rows"),
@@ -84,7 +90,12 @@ def test_each_way_to_read_the_image_runs_where_it_should(
     cut = bf16_conv.cut_tiles(2, g, unit)
     rows = bf16_conv.cut_rows(2, g, unit)
     in_rows = cut.pitch == rows.pitch and np.array_equal(cut.position, rows.position)
-    assert ("rows" if in_rows else "images") == (tiles if unit.depth > 2 else vectors)
+    channels = bf16_conv.padded_channels(g, op.groups, unit)
+    p = g._replace(channels=channels * op.groups, per_group=channels)
+    way = "rows" if in_rows else "images"
+    if bf16_conv.planes_if_faster(p, op.groups, unit):
+        way = "planes"
+    assert way == (tiles if unit.depth > 2 else vectors)
     assert_exact(op, *inputs, weights=WEIGHTS, unit=unit)
 
 
@@ -138,6 +149,31 @@ def test_taps_are_the_inputs_of_a_window_in_even_steps(unit, groups, channels, k
     run = bf16_conv.run(g._replace(channels=wide * groups, per_group=wide))
     runs = kernel[0] * kernel[1] * wide // run
     assert len(taps.starts) * taps.steps <= 1.25 * runs * -(-run // unit.depth)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [
+    ((3, 3), (2, 2), (1, 1)), ((1, 1), (2, 2), (1, 1)), ((2, 5), (3, 2), (1, 1)),
+    ((3, 3), (2, 3), (2, 1))])
+def test_planes_hold_what_each_tap_reads_and_nothing_else(kernel, stride, dilation):
+    """Pixels are numbered: window by window, the taps find the numbers that the image has there."""
+    g = ConvGeometry(13, 17, 2, 3, 3, 8, *kernel, *stride, 0, 0, *dilation, 2)
+    planes = bf16_conv.cut_planes(g, bf16_units.AVX512)
+    numbers = np.full((-(-13 // stride[0]) * stride[0], -(-17 // stride[1]) * stride[1]), -1)
+    numbers[:13, :17] = np.arange(13 * 17).reshape(13, 17)
+    image = np.concatenate([numbers[row::stride[0], column::stride[1]].ravel()
+                            for row, column in planes.phases])
+    assert len(image) == planes.image.height * planes.image.width
+    phases = {(line * dilation[0] % stride[0], tap * dilation[1] % stride[1])
+              for line in range(kernel[0]) for tap in range(kernel[1])}
+    assert set(map(tuple, planes.phases)) == phases
+    for row in range(3):
+        for column in range(3):
+            first = row * planes.image.width + column
+            found = image[first + planes.taps.starts // 2]
+            lines, taps = (np.arange(size) * step for size, step in zip(kernel, dilation,
+                                                                        strict=True))
+            window = numbers[(row * stride[0] + lines)[:, None], column * stride[1] + taps]
+            np.testing.assert_array_equal(found, window.ravel())
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5, 8, 32])

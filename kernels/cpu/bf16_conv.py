@@ -107,3 +107,27 @@ def make_rows(thread, first_row, end_row, x, image, g, p):
                    count, padded)
         after = before + pixels * padded
         clear(at(image, target + after), line - after)
+
+
+@kernel
+def make_planes(x, image, batch, geometry, planes, phases, threads):
+    """Copy every stride-th pixel of x, float32 or bfloat16, of this geometry, from each of the
+    phases [.., 2] on, into a plane of a zeroed bfloat16 image; of the geometries the numbers."""
+    g, p = ConvGeometry(*geometry), ConvGeometry(*planes)
+    parallel_for(make_plane_rows, batch * p.height, threads, (x, image, g, p, phases))
+
+
+@njit()
+def make_plane_rows(thread, first_row, end_row, x, image, g, p, phases):
+    rows = p.height // len(phases)
+    for row in range(first_row, end_row):
+        phase_row, phase_column = phases[row % p.height // rows]
+        h = row % p.height % rows * g.stride_height + phase_row - g.top
+        line = (row // p.height * g.height + h) * g.width
+        for column in range(p.width):
+            w = column * g.stride_width + phase_column - g.left
+            target = at(image, (row * p.width + column) * p.channels)
+            if 0 <= h < g.height and 0 <= w < g.width:
+                narrow(target, at(x, (line + w) * g.channels), g.channels, p.channels)
+            else:
+                clear(target, p.channels)

@@ -19,10 +19,12 @@ from . import bf16, depthwise
 from .epilogue import epilogue, is_clip
 
 CONV2D, MAKE_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "make_image")
+MAKE_PLANES = Kernel("bf16_conv", "make_planes")
 
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
 FEW_MORE = 1.25         # so many times the steps are taken before channels are padded
+APART = 1.2             # how much work an image in planes must save
 EVEN = 1.05             # the longest share of work by the shortest, where it is not cut further
 WORTH = 2               # bytes of weights that every thread may read so that it finds a byte of
                         # activations in its own cache
@@ -50,7 +52,12 @@ def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
     columns, length = np.arange(g.kernel_width) * g.dilation_width * g.channels, run(g)
     if length != g.per_group:           # a line is one run
         columns = columns[:1]
-    starts, depth = (lines[:, None] + columns).ravel(), step_depth(length, unit)
+    return cut_runs((lines[:, None] + columns).ravel(), length, unit)
+
+
+def cut_runs(starts: Array, length: int, unit: Unit) -> Taps:
+    """Of runs that begin there, of an even length."""
+    depth = step_depth(length, unit)
     if unit.depth == 2:
         return Taps(starts, length // depth, depth)
     return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
@@ -80,6 +87,44 @@ def padded_channels(g: ConvGeometry, groups: int, unit: Unit) -> int:
         multiple *= 2
     return next(channels for channels, count in sorted(steps.items())
                 if count <= FEW_MORE * min(steps.values()))
+
+
+# ---- planes -----------------------------------------------------------------------------------
+
+class Planes(NamedTuple):
+    """An image taken apart for a stride: each plane holds every stride-th pixel of every stride-th
+    row, from one of the phases [.., 2] on, so that neighbouring outputs read neighbours. The
+    geometry has the planes of an image one below the other, and stride 1."""
+    image: ConvGeometry
+    phases: Array
+    taps: Taps
+
+
+def cut_planes(p: ConvGeometry, unit: Unit) -> Planes:
+    """Those planes of a padded image that the taps of a window lie in."""
+    rows = np.arange(p.kernel_height) * p.dilation_height
+    columns = np.arange(p.kernel_width) * p.dilation_width
+    taps = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    stride = np.array([p.stride_height, p.stride_width])
+    phases, plane = np.unique(taps % stride, axis=0, return_inverse=True)
+    height, width = -(-p.height // p.stride_height), -(-p.width // p.stride_width)
+    row, column = (taps // stride).T
+    starts = ((plane.ravel() * height + row) * width + column) * p.channels
+    image = p._replace(height=len(phases) * height, width=width, stride_height=1, stride_width=1)
+    return Planes(image, phases, cut_runs(starts, p.per_group, unit))
+
+
+def planes_if_faster(p: ConvGeometry, groups: int, unit: Unit) -> Planes | None:
+    """Where tiles fill so much better. It looks at one image alone: no batch changes a bit."""
+    if groups > 1 or p.per_group % 2 or (p.stride_height, p.stride_width) == (1, 1):
+        return None
+    planes = cut_planes(p, unit)
+
+    def work(image: ConvGeometry, taps: Taps) -> int:
+        return cut_tiles(1, image, unit).computed(unit).sum() * len(taps.starts) * taps.steps
+
+    better = work(p, cut_taps(p, unit)) > APART * work(planes.image, planes.taps)
+    return planes if better else None
 
 
 # ---- tiles ------------------------------------------------------------------------------------
@@ -237,10 +282,13 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     channels, (bottom, right) = padded_channels(g, groups, unit), end_padding
     p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0,
                    channels=channels * groups, per_group=channels)
-    taps, cut, x_step = cut_taps(p, unit), cut_tiles(batch, p, unit), p.stride_width * p.channels
+    planes, taps, in_place = planes_if_faster(p, groups, unit), cut_taps(p, unit), p == g
+    if planes:
+        p, taps, in_place = planes.image, planes.taps, False
+    cut, x_step = cut_tiles(batch, p, unit), p.stride_width * p.channels
     size = batch * p.height * p.width * p.channels
     back = beyond(cut, size - (groups - 1) * channels, taps.span, x_step, unit)
-    in_place = dtype == "bfloat16" and p == g and bool((back * x_step <= cut.offset).all())
+    in_place &= dtype == "bfloat16" and bool((back * x_step <= cut.offset).all())
     tiles = tabulate(cut, back if in_place else 0 * back, p, unit)
 
     blocks = cut_blocks(g.out_channels, groups, p.depth)
@@ -267,8 +315,9 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     ends = np.cumsum([up_to(size, ALIGNMENT) for size in (
         image_bytes, 4 * options.threads * BLOCK, 8 * options.threads * reach * BLOCK)])
     # The image is made group by group, as if each were a pixel.
-    making = tuple(tuple(image._replace(width=image.width * groups, left=image.left * groups,
-                                        channels=image.per_group)) for image in (g, p))
+    making = [tuple(image._replace(width=image.width * groups, left=image.left * groups,
+                                   channels=image.per_group)) for image in (g, p)]
+    maker, phases = (MAKE_PLANES, [planes.phases]) if planes else (MAKE_IMAGE, [])
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> list[Launch]:
         memory, y_step = flat_pixels(output)
@@ -278,7 +327,8 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
         spare = workspace[ends[0]:ends[1]].view(y.dtype)[:options.threads * BLOCK]
         sums = workspace[ends[1]:ends[2]].view(np.float32)
         places = np.where(tiles.patterns < 0, -1, tiles.patterns * y_step).ravel()
-        make = [] if in_place else [MAKE_IMAGE.bind(x, image, batch, *making, options.threads)]
+        make = [] if in_place else [
+            maker.bind(x, image, batch, *making, *phases, options.threads)]
         return [*make,
                 CONV2D.bind(unit.constant, image, packed, packed_bias.reshape(-1), residual, y,
                             y_step, places, reach, spare, sums, taps.starts, taps.steps,
