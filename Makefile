@@ -15,10 +15,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow and not gpu and not unproven" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile
 
 test-full: test test-portable test-slow
-	$(BIN)/python -m pytest -m "unproven and not gpu"
 
 # The CPU's kernels as narrower CPUs run them: AVX2, and SSE without fused multiply-adds.
 PORTABLE := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py depthwise.py matmul.py \

@@ -28,11 +28,8 @@ def lacking(name: str) -> str:
     return ""
 
 
-# Those of the CPU itself belong to `make test-full` alone: no CPU that has them has run them yet.
 every_unit = pytest.mark.parametrize("unit", [
-    pytest.param(unit, id=name, marks=[] if name.endswith("emulated") else [
-        pytest.mark.slow, pytest.mark.unproven,
-        pytest.mark.skipif(bool(lacking(name)), reason=lacking(name))])
+    pytest.param(unit, id=name, marks=pytest.mark.skipif(bool(lacking(name)), reason=lacking(name)))
     for name, unit in bf16.UNITS.items()])
 
 
