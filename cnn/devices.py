@@ -17,6 +17,7 @@ from .errors import DeviceError
 from .image import Photos
 
 logger = logging.getLogger("cnn")
+Fill = Callable[[Any], None]        # with Photos or a float32 array, which may be one of the GPU's
 CPU_DTYPES = ("float32", "bfloat16")
 
 
@@ -58,8 +59,9 @@ class Device(Protocol):
     def adopt(self, array: Any) -> Any:
         """Any library's array of a GPU as this device's; DeviceError where it is elsewhere."""
 
-    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
-        """What fills an input with Photos or a float32 array, where it may be one of the GPU's."""
+    def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
+        """What fills an input. readers: the launches that read it, if nothing else does, which may
+        be given the array itself."""
 
     def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Any]]:
         """Where an output lies as float32 at the end of a run, and the launches that bring it
@@ -137,12 +139,20 @@ class CpuDevice:
     def adopt(self, array: Any) -> Any:
         raise not_there(self.name)
 
-    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+    def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
+        from kernels.cpu.launch import Exchange
+        exchange = Exchange(value, readers)
+
         def fill(array: Any) -> None:
+            given = value
             if isinstance(array, Photos):
                 self.normalise(array, value)
+            elif exchange.possible and array.flags.c_contiguous and array.flags.aligned:
+                given = array
             else:
                 value[...] = array
+            if exchange.possible:
+                exchange.give(given)
         return fill
 
     def normalise(self, photos: Photos, value: Array) -> None:

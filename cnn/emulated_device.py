@@ -14,7 +14,7 @@ from kernels.ops import TensorSpec, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
-from .devices import not_there
+from .devices import Fill, not_there
 from .errors import DeviceError
 
 
@@ -39,7 +39,7 @@ class EmulatedDevice(CudaKernels):
     def adopt(self, array: Any) -> Any:
         raise not_there(self.name)
 
-    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+    def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
         def fill(array: Any) -> None:
             memory, source = source_of(array, "float32")
             self._emulate(entry(source, spec).bind([memory], value, value))

@@ -83,12 +83,13 @@ class Program:
         for name, (whole, first) in layout.parts.items():
             channels = known(specs[name].shape)[-1]
             self.values[name] = self.values[whole][..., first:first + channels]
-        self._inlets = {name: device.inlet(self.values[name], specs[name])
-                        for name in graph.inputs}
         self.steps = [
             (layer.node.name, self._bind(layer, offset, size, options)) for layer, offset, size
             in zip(self.layers, layout.workspaces, workspaces, strict=True)
             if layer.step is not None]
+        self._inlets = {name: device.inlet(self.values[name], specs[name],
+                                           self._readers(name, shared, keep))
+                        for name in graph.inputs}
         self._outlets = {name: device.outlet(self.values[name], specs[name])
                          for name in graph.outputs if name in self.values}
         self.activated = activation is not None and graph.outputs[0] in self._outlets
@@ -97,6 +98,15 @@ class Program:
         last = [launch for _, launches in self._outlets.values() for launch in launches]
         self._run = device.compile([*self.steps, ("(output)", last)] if last else self.steps)
         self._lock = threading.Lock()
+
+    def _readers(self, name: str, shared: dict[str, str], keep: frozenset[str]) -> list[Any]:
+        """The launches that read an input, none where it is also given back."""
+        names = {name, *(view for view, root in shared.items() if root == name)}
+        if not names.isdisjoint((*self.graph.outputs, *keep)):
+            return []
+        running = [layer for layer in self.layers if layer.step is not None]
+        return [launch for layer, (_, launches) in zip(running, self.steps, strict=True)
+                if not names.isdisjoint(layer.node.inputs) for launch in launches]
 
     def _allocate(self, size: int) -> Array:
         """The arena; OutOfMemory says how large a batch would fit."""

@@ -21,6 +21,7 @@ from kernels.ops import TensorSpec, count, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, Source, entry, source_of, widen
+from .devices import Fill
 from .errors import DeviceError, OutOfMemory
 
 WORDS = {4: np.uint32, 2: np.uint16}
@@ -147,7 +148,7 @@ class CudaDevice(CudaKernels):
                               f"{self.name}: copy it, or load the model there")
         return array
 
-    def inlet(self, value: Array, spec: TensorSpec) -> Callable[[Any], None]:
+    def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
         stages: list[Stage] = []
         with self.guarded():
             arrived = self._cupy.cuda.Event(disable_timing=True)

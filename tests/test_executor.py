@@ -1,4 +1,6 @@
 """Programs: where values lie, and what is left to run; results are the reference's."""
+from concurrent.futures import ThreadPoolExecutor
+
 import networks
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ from cnn import devices, executor, passes
 from cnn.graph import Graph, Node
 from cnn.onnx_import import load_onnx
 from kernels import ops, reference
+from kernels.cpu.launch import Exchange
 from kernels.ops import Conv2d, TensorSpec
 
 NOTHING: frozenset[str] = frozenset()
@@ -199,3 +202,60 @@ def test_summary_says_what_is_left_to_copy(tmp_path):
     # Of 44 channels 20 are there already; the others are read and written.
     assert (copy.kernel, copy.output_shape) == ("concat_f32", (1, 15, 15, 44))
     assert copy.bytes == 2 * 4 * 15 * 15 * 24
+
+
+# ---- inputs -----------------------------------------------------------------------------------
+
+# What reads x, and whether x may be exchanged for the caller's own array.
+READERS = {
+    "a convolution": ([(Conv2d(), ("x", "w"), "y")], True),
+    "two of them": ([(Conv2d(), ("x", "w"), "a"), (ops.Relu(), ("x",), "b"),
+                     (ops.Add(), ("a", "b"), "y")], True),
+    "a view": ([(ops.Reshape((2, 42, 4)), ("x",), "v"), (ops.Relu(), ("v",), "y")], True),
+    "a part": ([(ops.Slice(1, 2, 6), ("x",), "a"), (ops.Relu(), ("a",), "y")], True),
+    "what begins within it": ([(ops.Slice(2, 1, 7, 2), ("x",), "y")], False),
+    "the caller": ([(ops.Relu(), ("x",), "y"), (ops.Reshape((2, 42, 4)), ("x",), "v")], False),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_input_is_read_where_it_lies(name, monkeypatch):
+    taken, give = [], Exchange.give
+    monkeypatch.setattr(Exchange, "give", lambda self, array: (taken.append(array),
+                                                               give(self, array)))
+    nodes, exchanged = READERS[name]
+    outputs = ("y", "v") if name == "the caller" else ("y",)
+    graph = Graph({"x": TensorSpec((2, 6, 7, 4))}, outputs,
+                  tuple(Node(op, inputs, output, output) for op, inputs, output in nodes),
+                  {"w": integers(np.random.default_rng(0), 4, 1, 1, 4)})
+    made, rng = program(graph), np.random.default_rng(1)
+    wide = integers(rng, 2, 6, 14, 4)
+    words = np.zeros(4 * 2 * 6 * 7 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(2, 6, 7, 4)
+    words[...] = integers(rng, 2, 6, 7, 4)
+    given = [integers(rng, 2, 6, 7, 4), integers(rng, 2, 6, 7, 4), wide[:, :, ::2], words,
+             integers(rng, 2, 4, 6, 7).transpose(0, 2, 3, 1)]
+    for x in [*given, *given]:
+        before = x.copy()
+        found = made.run({"x": x})
+        for output in outputs:
+            assert np.array_equal(found[output], expected(graph, {"x": x})[output])
+        assert np.array_equal(x, before)
+        fits = x.flags.c_contiguous and x.flags.aligned
+        assert [array is (x if fits else made.values["x"]) for array in taken] == [True] * exchanged
+        taken.clear()
+
+
+def test_threads_that_share_a_program_read_each_its_own_input():
+    graph = Graph({"x": TensorSpec((1, 32, 32, 16))}, ("y",), (
+        Node(Conv2d(), ("x", "w"), "a", "a"), Node(ops.Relu(), ("a",), "y", "y")),
+        {"w": integers(np.random.default_rng(0), 16, 1, 1, 16)})
+    made, rng = program(graph), np.random.default_rng(1)
+    inputs = [integers(rng, 1, 32, 32, 16) for _ in range(4)]
+    wanted = [made.run({"x": x})["y"] for x in inputs]
+
+    def many(number):
+        return all(np.array_equal(made.run({"x": inputs[number]})["y"], wanted[number])
+                   for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(many, range(4)))

@@ -56,8 +56,8 @@ class Launch:
     """What `Kernel.bind` gives; calling it runs the kernel. It keeps its arrays alive."""
 
     def __init__(self, words: np.ndarray, function: Any, arguments: tuple[Any, ...]) -> None:
-        self.arguments = arguments
-        self._words, self._function, self._address = words, function, words.ctypes.data
+        self.arguments, self.words = arguments, words
+        self._function, self._address = function, words.ctypes.data
 
     def __call__(self) -> None:
         self._function(self._address)
@@ -66,6 +66,33 @@ class Launch:
     def call(self) -> tuple[int, int]:
         """Addresses of the function and of its argument."""
         return ctypes.cast(self._function, ctypes.c_void_p).value or 0, self._address
+
+
+class Exchange:
+    """An array that launches read, in whose place they can be given another of its shape."""
+
+    def __init__(self, array: np.ndarray, launches: Sequence[Launch]) -> None:
+        start, self._places, self.possible = address(array), [], True
+        for launch in launches:
+            place = 0
+            for argument in launch.arguments:
+                _, words = describe(argument)
+                if isinstance(argument, np.ndarray) and argument.nbytes and (
+                        start <= words[0] < start + array.nbytes):
+                    self._places.append((launch.words, place))
+                    self.possible &= words[0] == start      # and not somewhere within it
+                place += len(words)
+        self.possible &= bool(self._places)
+
+    def give(self, array: np.ndarray) -> None:
+        """From now on they read this one, which must live as long as they run."""
+        for words, place in self._places:
+            words[place] = address(array)
+
+
+def address(array: np.ndarray) -> int:
+    found: int = array.__array_interface__["data"][0]
+    return found
 
 
 def calls(launches: Sequence[Launch]) -> np.ndarray:
@@ -90,7 +117,7 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
             raise TypeError(f"kernels take C-contiguous arrays, not one of shape {argument.shape} "
                             f"and strides {argument.strides}")
         return (_array(argument.dtype, argument.ndim),
-                (argument.__array_interface__["data"][0], *argument.shape))
+                (address(argument), *argument.shape))
     if isinstance(argument, np.float32):
         return "float32", (int.from_bytes(argument.tobytes(), sys.byteorder, signed=True),)
     if isinstance(argument, tuple):
