@@ -63,19 +63,26 @@ def test_by_default_there_are_no_more_threads_than_a_quota_has_time_for(monkeypa
 
 
 @pytest.mark.skipif(threads.available_threads() < 2, reason="there is one core")
-def test_a_worker_wakes_where_the_caller_is_not_and_may_then_go_anywhere(monkeypatch):
+def test_a_worker_is_never_where_the_caller_is(monkeypatch):
+    """Nor when the caller has been moved since, while the worker was awake."""
     with threads.team(2):
         worker, cores = threads._workers[0], os.sched_getaffinity(0)
     until(lambda: worker._asleep)
-    told, allow = [], threads.allow
+    told, allow, core = [], threads.allow, [min(cores)]
     monkeypatch.setattr(threads, "allow", lambda *told_: told.append(told_) or allow(*told_))
-    monkeypatch.setattr(threads, "current_core", lambda: min(cores))
+    monkeypatch.setattr(threads, "current_core", lambda: core[0])
     with threads.team(2):
-        until(lambda: len(told) == 2)
-        assert told == [(worker.native_id, cores - {min(cores)}), (0, cores)]
-        until(lambda: os.sched_getaffinity(worker.native_id) == cores)
+        assert told == [(worker.native_id, cores - {min(cores)})]
+        until(lambda: not worker._asleep)
+        with threads.team(2):       # all is as it was
+            assert len(told) == 1
+        core[0] = max(cores)
+        with threads.team(2):
+            assert told[1:] == [(worker.native_id, cores - {max(cores)})]
+            assert os.sched_getaffinity(worker.native_id) == cores - {max(cores)}
+    assert os.sched_getaffinity(0) == cores     # the caller may go anywhere
     threads.allow(worker.native_id, set())      # no core at all: it may go on where it is
-    assert os.sched_getaffinity(worker.native_id) == cores
+    assert os.sched_getaffinity(worker.native_id) == cores - {max(cores)}
 
 
 def until(condition):

@@ -20,14 +20,14 @@ current_core = ctypes.CDLL(None).sched_getcpu
 class Worker(threading.Thread):
     """Helps with kernels while calls are answered, and sleeps between.
 
-    Linux may wake it on the very core that the caller keeps busy, and leave it there for many
-    milliseconds, so it wakes where the caller is not.
+    Linux may put it on the very core that the caller keeps busy, when it wakes or later, and leave
+    both there for many milliseconds. So it may run on all cores but the caller's.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(name=f"kernels-{number}", daemon=True)
         self._serve, self._asleep = SERVE.bind(number), False
-        self._cores = os.sched_getaffinity(0)
+        self._avoided = -1          # the core where the caller was last
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -37,13 +37,14 @@ class Worker(threading.Thread):
             # A call that began before this was written has found nobody to wake.
             if STATE[CALLS] == 0:
                 self._bell.get()
-                allow(0, self._cores)
             self._asleep = False
 
     def wake(self) -> None:
-        if self._asleep:
-            self._cores = os.sched_getaffinity(0)
-            allow(self.native_id or 0, self._cores - {current_core()})
+        asleep, core = self._asleep, current_core()
+        if asleep or core != self._avoided:
+            self._avoided = core
+            allow(self.native_id or 0, os.sched_getaffinity(0) - {core})
+        if asleep:
             self._bell.put(None)
 
 
