@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from kernels.cpu.launch import Launch, together
+from kernels.cpu.launch import Exchange, Launch, together
 from kernels.cpu.threads import check_threads, team
 from kernels.memory import aligned_zeros
 from kernels.ops import Op, Shape, TensorSpec, known
@@ -140,7 +140,6 @@ class CpuDevice:
         raise not_there(self.name)
 
     def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
-        from kernels.cpu.launch import Exchange
         exchange = Exchange(value, readers)
 
         def fill(array: Any) -> None:

@@ -43,8 +43,8 @@ def fma_chains(typingctx, rounds):
 def bf16_chains(typingctx, unit, rounds):
     """(Unit, int64) -> float32: `rounds` times TILES products of tiles, or CHAINS of vectors."""
     def codegen(context, builder, sig, args):
-        _, emit, instructions = bf16_simd.MICRO_KERNELS[unit.instance_class]
-        if emit is bf16_simd.tile_products:
+        known, _, instructions = bf16_simd.MICRO_KERNELS[unit.instance_class]
+        if known.has_tiles:
             tiles = instructions(builder, simd.i64(TILE_PAIRS))
             for i in range(8):
                 tiles.zero(i)
@@ -124,10 +124,8 @@ def measure(threads: int, dtype: str = "float32") -> tuple[float, float]:
     macs, multiply = FMA_ROUNDS * CHAINS * LANES, partial(_multiply, results)
     if dtype == "bfloat16":
         unit = bf16.choose()
-        _, emit, _ = bf16_simd.MICRO_KERNELS[type(unit)]
         of_tile, of_vector = TILE_ROWS * TILE_PAIRS * 2, 2
-        macs = FMA_ROUNDS * COLUMNS * (TILES * of_tile if emit is bf16_simd.tile_products
-                                       else CHAINS * of_vector)
+        macs = FMA_ROUNDS * COLUMNS * (TILES * of_tile if unit.has_tiles else CHAINS * of_vector)
         multiply = partial(_multiply_bf16, unit, results)
     with team(threads):
         flops = threads * macs * 2 / _least(lambda: multiply(FMA_ROUNDS, threads))

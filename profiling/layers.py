@@ -276,8 +276,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--trace", type=Path, metavar="FILE",
                         help="write the fastest run for chrome://tracing or Perfetto")
     settings = parser.parse_args(arguments)
-    if settings.device == "cpu" and (settings.dtype not in CPU_DTYPES or settings.peak):
+    if settings.device == "cpu" and settings.dtype not in CPU_DTYPES:
         parser.error(f"--dtype {settings.dtype} and --peak are for a GPU: add --device cuda")
+    if settings.device == "cpu" and settings.peak:
+        parser.error("--peak is for a GPU: add --device cuda")
     if settings.device != "cpu" and settings.threads:
         parser.error("--threads is for the CPU: leave it or --device out")
     return settings

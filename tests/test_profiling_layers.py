@@ -148,6 +148,7 @@ def test_what_can_not_be_profiled_is_a_sentence(arguments, message, cupy):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--dtype", "float16"], "--dtype float16 and --peak are for a GPU: add --device cuda"),
+    (["--peak", "100", "--dtype", "bfloat16"], "--peak is for a GPU: add --device cuda"),
     (["--device", "cuda", "--threads", "2"], "--threads is for the CPU"),
 ])
 def test_options_that_do_not_fit_the_device(arguments, message, capsys):

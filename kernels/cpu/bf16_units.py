@@ -31,6 +31,10 @@ class Unit(NamedTuple):
     depth: int
 
     @property
+    def has_tiles(self) -> bool:
+        return isinstance(self, Amx | AmxEmulated)
+
+    @property
     def rows(self) -> int:
         """Pixels of its largest micro-kernel."""
         return self.sizes[-1]

@@ -58,9 +58,9 @@ def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
 def cut_runs(starts: Array, length: int, unit: Unit) -> Taps:
     """Of runs that begin there, of an even length."""
     depth = step_depth(length, unit)
-    if unit.depth == 2:
-        return Taps(starts, length // depth, depth)
-    return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
+    if unit.has_tiles:
+        return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
+    return Taps(starts, length // depth, depth)
 
 
 def run(g: ConvGeometry) -> int:
@@ -194,17 +194,16 @@ def beyond(cut: Cut, size: int, span: int, x_step: int, unit: Unit) -> Array:
 
 def tabulate(cut: Cut, back: Array, g: ConvGeometry, unit: Unit) -> Tiles:
     """Tables of tiles that begin `back` positions earlier."""
-    row_of_tile, back = np.arange(up_to(unit.rows, GROUP)), back[:, None]
-    position = cut.position[:, None] - back + row_of_tile
+    row_of_tile, rows = np.arange(up_to(unit.rows, GROUP)), cut.rows + back
+    position = (cut.position - back)[:, None] + row_of_tile
     row, column = np.divmod(position, cut.pitch)
-    wanted = (row_of_tile >= back) & (row_of_tile < back + cut.rows[:, None])
+    wanted = (row_of_tile >= back[:, None]) & (row_of_tile < rows[:, None])
     wanted &= column < g.out_width
     pixel = row * g.out_width + column
     first = np.take_along_axis(pixel, wanted.argmax(axis=1)[:, None], axis=1)
     patterns, number = np.unique(np.where(wanted, pixel - first, -1), axis=0, return_inverse=True)
-    offset = cut.offset - back[:, 0] * g.stride_width * g.channels
-    return Tiles(np.stack([cut.rows + back[:, 0], first[:, 0], offset, number.ravel()], axis=1),
-                 patterns)
+    offset = cut.offset - back * g.stride_width * g.channels
+    return Tiles(np.stack([rows, first[:, 0], offset, number.ravel()], axis=1), patterns)
 
 
 # ---- blocks of outputs ------------------------------------------------------------------------
@@ -272,25 +271,47 @@ def up_to(size: int, multiple: int) -> int:
 
 # ---- steps ------------------------------------------------------------------------------------
 
+class Image(NamedTuple):
+    """What tiles read: its geometry with real padding, taps and tiles; numbers from pixel to pixel
+    of a tile, and of a whole batch; the planes' phases, None of a plain image; and whether the
+    input is the image."""
+    geometry: ConvGeometry
+    taps: Taps
+    tiles: Tiles
+    x_step: int
+    size: int
+    phases: Array | None
+    in_place: bool
+
+
+def lay_out(batch: int, g: ConvGeometry, end_padding: Pair, groups: int, unit: Unit,
+            dtype: str) -> Image:
+    """The image of an input of this geometry and dtype."""
+    channels, (bottom, right) = padded_channels(g, groups, unit), end_padding
+    p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0,
+                   channels=channels * groups, per_group=channels)
+    planes, taps, phases = planes_if_faster(p, groups, unit), cut_taps(p, unit), None
+    in_place = dtype == "bfloat16" and p == g and planes is None
+    if planes:
+        p, taps, phases = planes.image, planes.taps, planes.phases
+    cut, x_step = cut_tiles(batch, p, unit), p.stride_width * p.channels
+    size = batch * p.height * p.width * p.channels
+    back = beyond(cut, size - (groups - 1) * channels, taps.span, x_step, unit)
+    in_place &= bool((back * x_step <= cut.offset).all())
+    tiles = tabulate(cut, back if in_place else 0 * back, p, unit)
+    return Image(p, taps, tiles, x_step, size, phases, in_place)
+
+
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
                   activation: Unary | None, weight: Array, bias: Array | None, options: Options,
                   unit: Unit, dtype: str, has_residual: bool = False) -> Step:
     """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
     inputs x, of this dtype, weight, [bias, [residual]]."""
-    together = merged(g.out_channels, groups, BLOCK if unit.depth > 2 else COLUMNS)
+    together = merged(g.out_channels, groups, BLOCK if unit.has_tiles else COLUMNS)
     groups, g = groups // together, g._replace(per_group=g.per_group * together)
-    channels, (bottom, right) = padded_channels(g, groups, unit), end_padding
-    p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0,
-                   channels=channels * groups, per_group=channels)
-    planes, taps, in_place = planes_if_faster(p, groups, unit), cut_taps(p, unit), p == g
-    if planes:
-        p, taps, in_place = planes.image, planes.taps, False
-    cut, x_step = cut_tiles(batch, p, unit), p.stride_width * p.channels
-    size = batch * p.height * p.width * p.channels
-    back = beyond(cut, size - (groups - 1) * channels, taps.span, x_step, unit)
-    in_place &= dtype == "bfloat16" and bool((back * x_step <= cut.offset).all())
-    tiles = tabulate(cut, back if in_place else 0 * back, p, unit)
-
+    p, taps, tiles, x_step, size, phases, in_place = lay_out(batch, g, end_padding, groups, unit,
+                                                             dtype)
+    channels = p.per_group
     blocks = cut_blocks(g.out_channels, groups, p.depth)
     passes = cut_passes(len(blocks), groups, max(1, PASS_BYTES // (2 * p.depth * BLOCK)),
                         len(tiles.table), options.threads, channels)
@@ -317,7 +338,7 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     # The image is made group by group, as if each were a pixel.
     making = [tuple(image._replace(width=image.width * groups, left=image.left * groups,
                                    channels=image.per_group)) for image in (g, p)]
-    maker, phases = (MAKE_PLANES, [planes.phases]) if planes else (MAKE_IMAGE, [])
+    maker, extra = (MAKE_IMAGE, []) if phases is None else (MAKE_PLANES, [phases])
 
     def bind(inputs: Sequence[Array], output: Array, workspace: Array) -> list[Launch]:
         memory, y_step = flat_pixels(output)
@@ -328,7 +349,7 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
         sums = workspace[ends[1]:ends[2]].view(np.float32)
         places = np.where(tiles.patterns < 0, -1, tiles.patterns * y_step).ravel()
         make = [] if in_place else [
-            maker.bind(x, image, batch, *making, *phases, options.threads)]
+            maker.bind(x, image, batch, *making, *extra, options.threads)]
         return [*make,
                 CONV2D.bind(unit.constant, image, packed, packed_bias.reshape(-1), residual, y,
                             y_step, places, reach, spare, sums, taps.starts, taps.steps,
