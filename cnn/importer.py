@@ -79,6 +79,25 @@ class Importer:
         """What newer opsets have as an input, a constant, and older ones as an attribute."""
         return attribute if value is None else self.array(value, what).tolist()
 
+    def beside_batch(self, value: Value | None, shape: Shape, what: str) -> np.ndarray:
+        """The array behind a value that says something of each axis of `shape`, and is a constant
+        but for what it says of axes of unknown size: of those it may be anything."""
+        found = self.batches.get(value or "")
+        if found is None:
+            return self.array(value, what)
+        if any(a != b and size is not None for a, b, size in zip(*found, shape, strict=True)):
+            raise self.error(f"its {what} must not change with the batch, it is {value!r}")
+        return found[0]
+
+    def elements(self, value: Value, batch: int) -> int:
+        """How many a value has at this batch; -1 where that is not known."""
+        reshaped = {node.output: node.inputs[0] for node in self.nodes
+                    if isinstance(node.op, (ops.Reshape, ops.Flatten))}
+        while None in self.shape(value) and value in reshaped:
+            value = reshaped[value]
+        shape = self.shape(value)
+        return ops.count((batch, *shape[1:])) if None not in shape[1:] else -1
+
     def shape(self, value: Value) -> Shape:
         spec = self.specs[value]
         if spec is None:

@@ -35,13 +35,14 @@ def merge_axes(sizes: Sequence[int], *steps: Sequence[int]) -> tuple[list[int], 
     return merged, result
 
 
-def merge_padded(shape: Sequence[int], before: Sequence[int], after: Sequence[int]
-                 ) -> list[tuple[int, ...]]:
-    """(size, before, after) of each axis, one without padding merged into the axis before it. One
-    axis at least is left."""
+def merge_padded(shape: Sequence[int], before: Sequence[int], after: Sequence[int],
+                 mirrored: bool = False) -> list[tuple[int, ...]]:
+    """(size, before, after) of each axis, one without padding merged into the axis before it; where
+    the elements of that one are mirrored, it must have no padding either. One axis at least is
+    left."""
     axes: list[tuple[int, ...]] = []
     for axis in zip(shape, before, after, strict=True):
-        if axes and not any(axis[1:]):
+        if axes and not any(axis[1:]) and not (mirrored and any(axes[-1][1:])):
             axes[-1] = tuple(number * axis[0] for number in axes[-1])
         else:
             axes.append(axis)

@@ -13,7 +13,7 @@ ValueError says which shape or argument does not fit, TypeError which dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -79,6 +79,11 @@ def global_max_pool2d(x: Array, *, threads: int | None = None) -> Array:
     return run(ops.GlobalMaxPool2d(), x, threads=threads)
 
 
+def global_l2_pool2d(x: Array, *, threads: int | None = None) -> Array:
+    """Square root of the sum of squares over height and width: (N, H, W, C) -> (N, 1, 1, C)."""
+    return run(ops.GlobalL2Pool2d(), x, threads=threads)
+
+
 def relu(x: Array, *, threads: int | None = None) -> Array:
     """max(x, 0)"""
     return run(ops.Relu(), x, threads=threads)
@@ -137,6 +142,17 @@ def erf(x: Array, *, threads: int | None = None) -> Array:
     return run(ops.Erf(), x, threads=threads)
 
 
+def sqrt(x: Array, *, threads: int | None = None) -> Array:
+    """Square root of x; NaN below 0."""
+    return run(ops.Sqrt(), x, threads=threads)
+
+
+def star_relu(x: Array, scale: float = 1.0, bias: float = 0.0, *,
+              threads: int | None = None) -> Array:
+    """scale * max(x, 0) ** 2 + bias"""
+    return run(ops.StarRelu(float(scale), float(bias)), x, threads=threads)
+
+
 def add(a: Array, b: Array, *, threads: int | None = None) -> Array:
     """a + b, broadcast as NumPy does."""
     return run(ops.Add(), a, b, threads=threads)
@@ -147,21 +163,28 @@ def mul(a: Array, b: Array, *, threads: int | None = None) -> Array:
     return run(ops.Mul(), a, b, threads=threads)
 
 
+def div(a: Array, b: Array, *, threads: int | None = None) -> Array:
+    """a / b, broadcast as NumPy does."""
+    return run(ops.Div(), a, b, threads=threads)
+
+
 def concat(arrays: Sequence[Array], axis: int = -1, *, threads: int | None = None) -> Array:
     """The arrays one after the other along `axis`."""
     return run(ops.Concat(axis), *arrays, threads=threads)
 
 
-def pad(x: Array, pad_width: Any, constant_values: float = 0.0, *,
+def pad(x: Array, pad_width: Any, constant_values: float = 0.0, mode: ops.PadMode = "constant", *,
         threads: int | None = None) -> Array:
-    """`constant_values` around x; pad_width as np.pad has it: (before, after) of each axis, one
-    such pair for all of them, or one number."""
+    """`constant_values` around x, or with mode "edge" or "reflect" what np.pad has there; pad_width
+    as np.pad has it: (before, after) of each axis, one such pair for all of them, or one number."""
+    if mode not in get_args(ops.PadMode):
+        raise ValueError(f"mode={mode!r} can be 'constant', 'edge' or 'reflect'")
     widths, rank = np.asarray(pad_width), np.ndim(x)
     if widths.dtype.kind not in "iu" or widths.shape not in ((), (1,), (2,), (1, 2), (rank, 2)):
         raise ValueError(f"pad_width={pad_width!r} must be a whole number, (before, after), or "
                          f"such a pair for each of {rank} axes")
     before, after = (tuple(side.tolist()) for side in np.broadcast_to(widths, (rank, 2)).T)
-    return run(ops.Pad(before, after, float(constant_values)), x, threads=threads)
+    return run(ops.Pad(before, after, float(constant_values), mode), x, threads=threads)
 
 
 def softmax(x: Array, axis: int = -1, *, threads: int | None = None) -> Array:

@@ -89,6 +89,10 @@ def global_avg_pool2d(op: ops.GlobalAvgPool2d, x: Array) -> Array:
     return x.mean(axis=(1, 2), keepdims=True)
 
 
+def global_l2_pool2d(op: ops.GlobalL2Pool2d, x: Array) -> Array:
+    return np.sqrt((x ** 2).sum(axis=(1, 2), keepdims=True))
+
+
 def global_max_pool2d(op: ops.GlobalMaxPool2d, x: Array) -> Array:
     return x.max(axis=(1, 2), keepdims=True)
 
@@ -139,6 +143,14 @@ def erf(op: ops.Erf, x: Array) -> Array:
     return np.vectorize(math.erf, otypes=[float])(x)
 
 
+def sqrt(op: ops.Sqrt, x: Array) -> Array:
+    return np.sqrt(x)
+
+
+def star_relu(op: ops.StarRelu, x: Array) -> Array:
+    return op.scale * np.maximum(x, 0) ** 2 + op.bias
+
+
 def _erfc(x: Array) -> Array:
     return np.vectorize(math.erfc, otypes=[float])(x)
 
@@ -149,6 +161,10 @@ def add(op: ops.Add, a: Array, b: Array) -> Array:
 
 def mul(op: ops.Mul, a: Array, b: Array) -> Array:
     return a * b
+
+
+def div(op: ops.Div, a: Array, b: Array) -> Array:
+    return a / b
 
 
 def batch_norm(op: ops.BatchNorm, x: Array, scale: Array, bias: Array, mean: Array,
@@ -189,7 +205,10 @@ def slice_(op: ops.Slice, x: Array) -> Array:
 
 
 def pad(op: ops.Pad, x: Array) -> Array:
-    return np.pad(x, [*zip(op.before, op.after, strict=True)], constant_values=op.value)
+    widths = [*zip(op.before, op.after, strict=True)]
+    if op.mode == "constant":
+        return np.pad(x, widths, constant_values=op.value)
+    return np.pad(x, widths, op.mode)       # NumPy's modes have the same names
 
 
 def transpose(op: ops.Transpose, x: Array) -> Array:
@@ -203,10 +222,11 @@ def reshape(op: ops.Reshape | ops.Flatten, x: Array) -> Array:
 MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.Conv2d: conv2d, ops.Linear: linear, ops.MaxPool2d: max_pool2d,
     ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d,
-    ops.GlobalMaxPool2d: global_max_pool2d, ops.Relu: relu, ops.Clip: clip,
-    ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu, ops.HardSwish: hard_swish,
-    ops.HardSigmoid: hard_sigmoid, ops.LeakyRelu: leaky_relu, ops.Elu: elu, ops.Gelu: gelu,
-    ops.Erf: erf, ops.Add: add, ops.Mul: mul, ops.BatchNorm: batch_norm,
+    ops.GlobalMaxPool2d: global_max_pool2d, ops.GlobalL2Pool2d: global_l2_pool2d,
+    ops.Relu: relu, ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu,
+    ops.HardSwish: hard_swish, ops.HardSigmoid: hard_sigmoid, ops.LeakyRelu: leaky_relu,
+    ops.Elu: elu, ops.Gelu: gelu, ops.Erf: erf, ops.Sqrt: sqrt, ops.StarRelu: star_relu,
+    ops.Add: add, ops.Mul: mul, ops.Div: div, ops.BatchNorm: batch_norm,
     ops.LayerNorm: layer_norm, ops.LocalResponseNorm: local_response_norm, ops.Concat: concat,
     ops.Slice: slice_, ops.Pad: pad, ops.Softmax: softmax, ops.Transpose: transpose,
     ops.Reshape: reshape, ops.Flatten: reshape,

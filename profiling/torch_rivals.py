@@ -164,5 +164,9 @@ def activation(torch: Any, op: ops.Unary | None) -> Function:
             return lambda x: functional.gelu(x, approximate="tanh" if tanh else "none")
         case ops.Erf():
             return torch.erf_
+        case ops.Sqrt():
+            return torch.sqrt_
+        case ops.StarRelu(scale, bias):
+            return lambda x: functional.relu_(x).square_().mul_(scale).add_(bias)
         case _:
             raise ValueError(f"no rival is known for {op.kind}")

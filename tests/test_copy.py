@@ -87,6 +87,24 @@ def test_pad_of_any_rank(rank):
     assert_exact(ops.Pad((2,) + (0,) * (rank - 1), (0,) * rank, 7.0), numbered(*shape))
 
 
+@pytest.mark.parametrize("mode", ["reflect", "edge"])
+@pytest.mark.parametrize(("before", "after"), [
+    ((0, 1, 1, 0), (0, 1, 1, 0)), ((0, 2, 0, 0), (0, 1, 0, 0)), ((0, 0, 3, 0), (0, 0, 1, 0)),
+    ((0, 0, 0, 4), (0, 0, 0, 2)), ((1, 0, 0, 0), (0, 0, 0, 0)), ((1, 1, 3, 1), (1, 2, 1, 4)),
+    ((0, 0, 0, 0), (0, 0, 0, 0))])
+def test_pad_with_what_x_has_at_its_edges(before, after, mode):
+    for shape in ((2, 3, 4, 5), (2, 9, 5, 33)):
+        assert_exact(ops.Pad(before, after, mode=mode), numbered(*shape) + 1,
+                     kernel=f"pad_{mode}_f32")
+    assert_exact(ops.Pad(before[-1:], after[-1:], mode=mode), numbered(5))
+
+
+def test_an_edge_may_be_repeated_more_often_than_there_are_elements():
+    assert_exact(ops.Pad((0, 5, 4), (0, 6, 0), mode="edge"), numbered(2, 1, 3))
+    with pytest.raises(ValueError, match="reflect more elements than"):
+        ops.Pad((0, 3), (0, 0), mode="reflect").output_shape((2, 3))
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_pad_with_what_is_no_number(value):
     y = run(ops.Pad((0, 1), (2, 0), value), numbered(2, 3))
@@ -110,7 +128,7 @@ def test_bits_of_nan_are_kept():
               run(ops.Transpose((1, 0)), odd.reshape(2, 1)),
               run(ops.Slice(0, 0, 2), np.concatenate([odd, odd])),
               run(ops.Slice(0, 0, 3, 2), odd[[0, 0, 1, 1]]),
-              run(ops.Pad((1,), (0,)), odd)[1:]):
+              run(ops.Pad((1,), (0,)), odd)[1:], run(ops.Pad((0,), (2,), mode="edge"), odd)[:2]):
         assert np.array_equal(y.reshape(-1).view(np.uint32), odd.view(np.uint32))
 
 

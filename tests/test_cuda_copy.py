@@ -93,6 +93,19 @@ def test_padding_goes_around(before, after, lanes, dtype, runner):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["reflect", "edge"])
+@pytest.mark.parametrize(("before", "after", "lanes"), [
+    ((0, 1, 2, 0), (0, 2, 1, 0), 8),        # height and width
+    ((0, 0, 0, 8), (0, 0, 0, 4), 1),        # channels
+    ((1, 2, 0, 3), (0, 1, 2, 1), 1),        # every axis
+    ((0,) * 4, (0,) * 4, 8)])
+def test_padding_with_what_x_has_at_its_edges(before, after, lanes, mode, dtype, runner):
+    bits, most = (32, 4) if dtype == "float32" else (16, 8)
+    assert_exact(ops.Pad(before, after, mode=mode), numbered(2, 3, 4, 16), dtype=dtype,
+                 runner=runner, kernel=f"pad_{mode}_b{bits}x{min(lanes, most)}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [0.0, 0.1, np.inf, -np.inf, np.nan, 1e30])
 def test_padding_is_the_value_rounded_once(value, dtype, runner):
     op = ops.Pad((1, 0), (0, 2), value)

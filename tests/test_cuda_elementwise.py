@@ -20,7 +20,7 @@ from kernels import ops, reference
 from kernels.cuda.host import elementwise
 from kernels.ops import TensorSpec
 
-BINARY = [ops.Add(), ops.Mul()]
+BINARY = [ops.Add(), ops.Mul(), ops.Div()]
 SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish()]
 FEW = (1, 7, 8, 9, 4103)    # elements: less than a vector, whole vectors, more than a block
 
@@ -36,8 +36,8 @@ def test_clips_are_exact_for_every_length_of_the_tail(op, dtype, runner):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "kernel"), [
     (ops.LeakyRelu(0.25), "leaky_relu_"), (ops.HardSigmoid(0.25, 0.5), "hard_sigmoid_"),
-    (ops.HardSigmoid(-0.5, -0.25), "hard_sigmoid_")])
-def test_straight_lines_with_two_numbers_are_exact(op, kernel, dtype, runner):
+    (ops.HardSigmoid(-0.5, -0.25), "hard_sigmoid_"), (ops.StarRelu(0.5, -2.0), "star_relu_")])
+def test_what_has_two_numbers_is_exact_for_whole_ones(op, kernel, dtype, runner):
     x = np.concatenate([EDGES[-3:], integers(np.random.default_rng(0), 100)])
     for size in FEW:
         assert_exact(op, np.resize(x, size), dtype=dtype, kernel=kernel, runner=runner)
@@ -64,6 +64,7 @@ def rounding(op, x):
 @pytest.mark.parametrize(("op", "kernel"), [
     (ops.HardSigmoid(), "hard_sigmoid_"), (ops.HardSigmoid(0.2, 0.6), "hard_sigmoid_"),
     (ops.LeakyRelu(), "leaky_relu_"), (ops.Elu(), "elu_"), (ops.Elu(1.7), "elu_"),
+    (ops.Sqrt(), "sqrt_"),
     (ops.Gelu(), "gelu_f"), (ops.Gelu(tanh=True), "gelu_tanh_"), (ops.Erf(), "erf_")])
 def test_other_activations_keep_their_digits_to_both_ends(op, kernel, dtype, runner):
     x = np.concatenate([np.linspace(-100, 100, 801), np.linspace(-14, 14, 1401),
@@ -73,6 +74,13 @@ def test_other_activations_keep_their_digits_to_both_ends(op, kernel, dtype, run
         bound = rounding(op, x)
     kernel = kernel if dtype != "bfloat16" else kernel.replace("_f", "_bf")
     assert_within(bound, op, x.astype(np.float32), dtype=dtype, kernel=kernel, runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_star_relu_rounds_once_an_operation(dtype, runner):
+    op, x = ops.StarRelu(0.9, -0.4), rounded(np.linspace(-100, 100, 2001), dtype)
+    bound = 3 * EPS * (0.9 * x.astype(np.float64) ** 2 + 0.4)
+    assert_within(bound, op, x.astype(np.float32), dtype=dtype, kernel="star_relu_", runner=runner)
 
 
 def test_gelu_far_from_zero(runner):
@@ -104,25 +112,32 @@ def test_smooth_activations_are_within_four_roundings(op, dtype, runner):
 ])
 @pytest.mark.parametrize("op", BINARY)
 def test_common_broadcasts_are_exact(op, a, b, kernel, dtype, runner):
+    name = f"{op.kind.lower()}_{kernel}"
+    if isinstance(op, ops.Div) and a == (2, 1, 1, 8):
+        name = name.replace("div", "divide")        # its operands change places
+    assert_exact(op, *operands(op, a, b), dtype=dtype, runner=runner, kernel=name)
+
+
+def operands(op, *shapes):
+    """Whole numbers; for a division powers of two, whose quotients are exact."""
     rng = np.random.default_rng(0)
-    assert_exact(op, integers(rng, *a), integers(rng, *b), dtype=dtype, runner=runner,
-                 kernel=f"{op.kind.lower()}_{kernel}")
+    arrays = [integers(rng, *shape) for shape in shapes]
+    return [np.exp2(array) for array in arrays] if isinstance(op, ops.Div) else arrays
 
 
 @given(broadcasts(), st.sampled_from(BINARY), st.sampled_from(DTYPES))
 @settings(max_examples=30, deadline=None)
 def test_any_broadcast_is_exact_or_refused(shapes, op, dtype):
-    rng = np.random.default_rng(0)
-    a, b = (integers(rng, *shape) for shape in shapes)
     try:
-        assert_exact(op, a, b, dtype=dtype, kernel=f"{op.kind.lower()}_")
+        assert_exact(op, *operands(op, *shapes), dtype=dtype,
+                     kernel="div" if isinstance(op, ops.Div) else f"{op.kind.lower()}_")
     except ValueError as error:
         assert "walk over at most 4" in str(error)      # noqa: PT017
 
 
 @pytest.mark.parametrize("op", BINARY)
 def test_nan_infinity_and_rounding(op, runner):
-    a, b = EDGES[[0, 1, 5, 15, 16, 17]], np.float32([2, -3, 0, 1, 5, 1])
+    a, b = EDGES[[0, 1, 5, 15, 16, 17]], np.float32([2, -4, 0, 1, 8, 1])
     assert_exact(op, a, b, runner=runner)
     rng = np.random.default_rng(0)
     a, b = normal(rng, 4, 5, 6), normal(rng, 6)

@@ -10,7 +10,7 @@ from test_pool import problems
 from kernels import reference
 from kernels.cuda import vector
 from kernels.cuda.host import pool
-from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalL2Pool2d, GlobalMaxPool2d, MaxPool2d
 
 # kernel, stride, padding, dilation, ceil_mode
 WINDOWS = [
@@ -87,6 +87,16 @@ def test_global_average(shape, split, dtype, runner):
     partial = vector.short(dtype, "float32") if split else vector.short(dtype)
     assert_within(bound, GlobalAvgPool2d(), x, dtype=dtype, runner=runner,
                   kernel=f"global_avg_pool2d_{partial}x")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "split"), WHOLE)
+def test_global_l2_norm(shape, split, dtype, runner):
+    x = normal(np.random.default_rng(0), *shape) * 1000     # squares are beyond float16
+    bound = (shape[1] * shape[2] / 2 + 2) * EPS * reference.run(GlobalL2Pool2d(), x)
+    kernel = (f"global_squares_pool2d_{vector.short(dtype, 'float32')}x" if split else
+              f"global_l2_pool2d_{vector.short(dtype)}x")
+    assert_within(bound, GlobalL2Pool2d(), x, dtype=dtype, runner=runner, kernel=kernel)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

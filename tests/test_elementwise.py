@@ -14,7 +14,7 @@ EDGES = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1, -1, 88, 88.5, 89, -87, -88
 SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish(), ops.Elu(), ops.Elu(0.7),
           ops.Gelu(), ops.Erf()]
 EVERY = [*SMOOTH, ops.Gelu(tanh=True), ops.HardSigmoid(), ops.HardSigmoid(0.2, 0.4),
-         ops.LeakyRelu(), ops.Relu(), ops.Clip(-1.0, 6.0)]
+         ops.LeakyRelu(), ops.Relu(), ops.Clip(-1.0, 6.0), ops.Sqrt(), ops.StarRelu(0.9, -0.4)]
 
 
 @pytest.mark.parametrize("op", [ops.Relu(), ops.Clip(0.0, 6.0), ops.Clip(-2.0), ops.Clip()])
@@ -60,12 +60,31 @@ def test_piecewise_linear_activations_round_once_an_operation(op):
     assert_within(bound, op, x, kernel=f"{op.kind.lower()}_f32")
 
 
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 1000])
+def test_star_relu_of_whole_numbers_is_exact(size):
+    x = np.resize(np.concatenate([EDGES[-3:], integers(np.random.default_rng(0), 97)]), size)
+    assert_exact(ops.StarRelu(0.5, -3.0), x, kernel="starrelu_f32")
+
+
+def test_star_relu_rounds_once_an_operation():
+    op, x = ops.StarRelu(0.8944, -0.4472), normal(np.random.default_rng(0), 10_007) * 4
+    bound = 3 * EPS * (op.scale * x.astype(float) ** 2 + abs(op.bias))
+    assert_within(bound, op, x, kernel="starrelu_f32")
+
+
+def test_a_square_root_is_rounded_once():
+    x = np.abs(normal(np.random.default_rng(0), 10_007)) * np.float32(1e-30)
+    assert_within(EPS * reference.run(ops.Sqrt(), x), ops.Sqrt(), x, kernel="sqrt_f32")
+    assert_exact(ops.Sqrt(), integers(np.random.default_rng(0), 1000) ** 2)
+
+
 def test_activations_at_the_edges():
     for op in EVERY:
         found, expected = run(op, EDGES), reference.run(op, EDGES)
         finite = np.abs(expected) < np.finfo(np.float32).max
-        assert np.array_equal(found[~finite], expected[~finite].astype(np.float32),
-                              equal_nan=True), op
+        with np.errstate(over="ignore"):        # of StarRelu(1e30)
+            rest = expected[~finite].astype(np.float32)
+        assert np.array_equal(found[~finite], rest, equal_nan=True), op
         assert (np.abs(found[finite] - expected[finite])
                 <= 8 * EPS * np.abs(expected[finite]) + TINY).all(), op
     assert run(ops.Sigmoid(), np.array([-np.inf, np.inf], np.float32)).tolist() == [0, 1]
@@ -110,6 +129,14 @@ def test_any_broadcast_is_exact(shapes, op, seed):
     assert_exact(op, a, b, kernel=f"{op.kind.lower()}_f32")
 
 
+@given(broadcasts(), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_any_quotient_is_rounded_once(shapes, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (normal(rng, *shape) for shape in shapes)
+    assert_within(EPS * np.abs(reference.run(ops.Div(), a, b)), ops.Div(), a, b, kernel="div_f32")
+
+
 @pytest.mark.parametrize(("a", "b", "axes"), [
     ((2, 3, 4, 5), (2, 3, 4, 5), 1),      # the same shape: one long axis
     ((2, 3, 4, 5), (5,), 2),              # per channel
@@ -121,14 +148,16 @@ def test_axes_are_merged_where_they_can_be(a, b, axes):
     assert len(sizes) == axes
 
 
-@pytest.mark.parametrize("op", [ops.Add(), ops.Mul()])
+@pytest.mark.parametrize("op", [ops.Add(), ops.Mul(), ops.Div()])
 def test_large_arrays_are_shared_by_the_threads(op):
     rng = np.random.default_rng(0)
-    assert_exact(op, integers(rng, 3, 50, 41), integers(rng, 50, 1))
-    assert_exact(op, EDGES[[0, 1, 5, 15, 16]], np.float32([2, -3, 0, 1, 5]))
+    powers = np.exp2(integers(rng, 50, 1))      # so that quotients are exact
+    for pair in ((integers(rng, 3, 50, 41), powers), (powers, np.exp2(integers(rng, 3, 50, 41)))):
+        assert_exact(op, *pair)
+    assert_exact(op, EDGES[[0, 1, 5, 15, 16]], np.float32([2, -4, 0, 1, 8]))
 
 
-@pytest.mark.parametrize("op", [ops.Add(), ops.Mul()])
+@pytest.mark.parametrize("op", [ops.Add(), ops.Mul(), ops.Div()])
 def test_random_floats_round_once(op):
     rng = np.random.default_rng(0)
     a, b = normal(rng, 4, 5, 6), normal(rng, 6)

@@ -64,6 +64,8 @@ def test_the_others():
     (kernels.hard_sigmoid, (0.2, 0.4), ops.HardSigmoid(0.2, 0.4)),
     (kernels.leaky_relu, (0.25,), ops.LeakyRelu(0.25)), (kernels.elu, (0.5,), ops.Elu(0.5)),
     (kernels.gelu, (), ops.Gelu()), (kernels.gelu, ("tanh",), ops.Gelu(tanh=True)),
+    (kernels.star_relu, (0.5, -2), ops.StarRelu(0.5, -2.0)),
+    (kernels.global_l2_pool2d, (), ops.GlobalL2Pool2d()),
     (kernels.erf, (), ops.Erf()), (kernels.log_softmax, (1,), ops.Softmax(1, log=True)),
     (kernels.local_response_norm, (3, 0.5, 0.75, 2), ops.LocalResponseNorm(3, 0.5, bias=2.0)),
 ])
@@ -82,6 +84,14 @@ def test_layer_norm_takes_weight_and_bias():
 def test_pad_takes_what_numpy_takes(width):
     np.testing.assert_array_equal(kernels.pad(X, width), np.pad(X, width))
     np.testing.assert_array_equal(kernels.pad(X, width, -2), np.pad(X, width, constant_values=-2))
+    np.testing.assert_array_equal(kernels.pad(X, width, mode="edge"), np.pad(X, width, "edge"))
+
+
+def test_roots_and_quotients():
+    np.testing.assert_array_equal(kernels.sqrt(X * X), abs(X))
+    np.testing.assert_array_equal(kernels.div(X, np.float32([4])), X / 4)
+    np.testing.assert_array_equal(kernels.pad(X, ((0, 0), (2, 1), (1, 2), (0, 0)), mode="reflect"),
+                                  np.pad(X, ((0, 0), (2, 1), (1, 2), (0, 0)), "reflect"))
 
 
 def test_non_contiguous_arrays_and_empty_batches_work():
@@ -110,6 +120,7 @@ def test_non_contiguous_arrays_and_empty_batches_work():
     (lambda: kernels.gelu(X, "erf"), ValueError, "approximate='erf' can be 'none' or 'tanh'"),
     (lambda: kernels.pad(X, ((1, 1), (2, 2))), ValueError, r"pad_width=\(\(1, 1\), \(2, 2\)\)"),
     (lambda: kernels.pad(X, 0.5), ValueError, "pad_width=0.5 must be a whole number"),
+    (lambda: kernels.pad(X, 1, mode="wrap"), ValueError, "mode='wrap' can be 'constant', 'edge'"),
     (lambda: kernels.pad(X, -1), ValueError, r"not a number of at least 0 for each axis"),
     (lambda: kernels.layer_norm(X, B, B), ValueError, "LayerNorm along the last axis"),
     (lambda: kernels.local_response_norm(X, 0), ValueError, "size=0 must be a whole number"),

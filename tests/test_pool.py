@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops, reference
-from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalL2Pool2d, GlobalMaxPool2d, MaxPool2d
 
 
 @st.composite
@@ -61,6 +61,16 @@ def test_global_average(shape):
 def test_global_maximum(shape):
     x = normal(np.random.default_rng(0), *shape) - 3
     assert_exact(GlobalMaxPool2d(), x, kernel="global_max_pool2d_f32")
+
+
+@pytest.mark.parametrize("shape", GLOBAL)
+def test_global_l2_norm(shape):
+    x = normal(np.random.default_rng(0), *shape) * 1000
+    # Half of the sum's relative error, and the root's own.
+    bound = (shape[1] * shape[2] / 2 + 2) * EPS * reference.run(GlobalL2Pool2d(), x)
+    assert_within(bound, GlobalL2Pool2d(), x, kernel="global_l2_pool2d_f32")
+    same = np.full(shape, 3, np.float32)[:, :1, :1]
+    assert_exact(GlobalL2Pool2d(), np.tile(same, (1, 4, 4, 1)))     # the root of 16 * 9
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -99,7 +99,7 @@ def test_nan_and_infinity_are_values_like_others():
     ("LeakyRelu", ops.LeakyRelu(0.25), 19, {"alpha": 0.25}),
     ("Elu", ops.Elu(1.5), 19, {"alpha": 1.5}), ("Erf", ops.Erf(), 19, {}),
     ("Gelu", ops.Gelu(), 20, {}), ("Gelu", ops.Gelu(tanh=True), 20, {"approximate": "tanh"}),
-    ("LogSoftmax", ops.Softmax(-1, log=True), 19, {}),
+    ("LogSoftmax", ops.Softmax(-1, log=True), 19, {}), ("Sqrt", ops.Sqrt(), 19, {}),
     ("LogSoftmax", ops.Softmax(1, log=True), 19, {"axis": 1})])
 def test_activations_with_numbers(operator, op, opset, attributes):
     x = RNG.normal(0, 3, (2, 3, 4, 5)).astype(np.float32)
@@ -122,6 +122,14 @@ def test_local_response_norm(size):
     np.testing.assert_allclose(ours, nhwc(theirs), rtol=0, atol=1e-6)
 
 
+def test_star_relu_and_quotients():
+    x, y = whole(2, 3, 4), whole(2, 3, 4) * 2 + 1
+    np.testing.assert_array_equal(reference.run(ops.StarRelu(0.5, -1.0), x),
+                                  [[[0.5 * max(n, 0) ** 2 - 1 for n in row] for row in plane]
+                                   for plane in x])
+    np.testing.assert_allclose(reference.run(ops.Div(), x, y), outside("Div", x, y), rtol=1e-7)
+
+
 def test_layer_norm_global_max_slice_and_pad():
     x, scale, bias = whole(2, 3, 4, 5), whole(5), whole(5)
     theirs = outside("LayerNormalization", x, scale, bias, epsilon=0.25)
@@ -129,8 +137,13 @@ def test_layer_norm_global_max_slice_and_pad():
                                rtol=0, atol=2e-6)
     np.testing.assert_array_equal(reference.run(ops.GlobalMaxPool2d(), nhwc(x)),
                                   nhwc(outside("GlobalMaxPool", x)))
+    np.testing.assert_allclose(reference.run(ops.GlobalL2Pool2d(), nhwc(x)),
+                               nhwc(outside("GlobalLpPool", x, p=2)), rtol=1e-6)
     np.testing.assert_array_equal(reference.run(ops.Slice(2, 1, 4, 2), x), x[:, :, 1:4:2])
     padded = np.full((2, 4, 4, 8), 7.0)
     padded[:, 1:, :, 2:7] = x
     np.testing.assert_array_equal(
         reference.run(ops.Pad((0, 1, 0, 2), (0, 0, 0, 1), 7.0), x), padded)
+    for mode, expected in (("reflect", [3, 2, 1, 2, 3, 2]), ("edge", [1, 1, 1, 2, 3, 3])):
+        np.testing.assert_array_equal(
+            reference.run(ops.Pad((2,), (1,), mode=mode), np.array([1, 2, 3])), expected)

@@ -11,7 +11,8 @@ from cnn.graph import Graph, Node
 from kernels import ops
 from kernels.ops import TensorSpec
 
-CONSTANTS = {"three": 3.0, "sixth": 0.16666667, "half": 0.5, "one": 1.0, "root": 0.70710677}
+CONSTANTS = {"three": 3.0, "sixth": 0.16666667, "half": 0.5, "one": 1.0, "root": 0.70710677,
+             "scale": 0.875, "bias": -0.25}
 
 
 def build(*steps):
@@ -36,6 +37,7 @@ def same(graph, done, exact):
 
 HARD_SIGMOID = [("plus", ops.Add(), "x three"), ("clip", ops.Clip(0.0, 6.0), "plus"),
                 ("gate", ops.Mul(), "clip sixth")]
+SQUARE = [("r", ops.Relu(), "x"), ("square", ops.Mul(), "r r")]
 ERF = [("scaled", ops.Mul(), "x root"), ("erf", ops.Erf(), "scaled"),
        ("gate", ops.Add(), "erf one")]
 
@@ -46,7 +48,9 @@ ERF = [("scaled", ops.Mul(), "x root"), ("erf", ops.Erf(), "scaled"),
     ([*HARD_SIGMOID, ("y", ops.Mul(), "gate x")], ops.HardSwish()),
     ([("gate", ops.HardSigmoid(0.16666667), "x"), ("y", ops.Mul(), "x gate")], ops.HardSwish()),
     ([*ERF, ("twice", ops.Mul(), "x gate"), ("y", ops.Mul(), "half twice")], ops.Gelu()),
-    ([*ERF, ("less", ops.Mul(), "x half"), ("y", ops.Mul(), "gate less")], ops.Gelu())])
+    ([*ERF, ("less", ops.Mul(), "x half"), ("y", ops.Mul(), "gate less")], ops.Gelu()),
+    ([*SQUARE, ("s", ops.Mul(), "scale square"), ("y", ops.Add(), "s bias")],
+     ops.StarRelu(0.875, -0.25))])
 def test_one_op_is_left(steps, op):
     graph = build(*steps)
     done = passes.optimise(graph)
@@ -59,7 +63,9 @@ def test_one_op_is_left(steps, op):
     [("plus", ops.Add(), "x one"), ("clip", ops.Clip(0.0, 6.0), "plus"),
      ("y", ops.Mul(), "clip sixth")],
     [("erf", ops.Erf(), "x"), ("gate", ops.Add(), "erf one"), ("twice", ops.Mul(), "x gate"),
-     ("y", ops.Mul(), "twice half")]])
+     ("y", ops.Mul(), "twice half")],
+    [("r", ops.Relu(), "x"), ("square", ops.Mul(), "r x"), ("s", ops.Mul(), "scale square"),
+     ("y", ops.Add(), "s bias")]])
 def test_other_numbers_stay_as_they_are_written(steps):
     graph = build(*steps)
     assert len(passes.optimise(graph).nodes) == len(steps)
@@ -84,6 +90,8 @@ def test_padding_is_taken_in(pad, op, inputs, padding):
 @pytest.mark.parametrize(("pad", "op", "inputs"), [
     (ops.Pad((0, 1, 1, 0), (0, 1, 1, 0), 2.0), ops.Conv2d(), "p w"),
     (ops.Pad((1, 0, 0, 0), (0, 0, 0, 0)), ops.Conv2d(), "p w"),
+    (ops.Pad((0, 1, 1, 0), (0, 1, 1, 0), mode="reflect"), ops.Conv2d(), "p w"),
+    (ops.Pad((0, 1, 1, 0), (0, 1, 1, 0), mode="edge"), ops.AvgPool2d((3, 3)), "p"),
     (PAD, ops.MaxPool2d((3, 3)), "p"),
     (PAD, ops.AvgPool2d((2, 2), (2, 2), (1, 0, 0, 0)), "p"),
     (ops.Pad((0, 3, 0, 0), (0, 0, 0, 0)), ops.AvgPool2d((3, 3)), "p"),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..importer import Value
-from . import elementwise, images, norms, products, reductions, shapes
+from . import elementwise, images, norms, products, reductions, resize, shapes
 
 OPERATORS: dict[str, Callable[..., Value | tuple[Value, ...]]] = {
-    name: function for family in (images, products, reductions, elementwise, norms, shapes)
+    name: function for family in (images, resize, products, reductions, elementwise, norms, shapes)
     for name, function in vars(family).items()
     if name[0].isupper() and getattr(function, "__module__", "") == family.__name__}

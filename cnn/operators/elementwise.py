@@ -92,9 +92,33 @@ def Mul(net: Importer, a: Value, b: Value) -> Value:
 
 def Div(net: Importer, a: Value, b: Value) -> Value:
     """a * (1 / b) for a constant b: within one rounding more of a / b."""
+    if b not in net.constants:
+        return net.emit(ops.Div(), a, b)
     with np.errstate(divide="ignore"):
         inverse = np.float32(1) / net.weight(b, "divisor")
     return net.emit(ops.Mul(), a, net.add_constant(f"{b}:inverse:{net.name}", inverse))
+
+
+def Reciprocal(net: Importer, x: Value) -> Value:
+    return net.emit(ops.Div(), net.add_constant(f"{net.name}:1", np.array(1, np.float32)), x)
+
+
+def Sqrt(net: Importer, x: Value) -> Value:
+    return net.emit(ops.Sqrt(), x)
+
+
+def Pow(net: Importer, x: Value, exponent: Value) -> Value:
+    """To 1, 2 or 3 by products, to 1/2 by a root."""
+    powers = net.array(exponent, "exponent")
+    power = float(powers.reshape(-1)[0]) if powers.size == 1 else 0.0
+    if power == 0.5:
+        return net.emit(ops.Sqrt(), x)
+    if power not in (1, 2, 3):
+        raise net.error(f"Pow to {powers.tolist()} is not supported, only to 1/2, 1, 2 or 3")
+    y = x
+    for i in range(1, int(power)):
+        y = net.emit(ops.Mul(), y, x, suffix="" if i == power - 1 else ":square")
+    return y
 
 
 def Sum(net: Importer, first: Value, *others: Value) -> Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels import ops
-from kernels.ops import Padding, Shape
+from kernels.ops import Padding
 
 from ..importer import Importer, Ints, Value
 
@@ -68,50 +68,10 @@ def GlobalMaxPool(net: Importer, x: Value) -> Value:
     return net.channels_last(ops.GlobalMaxPool2d(), x)
 
 
-def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | None = None,
-           sizes: Value | None = None, *, mode: str = "nearest",
-           coordinate_transformation_mode: str = "half_pixel",
-           nearest_mode: str = "round_prefer_floor", axes: Ints | None = None, antialias: int = 0,
-           keep_aspect_ratio_policy: str = "stretch", cubic_coeff_a: float = -0.75,
-           exclude_outside: int = 0, extrapolation_value: float = 0.0) -> Value:
-    """Whole multiples of height and width by repeating pixels: which is nearest is then no question
-    of rounding."""
-    shape = net.shape(x)
-    factors = _factors(net, shape, scales, sizes, axes)
-    how = (coordinate_transformation_mode, nearest_mode)
-    if (mode != "nearest" or how not in SAME_NEAREST or keep_aspect_ratio_policy != "stretch"
-            or factors is None):
-        raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)} is not "
-                        f"supported, only 'nearest' to whole multiples of an image's height and "
-                        f"width")
-    channels, height, width = net.image(x)
-    rows, columns = factors
-    split = net.emit(ops.Reshape((-1, channels, height, 1, width, 1)), x, suffix=":split")
-    for axis, factor in ((3, rows), (5, columns)):
-        if factor > 1:
-            ones = np.ones([factor if i == axis else 1 for i in range(6)], np.float32)
-            name = net.add_constant(f"{net.name}:ones{axis}", ones)
-            split = net.emit(ops.Mul(), split, name, suffix=f":{axis}")
-    return net.emit(ops.Reshape((-1, channels, height * rows, width * columns)), split)
-
-
-SAME_NEAREST = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"),
-                ("half_pixel", "round_prefer_ceil"), ("pytorch_half_pixel", "round_prefer_floor"))
-
-
-def _factors(net: Importer, shape: Shape, scales: Value | None, sizes: Value | None,
-             axes: Ints | None) -> tuple[int, int] | None:
-    """Of height and width; None where they are no whole multiples, or more is changed."""
-    if len(shape) != 4:
-        return None
-    wanted = [1.0] * 4
-    given = net.array(sizes, "sizes") if scales is None else net.array(scales, "scales")
-    for axis, number in zip(axes or range(4), given.tolist(), strict=True):
-        size = shape[axis]
-        wanted[axis] = number if scales is not None else 1 if size is None else number / size
-    if wanted[:2] != [1, 1] or any(scale < 1 or scale != int(scale) for scale in wanted):
-        return None
-    return int(wanted[2]), int(wanted[3])
+def GlobalLpPool(net: Importer, x: Value, *, p: int = 2) -> Value:
+    if p != 2:
+        raise net.error(f"GlobalLpPool with p={p} is not supported, only 2")
+    return net.channels_last(ops.GlobalL2Pool2d(), x)
 
 
 def _pair(values: Ints | None) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernels import ops
+from kernels.ops import PadMode
 
 from .. import fold
 from ..graph import Glue
@@ -66,23 +67,35 @@ def Slice(net: Importer, x: Value, starts_input: Value | None = None,
 
 
 def Pad(net: Importer, x: Value, pads_input: Value | None = None, value_input: Value | None = None,
-        axes_input: Value | None = None, *, mode: str = "constant", pads: Ints | None = None,
+        axes_input: Value | None = None, *, mode: PadMode = "constant", pads: Ints | None = None,
         value: float = 0.0) -> Value:
-    if mode != "constant":
-        raise net.error(f"Pad with mode {mode!r} is not supported, only 'constant'")
+    if mode not in ("constant", "edge", "reflect"):
+        raise net.error(f"Pad with mode {mode!r} is not supported, only 'constant', 'edge' and "
+                        f"'reflect'")
     if value_input is not None:
         value = float(net.array(value_input, "value").reshape(()))
     rank = len(net.shape(x))
     given = list(net.given(pads_input, pads, "pads") or ())
     axes = net.given(axes_input, None, "axes")
     axes = range(rank) if axes is None else axes
-    if len(given) != 2 * len(axes) or min(given, default=0) < 0:
-        raise ValueError(f"pads {given} must be two numbers of at least 0 for each of the axes "
-                         f"{list(axes)}")
+    if len(given) != 2 * len(axes):
+        raise ValueError(f"pads {given} must be two numbers for each of the axes {list(axes)}")
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(axes):
         before[axis], after[axis] = given[i], given[len(axes) + i]
-    return net.emit(ops.Pad(tuple(before), tuple(after), value), x)
+    x = _cropped(net, x, before, after)
+    sides = [tuple(max(0, side) for side in sides) for sides in (before, after)]
+    return net.emit(ops.Pad(sides[0], sides[1], value, mode), x)
+
+
+def _cropped(net: Importer, x: Value, before: Sequence[int], after: Sequence[int]) -> Value:
+    """Without the elements that negative pads take away."""
+    for axis, (first, last) in enumerate(zip(before, after, strict=True)):
+        if min(first, last) < 0:
+            (size,) = ops.known(net.shape(x)[axis:axis + 1])
+            part = ops.Slice(axis, max(0, -first), size - max(0, -last))
+            x = net.emit(part, x, suffix=f":crop{axis}")
+    return x
 
 
 def Expand(net: Importer, x: Value, shape: Value) -> Value:
@@ -119,6 +132,41 @@ def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Val
         if target.count(-1) <= 1:
             return net.emit(ops.Reshape(tuple(target)), x)
     return net.emit(Glue("Reshape", (("allowzero", allowzero),)), x, shape)
+
+
+def Gather(net: Importer, x: Value, indices: Value, *, axis: int = 0) -> Value:
+    """One element of an axis, or some at even distances; all elements in their order, as PyTorch's
+    exporter writes some views."""
+    shape = net.shape(x)
+    axis = ops.normal_axis(axis, len(shape))
+    size = shape[axis]
+    if indices in net.batches and len(shape) == 1:
+        target = _in_order(net, x, indices)
+        if target is not None:
+            return net.emit(ops.Reshape(target), x)
+    elif indices in net.constants and size is not None:
+        chosen = net.constants[indices] % size
+        steps = np.diff(chosen.reshape(-1))
+        step = int(steps[0]) if len(steps) else 1
+        if chosen.ndim < 2 and chosen.size and step > 0 and (steps == step).all():
+            first, last = int(chosen.reshape(-1)[0]), int(chosen.reshape(-1)[-1])
+            part = net.emit(ops.Slice(axis, first, last + 1, step), x)
+            return part if chosen.ndim else net.without_axes(part, [axis], suffix=":squeeze")
+    raise net.error(f"Gather along axis {axis} of shape {shape} is not supported with these "
+                    f"indices, only of elements at even distances, or of all in their order")
+
+
+def _in_order(net: Importer, x: Value, indices: Value) -> tuple[int, ...] | None:
+    """The shape of indices that name each element of x once, in order, whatever the batch is."""
+    found = net.batches[indices]
+    if found is None:
+        return None
+    for batch, each in zip(BATCHES, found, strict=True):
+        if not np.array_equal(each.reshape(-1), np.arange(net.elements(x, batch))):
+            return None
+    target = tuple(a if a == b else -1 for a, b in zip(*(each.shape for each in found),
+                                                       strict=True))
+    return target if target.count(-1) <= 1 else None
 
 
 def DepthToSpace(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:

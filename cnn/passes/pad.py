@@ -30,7 +30,8 @@ def absorb(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
 def with_padding(op: Op, pad: Pad) -> Op | None:
     """The op that pads by itself; None where it does not pad with this value or along these
     axes."""
-    if len(pad.before) != 4 or any((pad.before[i], pad.after[i]) != (0, 0) for i in (0, 3)):
+    if pad.mode != "constant" or len(pad.before) != 4 or any(
+            (pad.before[i], pad.after[i]) != (0, 0) for i in (0, 3)):
         return None
     sides = (pad.before[1], pad.before[2], pad.after[1], pad.after[2])
     if isinstance(op, Conv2d) and pad.value == 0:

@@ -4,6 +4,7 @@
     min(max(x + 3, 0), 6) / 6                   HardSigmoid
     x * hard_sigmoid(x), with PyTorch's slope   HardSwish
     x * (1 + erf(x / sqrt(2))) / 2              Gelu, the half being multiplied last or first
+    scale * relu(x) ** 2 + bias                 StarRelu
 
 Before fuse.py, which takes an activation into the layer before it. Constants may differ by what
 exporters round away.
@@ -14,7 +15,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from kernels.ops import Add, Clip, Erf, Gelu, HardSigmoid, HardSwish, Mul, Op, Sigmoid, Silu
+from kernels.ops import (
+    Add,
+    Clip,
+    Erf,
+    Gelu,
+    HardSigmoid,
+    HardSwish,
+    Mul,
+    Op,
+    Relu,
+    Sigmoid,
+    Silu,
+    StarRelu,
+)
 
 from ..graph import Graph, Node
 
@@ -25,7 +39,7 @@ def join(graph: Graph) -> Graph:
     """The graph with one op in the place of each. prune.py drops what led to it."""
     search = Search(graph)
     for node in graph.nodes:
-        found = next((joined for rule in (silu, hard_sigmoid, hard_swish, gelu)
+        found = next((joined for rule in (silu, hard_sigmoid, hard_swish, gelu, star_relu)
                       if (joined := rule(search, node))), None)
         if found is not None:
             search.nodes[node.output] = replace(node, op=found[0], inputs=(found[1],))
@@ -49,15 +63,21 @@ class Search:
             if (gate := self.op(other, kind)) is not None:
                 yield value, gate
 
-    def without(self, value: str, kind: type[Op], number: float) -> str | None:
-        """x of a value that is x + number, or x * number."""
+    def number(self, value: str, kind: type[Op]) -> tuple[str, float] | None:
+        """(x, number) of a value that is x + number, or x * number."""
         node = self.op(value, kind)
         if node is not None:
             for x, other in (node.inputs, node.inputs[::-1]):
                 array = self.constants.get(other)
-                if array is not None and array.size == 1 and math.isclose(
-                        array.reshape(()), number, rel_tol=NEAR):
-                    return x
+                if array is not None and array.size == 1:
+                    return x, float(array.reshape(()))
+        return None
+
+    def without(self, value: str, kind: type[Op], number: float) -> str | None:
+        """x of a value that is x + number, or x * number."""
+        found = self.number(value, kind)
+        if found is not None and math.isclose(found[1], number, rel_tol=NEAR):
+            return found[0]
         return None
 
 
@@ -107,3 +127,13 @@ def gelu(search: Search, node: Node) -> tuple[Op, str] | None:
                 erf.inputs[0], Mul, math.sqrt(0.5)):
             return Gelu(), x
     return None
+
+
+def star_relu(search: Search, node: Node) -> tuple[Op, str] | None:
+    shifted = search.number(node.output, Add)
+    scaled = shifted and search.number(shifted[0], Mul)
+    square = scaled and search.op(scaled[0], Mul)
+    if not shifted or not scaled or not square or square.inputs[0] != square.inputs[1]:
+        return None
+    relu = search.op(square.inputs[0], Relu)
+    return None if relu is None else (StarRelu(scaled[1], shifted[1]), relu.inputs[0])

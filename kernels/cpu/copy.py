@@ -57,6 +57,42 @@ def fill(y, value):
 
 
 @kernel
+def pad_mirrored(x, x_sizes, before, y, y_sizes, reflect, threads):
+    """Flat y of axes y_sizes: x, of axes x_sizes, from `before` on, and around it what `mirrored`
+    names."""
+    parallel_for(pad_mirrored_rows, len(y) // y_sizes[-1], threads, (
+        x, x_sizes, before, y, y_sizes, reflect))
+
+
+@njit()
+def pad_mirrored_rows(thread, first_row, end_row, x, x_sizes, before, y, y_sizes, reflect):
+    last = len(y_sizes) - 1
+    size = x_sizes[last]
+    for row in range(first_row, end_row):
+        rest, source, step = row, 0, size
+        for axis in range(last - 1, -1, -1):
+            i = rest % y_sizes[axis] - before[axis]
+            source += mirrored(i, x_sizes[axis], reflect) * step
+            step *= x_sizes[axis]
+            rest //= y_sizes[axis]
+        start = row * y_sizes[last]
+        first = start + before[last]
+        copy_numbers(at(y, first), at(x, source), size)
+        for i in range(start, first):
+            y[i] = x[source + mirrored(i - first, size, reflect)]
+        for i in range(first + size, start + y_sizes[last]):
+            y[i] = x[source + mirrored(i - first, size, reflect)]
+
+
+@njit(inline="always")
+def mirrored(i, size, reflect):
+    """The element of 0 .. size that stands for element i: its mirror image, or the nearest."""
+    if reflect:
+        return abs(i) if i < size else 2 * (size - 1) - i
+    return max(0, min(i, size - 1))
+
+
+@kernel
 def transpose_matrices(x, y, threads):
     """y[b, j, i] = x[b, i, j], a block at a time."""
     stripes = -(-x.shape[1] // BLOCK)

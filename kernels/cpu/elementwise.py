@@ -5,7 +5,6 @@ from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
 from .simd import at, copy_numbers
-from .sizes import ADD
 
 SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that memcpy is fast for
 
@@ -38,42 +37,40 @@ clip, sigmoid, tanh, silu = map(unary, (scalar.clip, scalar.sigmoid, scalar.tanh
 hard_swish, hard_sigmoid = unary(scalar.hard_swish), unary(scalar.hard_sigmoid)
 leaky_relu, elu, erf = unary(scalar.leaky_relu), unary(scalar.elu), unary(scalar.erf)
 gelu, gelu_tanh = unary(scalar.gelu), unary(scalar.gelu_tanh)
+sqrt, star_relu = unary(scalar.sqrt), unary(scalar.star_relu)
 
 
 # ---- two inputs -------------------------------------------------------------------------------
 
-@kernel
-def binary(code, a, b, y, sizes, a_steps, b_steps, threads):
-    """y = a op b over the collapsed axes `sizes`; steps count elements, 0 along a broadcast.
+def binary(function):
+    """The kernel of y = function(a, b) over the collapsed axes `sizes`; steps count elements, 0
+    along a broadcast. The last axis is the inner loop; there a steps by 1 and b by 1 or 0."""
+    @njit(keep=False)
+    def sweep(thread, i, end, a, b, y, sizes, a_steps, b_steps):
+        inner, last = sizes[-1], len(sizes) - 1
+        while i < end:
+            row, column = i // inner, i % inner
+            run = min(inner - column, end - i)
+            a_first, b_first = column * a_steps[last], column * b_steps[last]
+            for axis in range(last - 1, -1, -1):
+                a_first += row % sizes[axis] * a_steps[axis]
+                b_first += row % sizes[axis] * b_steps[axis]
+                row //= sizes[axis]
+            # Of slices, unlike sums of indices, LLVM sees that nothing wraps: it makes vector code.
+            out, left, right = y[i:i + run], a[a_first:a_first + run], b[b_first:b_first + run]
+            if b_steps[last] == 0:
+                for k in range(run):
+                    out[k] = function(left[k], right[0])
+            else:
+                for k in range(run):
+                    out[k] = function(left[k], right[k])
+            i += run
 
-    The last axis is the inner loop; there a steps by 1 and b by 1 or 0.
-    """
-    parallel_for(binary_range, len(y), threads, (code, a, b, y, sizes, a_steps, b_steps))
+    @kernel
+    def sweeps(a, b, y, sizes, a_steps, b_steps, threads):
+        parallel_for(sweep, len(y), threads, (a, b, y, sizes, a_steps, b_steps))
+
+    return sweeps
 
 
-@njit()
-def binary_range(thread, i, end, code, a, b, y, sizes, a_steps, b_steps):
-    inner, last = sizes[-1], len(sizes) - 1
-    while i < end:
-        row, column = i // inner, i % inner
-        run = min(inner - column, end - i)
-        a_first, b_first = column * a_steps[last], column * b_steps[last]
-        for axis in range(last - 1, -1, -1):
-            a_first += row % sizes[axis] * a_steps[axis]
-            b_first += row % sizes[axis] * b_steps[axis]
-            row //= sizes[axis]
-        # Of slices, unlike sums of indices, LLVM sees that nothing wraps: it makes vector code.
-        out, left, right = y[i:i + run], a[a_first:a_first + run], b[b_first:b_first + run]
-        if b_steps[last] == 0 and code == ADD:
-            for k in range(run):
-                out[k] = left[k] + right[0]
-        elif b_steps[last] == 0:
-            for k in range(run):
-                out[k] = left[k] * right[0]
-        elif code == ADD:
-            for k in range(run):
-                out[k] = left[k] + right[k]
-        else:
-            for k in range(run):
-                out[k] = left[k] * right[k]
-        i += run
+add, mul, div, divide = map(binary, (scalar.add, scalar.mul, scalar.div, scalar.divide))

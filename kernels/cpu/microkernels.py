@@ -8,7 +8,7 @@ Intrinsics are module-level globals, which numba's disk cache needs.
     conv_tile       some pixels x some vectors of channels of a convolution or GEMM
     depthwise_tile  neighbouring pixels x any channels of a depthwise convolution
     depthwise_any   the same for any window, more slowly
-    pool_window     the greatest or the mean of a window, any channels
+    pool_window     mean, greatest or L2 norm of a window, any channels
     scale_shift_*   a batch norm
     winograd_*      the transforms of Winograd convolution along one axis
 """
@@ -41,13 +41,17 @@ from .simd import (
     prefetch,
     splat,
     store,
+    vector_call,
 )
 from .sizes import (
     BLOCK_VECTORS,
     DEPTHWISE_PIXELS,
+    GREATEST,
     GRID_ROWS,
     HALF_ROWS,
+    L2_NORM,
     LANES,
+    MEAN,
     NARROW_HALF_ROWS,
     NARROW_ROWS,
     TILE_ROWS,
@@ -279,27 +283,36 @@ def depthwise_any(typingctx, tile_rows, arguments):
 # ---- pooling ----------------------------------------------------------------------------------
 
 @intrinsic(prefer_literal=True)
-def pool_window(typingctx, is_max, window, size):
+def pool_window(typingctx, kind, window, size):
     """window: (x, lines, x_line, taps, x_tap, y, channels)
 
-    y[c] = greatest, or sum / size, over l < lines, t < taps of x[l*x_line + t*x_tap + c]
+    y[c] = sum / size, greatest, or root of the sum of squares, as kind is MEAN, GREATEST or
+    L2_NORM, over l < lines, t < taps of x[l*x_line + t*x_tap + c]
 
     for c < channels; nothing beyond these is touched. NaN counts as greatest. x and y each point to
     float32 or bfloat16.
     """
-    sizes = literal_ints(is_max)
-    if sizes is None:
+    literal = literal_ints(kind)
+    if literal is None:
         return None
+    (what,) = literal
 
     def codegen(context, b, sig, args):
         x, lines, x_line, taps, x_tap, y, channels = cgutils.unpack_tuple(b, args[1])
         divisor = broadcast(b, args[2])
 
         def merge(total, value):
-            if not sizes[0]:
+            if what == MEAN:
                 return b.fadd(total, value)
+            if what == L2_NORM:
+                return fma(b, value, value, total)
             wins = b.or_(b.fcmp_ordered(">", value, total), b.fcmp_unordered("uno", value, value))
             return b.select(wins, value, total)
+
+        def finish(total):
+            if what == MEAN:
+                return b.fdiv(total, divisor)
+            return vector_call(b, "sqrt", total) if what == L2_NORM else total
 
         def reduce(c, vectors, mask=None):
             def kernel_line(line, totals):
@@ -311,11 +324,10 @@ def pool_window(typingctx, is_max, window, size):
                             for j, total in enumerate(totals)]
                 return counted_loop(b, "tap", taps, totals, tap)
 
-            start = splat(float("-inf") if sizes[0] else 0)
+            start = splat(float("-inf") if what == GREATEST else 0)
             totals = counted_loop(b, "kernel_line", lines, [start] * vectors, kernel_line)
             for j, total in enumerate(totals):
-                result = total if sizes[0] else b.fdiv(total, divisor)
-                store_narrow(b, result, advance(b, b.gep(y, [c]), j * LANES), mask)
+                store_narrow(b, finish(total), advance(b, b.gep(y, [c]), j * LANES), mask)
 
         def whole(first, end, vectors):
             """Vectors first .. end of the channels, `vectors` at a time; how many are done then."""
@@ -333,7 +345,7 @@ def pool_window(typingctx, is_max, window, size):
             reduce(done, 1, first_lanes(b, b.sub(channels, done)))
         return context.get_dummy_value()
 
-    return types.void(is_max, window, size), codegen
+    return types.void(kind, window, size), codegen
 
 
 # ---- batch norm -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Max and average pooling, by windows and global, NHWC, in float32; max pooling also of bfloat16.
+"""Pooling, by windows and global, NHWC, in float32; max pooling by windows also of bfloat16.
 
 Bound by memory. Windows are clipped to the image once per output pixel; what is left of one is a
 rectangle, over which `pool_window` of microkernels.py goes with some vectors of channels at a time.
@@ -11,6 +11,7 @@ from .jit import kernel, njit
 from .microkernels import pool_window
 from .parallel import parallel_for
 from .simd import at
+from .sizes import GREATEST, L2_NORM, MEAN
 
 CHANNELS_AT_ONCE = 64       # of global pooling: the vectors that pool_window has at work
 
@@ -63,12 +64,12 @@ def extent(start, length, size, before, after, include_pad):
 
 @njit(inline="always")
 def greatest_of(window):
-    pool_window(1, window, np.float32(1))
+    pool_window(GREATEST, window, np.float32(1))
 
 
 @njit(inline="always")
 def mean_of(window, size):
-    pool_window(0, window, size)
+    pool_window(MEAN, window, size)
 
 
 @kernel
@@ -93,6 +94,18 @@ def global_max_pool2d(x, shape, y, threads):
 def global_max_units(thread, first_unit, end_unit, x, shape, y):
     for unit in range(first_unit, end_unit):
         greatest_of(all_pixels(unit, x, shape, y))
+
+
+@kernel
+def global_l2_pool2d(x, shape, y, threads):
+    """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
+    parallel_for(global_l2_units, shape[0] * groups_of(shape), threads, (x, shape, y))
+
+
+@njit()
+def global_l2_units(thread, first_unit, end_unit, x, shape, y):
+    for unit in range(first_unit, end_unit):
+        pool_window(L2_NORM, all_pixels(unit, x, shape, y), np.float32(1))
 
 
 @njit(inline="always")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import njit
-from .simd import power_of_two, split_exponent
+from .simd import power_of_two, split_exponent, square_root
 
 ZERO, ONE, TWO, HALF = np.float32(0), np.float32(1), np.float32(2), np.float32(0.5)
 THREE, SIX = np.float32(3), np.float32(6)
@@ -107,6 +107,27 @@ def normal_tail(x):
     return p * q * power
 
 
+@njit(inline="always")
+def add(x, y):
+    return x + y
+
+
+@njit(inline="always")
+def mul(x, y):
+    return x * y
+
+
+@njit(inline="always")
+def div(x, y):
+    return x / y
+
+
+@njit(inline="always")
+def divide(x, y):
+    """y / x, for a kernel whose operands have changed places."""
+    return y / x
+
+
 # ---- functions of ops.Unary -------------------------------------------------------------------
 
 @njit(inline="always")
@@ -163,6 +184,18 @@ def elu(x, alpha, b):
     n, r = reduced(clip(x, EXP_LOW, ZERO))
     power = power_of_two(np.int32(n))
     return (x if x > ZERO else ZERO) + alpha * (growth(r) * power + (power - ONE))
+
+
+@njit(inline="always")
+def sqrt(x, a, b):
+    return square_root(x)
+
+
+@njit(inline="always")
+def star_relu(x, scale, bias):
+    """scale * max(x, 0) ** 2 + bias; NaN stays NaN."""
+    above = ZERO if x < ZERO else x
+    return scale * (above * above) + bias
 
 
 @njit(inline="always")

@@ -12,8 +12,9 @@ def activation(name: str, arch: str = "sm_75") -> Callable:
     """Device function (x, low, high) -> float32, for GPUs of `arch` on.
 
     low and high are the two numbers of the activation, which every epilogue passes on: the bounds
-    of "clip", alpha and beta of "hard_sigmoid", and alpha alone where there is one. "clip" serves
-    no activation, ReLU and ReLU6 alike, so that one compiled kernel does.
+    of "clip", alpha and beta of "hard_sigmoid", scale and bias of "star_relu", and alpha alone
+    where there is one. "clip" serves no activation, ReLU and ReLU6 alike, so that one compiled
+    kernel does.
     """
     return clip_sm_80 if name == "clip" and arch >= "sm_80" else ACTIVATIONS[name]
 
@@ -31,6 +32,8 @@ def activation_of(op: ops.Unary | None) -> tuple[str, float, float]:
             return "hard_sigmoid", alpha, beta
         case ops.LeakyRelu(alpha):
             return "leaky_relu", alpha, 0.0
+        case ops.StarRelu(scale, bias):
+            return "star_relu", scale, bias
         case ops.Elu(alpha):
             return "elu", alpha, 0.0
         case ops.Gelu(tanh):
@@ -39,7 +42,8 @@ def activation_of(op: ops.Unary | None) -> tuple[str, float, float]:
 
 
 NAMES: dict[type[ops.Op], str] = {ops.Sigmoid: "sigmoid", ops.Tanh: "tanh", ops.Silu: "silu",
-                                  ops.HardSwish: "hard_swish", ops.Erf: "erf"}
+                                  ops.HardSwish: "hard_swish", ops.Erf: "erf",
+                                  ops.Sqrt: "sqrt"}
 
 
 @cuda.jit(device=True, inline="always")
@@ -147,7 +151,18 @@ def erf(x, low, high):
     return math.erf(x)
 
 
+@cuda.jit(device=True, inline="always")
+def sqrt(x, low, high):
+    return math.sqrt(x)
+
+
+@cuda.jit(device=True, inline="always")
+def star_relu(x, scale, bias):
+    above = float32(0) if x < float32(0) else x
+    return scale * (above * above) + bias
+
+
 ACTIVATIONS: dict[str, Callable] = {
     "clip": clip, "sigmoid": sigmoid, "tanh": tanh, "silu": silu, "hard_swish": hard_swish,
     "hard_sigmoid": hard_sigmoid, "leaky_relu": leaky_relu, "elu": elu, "gelu": gelu,
-    "gelu_tanh": gelu_tanh, "erf": erf}
+    "gelu_tanh": gelu_tanh, "erf": erf, "sqrt": sqrt, "star_relu": star_relu}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from . import vector
 from .index import AXES, DIVISOR, split, split_axes, thread_index
-from .ptx import cuda, float32, uint32, uint64
+from .ptx import cuda, float32, int32, uint32, uint64
 
 THREADS = 256
 
@@ -46,11 +46,12 @@ def strided(source: str, target: str, lanes: int) -> Callable:
 PAD_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 2 + AXES + ("uint32",) * 8
 
 
-def pad(dtype: str, lanes: int) -> Callable:
-    """y = x with a value around it, over four axes; a vector of y is all of x or all padding.
+def pad(dtype: str, lanes: int, mode: str) -> Callable:
+    """y = x with elements around it, over four axes; a vector of y is all of x or all padding.
 
-    dtype: "bits16" or "bits32".
+    dtype: "bits16" or "bits32"; mode: that of ops.Pad.
     """
+    find = MIRRORED.get(mode)
     size, register = vector.STORAGE[dtype].bytes, vector.STORAGE[dtype].register
     load, store = vector.load(dtype, lanes, fill=0.0), vector.store(dtype, lanes)
 
@@ -63,6 +64,8 @@ def pad(dtype: str, lanes: int) -> Callable:
         # What lies before x wraps to beyond it.
         i0, i1, i2 = uint32(i0 - before0), uint32(i1 - before1), uint32(i2 - before2)
         i3 = uint32(i3 * uint32(lanes) - before3)
+        if find is not None:
+            i0, i1, i2, i3 = find(i0, x0), find(i1, x1), find(i2, x2), find(i3, x3)
         inside = i0 < x0 and i1 < x1 and i2 < x2 and i3 < x3
         place = uint32(uint32(uint32(i0 * x1 + i1) * x2 + i2) * x3 + i3)
         element = cuda.local.array(lanes, register)
@@ -73,6 +76,20 @@ def pad(dtype: str, lanes: int) -> Callable:
 
     return padded
 
+
+@cuda.jit(device=True, inline="always")
+def reflected(i, size):
+    """The element of 0 .. size that element i mirrors, which is less than `size` beyond them."""
+    i = uint32(abs(int32(i)))
+    return i if i < size else uint32(uint32(2) * size - uint32(2) - i)
+
+
+@cuda.jit(device=True, inline="always")
+def nearest(i, size):
+    return uint32(min(max(int32(i), int32(0)), int32(size) - int32(1)))
+
+
+MIRRORED = {"reflect": reflected, "edge": nearest}
 
 SIDE = 32       # accesses along a tile's edge: a warp reads, and writes, one row of a tile
 ROUNDS = SIDE * SIDE // THREADS

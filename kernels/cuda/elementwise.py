@@ -1,4 +1,4 @@
-"""Elementwise ops, in place if asked: activations, a + b, a * b with broadcasting.
+"""Elementwise ops, in place if asked: activations; a + b, a * b, a / b with broadcasting.
 
 Bound by memory. The grids are exact: `flat` gives each thread FLIGHT vectors, whose loads are all
 in flight before the first is used, and a thread of `broadcast` computes one vector.
@@ -20,7 +20,7 @@ FLAT_SIGNATURE = ("pointer",) * 3 + ("uint32",) + ("float32",) * 2
 
 
 def flat(dtype: str, function: str) -> Callable:
-    """y = function(a, b) over arrays of one shape; function: "add", "mul" or an activation."""
+    """y = function(a, b) over arrays of one shape; function: of BINARY, or an activation."""
     size, lanes = vector.STORAGE[dtype].bytes, vector.lanes(dtype)
     total, binary = FLIGHT * lanes, function in BINARY
     load = vector.load(dtype, lanes, fill=0.0, shared_with_stores=True)
@@ -112,4 +112,15 @@ def mul(a, b, low, high):
     return float32(a * b)
 
 
-BINARY: dict[str, Callable] = {"add": add, "mul": mul}
+@cuda.jit(device=True, inline="always")
+def div(a, b, low, high):
+    return float32(a / b)
+
+
+@cuda.jit(device=True, inline="always")
+def divide(a, b, low, high):
+    """b / a, for operands that have changed places."""
+    return float32(b / a)
+
+
+BINARY: dict[str, Callable] = {"add": add, "mul": mul, "div": div, "divide": divide}

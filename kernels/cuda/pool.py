@@ -82,10 +82,15 @@ WHOLE_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 3 + ("float32",) + DIVISOR * 
 
 
 def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
-    """Sum ("avg") or greatest ("max") of x's pixels, split by split, divided by a number; source,
-    target: their dtypes."""
+    """What a kind makes of x's pixels, split by split; source, target: their dtypes.
+
+    "max"      the greatest
+    "avg"      the sum, divided by a number
+    "squares"  the sum of squares, "root" the root of the sum, "l2" the root of the sum of squares
+    """
     bytes_x, bytes_y = vector.STORAGE[source].bytes, vector.STORAGE[target].bytes
     start, combine = (-math.inf, greater) if kind == "max" else (0.0, add)
+    squares, root = kind in ("squares", "l2"), kind in ("root", "l2")
     load, store = vector.load(source, lanes, fill=start), vector.store(target, lanes)
     shared_size = lanes * WHOLE_THREADS
 
@@ -111,7 +116,7 @@ def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
             for _ in range(FLIGHT):
                 load(value, 0, address, inside and pixel < end)
                 for k in range(lanes):
-                    acc[k] = combine(acc[k], value[k])
+                    acc[k] = combine(acc[k], value[k] * value[k] if squares else value[k])
                 pixel = uint32(pixel + uint32(ROWS))
                 address = uint64(address + uint64(ROWS) * pitch)
 
@@ -130,7 +135,8 @@ def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
             half = uint32(half >> uint32(1))
         if row == uint32(0) and inside:
             for k in range(lanes):
-                acc[k] = found[uint32(uint32(k * WHOLE_THREADS) + thread)] / divided_by
+                total = found[uint32(uint32(k * WHOLE_THREADS) + thread)]
+                acc[k] = math.sqrt(total) if root else total / divided_by
             store(y + uint64(uint32(part * channels + channel)) * uint64(bytes_y), acc, 0)
 
     return global_pool

@@ -9,6 +9,7 @@ from .elementwise import (
     Add,
     Binary,
     Clip,
+    Div,
     Elu,
     Erf,
     Gelu,
@@ -19,6 +20,8 @@ from .elementwise import (
     Relu,
     Sigmoid,
     Silu,
+    Sqrt,
+    StarRelu,
     Tanh,
     Unary,
     broadcast_shapes,
@@ -27,6 +30,7 @@ from .image import (
     AvgPool2d,
     Conv2d,
     GlobalAvgPool2d,
+    GlobalL2Pool2d,
     GlobalMaxPool2d,
     GlobalPool2d,
     Linear,
@@ -34,12 +38,13 @@ from .image import (
     Pool2d,
     window_extent,
 )
-from .movement import Concat, Flatten, Pad, Reshape, Slice, Transpose
+from .movement import Concat, Flatten, Pad, PadMode, Reshape, Slice, Transpose
 from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
 
-__all__ = ["Add", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d", "Dim", "Elu",
-           "Erf", "Flatten", "Gelu", "GlobalAvgPool2d", "GlobalMaxPool2d", "GlobalPool2d",
-           "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm",
-           "MaxPool2d", "Mul", "Op", "Pad", "Padding", "Pair", "Pool2d", "Relu", "Reshape",
-           "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Tanh", "TensorSpec", "Transpose",
-           "Unary", "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]
+__all__ = ["Add", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d", "Dim", "Div",
+           "Elu", "Erf", "Flatten", "Gelu", "GlobalAvgPool2d", "GlobalL2Pool2d", "GlobalMaxPool2d",
+           "GlobalPool2d", "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu", "Linear",
+           "LocalResponseNorm", "MaxPool2d", "Mul", "Op", "Pad", "PadMode", "Padding", "Pair",
+           "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Sqrt",
+           "StarRelu", "Tanh", "TensorSpec", "Transpose", "Unary", "broadcast_shapes", "count",
+           "known", "normal_axis", "window_extent"]

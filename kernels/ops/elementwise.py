@@ -71,6 +71,17 @@ class Erf(Unary):
     """2 / sqrt(pi) * the integral of exp(-t * t) from 0 to x, of which Gelu is made."""
 
 
+class Sqrt(Unary):
+    """Square root of x; NaN below 0."""
+
+
+@dataclass(frozen=True)
+class StarRelu(Unary):
+    """scale * max(x, 0) ** 2 + bias (Yu et al. 2022, arXiv:2210.13452)."""
+    scale: float = 1.0
+    bias: float = 0.0
+
+
 class Binary(Op):
     """y = f(a, b) with NumPy's broadcasting."""
     arity: ClassVar[Pair] = (2, 2)
@@ -85,6 +96,10 @@ class Add(Binary):
 
 class Mul(Binary):
     """a * b"""
+
+
+class Div(Binary):
+    """a / b"""
 
 
 def broadcast_shapes(a: Shape, b: Shape) -> Shape:

@@ -147,3 +147,10 @@ class GlobalAvgPool2d(GlobalPool2d):
 
 class GlobalMaxPool2d(GlobalPool2d):
     """Greatest value over height and width."""
+
+
+class GlobalL2Pool2d(GlobalPool2d):
+    """Square root of the sum of squares over height and width: ONNX's GlobalLpPool of p = 2."""
+
+    def flops(self, *shapes: Shape) -> int:
+        return 2 * count(shapes[0])

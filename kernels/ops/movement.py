@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .base import Dim, Op, Pair, Shape, count, normal_axis
 
@@ -57,12 +57,20 @@ class Slice(Op):
         return 2 * itemsize * count(self.output_shape(*shapes))
 
 
+PadMode = Literal["constant", "edge", "reflect"]
+
+
 @dataclass(frozen=True)
 class Pad(Op):
-    """`value` around x: before[i] and after[i] elements of it along axis i, none negative."""
+    """Elements around x: before[i] and after[i] of them along axis i, none negative.
+
+    mode  "constant": they are `value`; "edge": the last element again and again; "reflect": what
+          comes before the last, mirrored at it
+    """
     before: tuple[int, ...]
     after: tuple[int, ...]
     value: float = 0.0
+    mode: PadMode = "constant"
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (x,) = shapes
@@ -70,6 +78,10 @@ class Pad(Op):
                 (*self.before, *self.after), default=0) < 0:
             raise ValueError(f"Pad: {self.before} and {self.after} are not a number of at least 0 "
                              f"for each axis of {x}")
+        if self.mode == "reflect" and any(size is not None and max(sides) >= size for size, *sides
+                                          in zip(x, self.before, self.after, strict=True)):
+            raise ValueError(f"Pad: {self.before} and {self.after} reflect more elements than "
+                             f"{x} has beside its edges")
         return tuple(size if before == after == 0 else None if size is None
                      else before + size + after
                      for size, before, after in zip(x, self.before, self.after, strict=True))

@@ -22,7 +22,8 @@ from ...ops import (
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 
-COPY_COLUMNS, PAD = Kernel("copy", "copy_columns"), Kernel("copy", "pad")
+COPY_COLUMNS = Kernel("copy", "copy_columns")
+PAD, PAD_MIRRORED = Kernel("copy", "pad"), Kernel("copy", "pad_mirrored")
 TRANSPOSE_MATRICES = Kernel("copy", "transpose_matrices")
 GATHER = Kernel("copy", "gather")
 
@@ -67,16 +68,18 @@ def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,
 
 def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
-    axes = merge_padded(known(inputs[0].shape), op.before, op.after)
+    mirrored = op.mode != "constant"
+    axes = merge_padded(known(inputs[0].shape), op.before, op.after, mirrored)
     x_sizes, first, after = np.array(axes, np.int64).T.copy()
     y_sizes = first + x_sizes + after
-    value = np.float32(op.value)
+    kernel, filling = ((PAD_MIRRORED, op.mode == "reflect") if mirrored else
+                       (PAD, np.float32(op.value)))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [PAD.bind(arrays[0].reshape(-1), x_sizes, first, y.reshape(-1), y_sizes, value,
-                         options.threads)]
+        return [kernel.bind(arrays[0].reshape(-1), x_sizes, first, y.reshape(-1), y_sizes, filling,
+                            options.threads)]
 
-    return Step("pad_f32", bind)
+    return Step(f"pad_{op.mode}_f32" if mirrored else "pad_f32", bind)
 
 
 def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpec,

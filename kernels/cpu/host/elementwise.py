@@ -10,13 +10,15 @@ from ...axes import collapse
 from ...ops import Op, TensorSpec, Unary, count
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
-from ..sizes import ADD, MUL
 
-BINARY = Kernel("elementwise", "binary")
+# By name, and by name with the operands having changed places.
+BINARY: dict[type[Op], tuple[str, str]] = {
+    ops.Add: ("add", "add"), ops.Mul: ("mul", "mul"), ops.Div: ("div", "divide")}
 UNARY: dict[type[Op], str] = {
     ops.Relu: "clip", ops.Clip: "clip", ops.Sigmoid: "sigmoid", ops.Tanh: "tanh", ops.Silu: "silu",
     ops.HardSwish: "hard_swish", ops.HardSigmoid: "hard_sigmoid", ops.LeakyRelu: "leaky_relu",
-    ops.Elu: "elu", ops.Gelu: "gelu", ops.Erf: "erf"}
+    ops.Elu: "elu", ops.Gelu: "gelu", ops.Erf: "erf", ops.Sqrt: "sqrt",
+    ops.StarRelu: "star_relu"}
 
 
 def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
@@ -31,6 +33,8 @@ def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
         a, b = op.alpha, op.beta
     elif isinstance(op, (ops.LeakyRelu, ops.Elu)):
         a = op.alpha
+    elif isinstance(op, ops.StarRelu):
+        a, b = op.scale, op.bias
     elif isinstance(op, ops.Gelu) and op.tanh:
         name = "gelu_tanh"
     return Kernel("elementwise", name), np.float32(a), np.float32(b)
@@ -59,14 +63,14 @@ def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,
     shape = output.shape or (1,)
     merged, steps = collapse(shape, inputs[0].shape, inputs[1].shape)
     sizes, a_steps, b_steps = (np.array(numbers, np.int64) for numbers in (merged, *steps))
-    swap = a_steps[-1] == 0 and b_steps[-1] != 0      # both ops commute: let a be the dense one
+    swap = bool(a_steps[-1] == 0 and b_steps[-1] != 0)      # let a be the dense one
     if swap:
         a_steps, b_steps = b_steps, a_steps
-    code = ADD if isinstance(op, ops.Add) else MUL
+    kernel = Kernel("elementwise", BINARY[type(op)][swap])
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         a, b = (array.reshape(-1) for array in (arrays[::-1] if swap else arrays))
-        return [BINARY.bind(code, a, b, y.reshape(-1), sizes, a_steps, b_steps, options.threads)]
+        return [kernel.bind(a, b, y.reshape(-1), sizes, a_steps, b_steps, options.threads)]
 
     broadcast = "" if count(inputs[0].shape) == count(inputs[1].shape) else "_broadcast"
     return Step(f"{op.kind.lower()}_f32{broadcast}", bind)

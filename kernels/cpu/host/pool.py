@@ -3,11 +3,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import AvgPool2d, GlobalMaxPool2d, GlobalPool2d, MaxPool2d, TensorSpec, known
+from ...ops import (
+    AvgPool2d,
+    GlobalAvgPool2d,
+    GlobalL2Pool2d,
+    GlobalMaxPool2d,
+    GlobalPool2d,
+    MaxPool2d,
+    Op,
+    TensorSpec,
+    known,
+)
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 
 POOL2D = Kernel("pool", "pool2d")
+GLOBAL: dict[type[Op], str] = {GlobalAvgPool2d: "global_avg_pool2d",
+                               GlobalMaxPool2d: "global_max_pool2d",
+                               GlobalL2Pool2d: "global_l2_pool2d"}
 
 
 def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -27,7 +40,7 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
 def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
                           weights: list[Array | None], options: Options) -> Step:
     batch, height, width, channels = known(inputs[0].shape)
-    name = f"global_{'max' if isinstance(op, GlobalMaxPool2d) else 'avg'}_pool2d"
+    name = GLOBAL[type(op)]
     kernel = Kernel("pool", name)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:

@@ -44,10 +44,11 @@ def strided_kernel(source: str, target: str, lanes: int) -> Kernel:
                   arch=vector.arch(source, target))
 
 
-def pad_kernel(dtype: str, lanes: int) -> Kernel:
+def pad_kernel(dtype: str, lanes: int, mode: str = "constant") -> Kernel:
     bits, _ = moved(dtype, dtype)
-    return Kernel(f"pad_{vector.short(bits)}x{lanes}", copy.pad, (bits, lanes), copy.PAD_SIGNATURE,
-                  copy.THREADS)
+    name = "pad" if mode == "constant" else f"pad_{mode}"
+    return Kernel(f"{name}_{vector.short(bits)}x{lanes}", copy.pad, (bits, lanes, mode),
+                  copy.PAD_SIGNATURE, copy.THREADS)
 
 
 def transpose_kernel(source: str, target: str, lanes: int) -> Kernel:
@@ -70,6 +71,7 @@ def kernels(dtype: str) -> list[Kernel]:
     return [*(strided_kernel(*pair, lanes) for pair in pairs
               for lanes in (min(map(vector.lanes, pair)), 1)),
             *(pad_kernel(dtype, lanes) for lanes in (vector.lanes(dtype), 1)),
+            pad_kernel(dtype, vector.lanes(dtype), "reflect"),
             *(transpose_kernel(*pair, lanes) for pair in pairs for lanes in (1, 2)),
             *(pixels_kernel(dtype, 3, padded, group) for padded in (3, 4, 8) for group in (1, 4))]
 
@@ -129,9 +131,10 @@ def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
     """One launch that writes each vector of y once."""
     check_sizes(op.kind, output)
     dtype, shape = output.dtype, known(inputs[0].shape)
-    axes = merge_padded(shape, op.before, op.after)
-    lanes = vector.lanes(dtype, *axes[-1])
-    kernel, vectors = pad_kernel(dtype, lanes), count(output.shape) // lanes
+    mirrored = op.mode != "constant"
+    axes = merge_padded(shape, op.before, op.after, mirrored)
+    lanes = 1 if mirrored and any(axes[-1][1:]) else vector.lanes(dtype, *axes[-1])
+    kernel, vectors = pad_kernel(dtype, lanes, op.mode), count(output.shape) // lanes
     axes = [(1, 0, 0)] * (4 - len(axes)) + axes
     sizes = [size + before + after for size, before, after in axes]
     numbers = four_axes(op.kind, [*sizes[:-1], sizes[-1] // lanes],

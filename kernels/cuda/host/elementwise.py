@@ -1,4 +1,4 @@
-"""Activations, Add and Mul: which kernel, which grid."""
+"""Activations, Add, Mul and Div: which kernel, which grid."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from ..activation import ACTIVATIONS, activation_of
 from ..compiler import Kernel
 from ..launch import Launch
 from .arguments import blocks, check_sizes, four_axes
+
+SWAPPED = {"add": "add", "mul": "mul", "div": "divide"}   # what f(b, a) is called
 
 
 def flat_kernel(dtype: str, function: str) -> Kernel:
@@ -30,7 +32,7 @@ def broadcast_kernel(dtype: str, lanes: int, function: str, repeat: bool) -> Ker
 
 def kernels(dtype: str) -> list[Kernel]:
     """Those that networks meet."""
-    return [*(flat_kernel(dtype, function) for function in (*ACTIVATIONS, *elementwise.BINARY)),
+    return [*(flat_kernel(dtype, function) for function in (*ACTIVATIONS, *SWAPPED)),
             *(broadcast_kernel(dtype, lanes, "mul", repeat) for repeat in (False, True)
               for lanes in (vector.lanes(dtype), 1))]
 
@@ -56,7 +58,7 @@ def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
 
 def prepare_binary(op: Binary, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
-    """y = a + b or a * b with NumPy's broadcasting; y may be an input of its own shape."""
+    """y = f(a, b) with NumPy's broadcasting; y may be an input of its own shape."""
     check_sizes(op.kind, output)
     function, elements = op.kind.lower(), count(output.shape)
     if all(count(spec.shape) == elements for spec in inputs):
@@ -70,10 +72,10 @@ def _prepare_broadcast(op: Op, inputs: list[TensorSpec], output: TensorSpec, fun
                        ) -> Step:
     dtype = output.dtype
     sizes, (a, b) = collapse(output.shape, *(spec.shape for spec in inputs))
-    # Both functions commute: let a be the one that y may alias, or that steps along the last axis.
+    # Let a be the one that y may alias, or that steps along the last axis.
     swap = count(inputs[1].shape) == count(output.shape) or a[-1] == 0
     if swap:
-        a, b = b, a
+        a, b, function = b, a, SWAPPED[function]
     repeat = b[-1] == 0
     lanes = vector.lanes(dtype, sizes[-1], *a[:-1], *([] if repeat else b[:-1]))
     kernel = broadcast_kernel(dtype, lanes, function, repeat)

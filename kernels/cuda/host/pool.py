@@ -3,7 +3,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import AvgPool2d, GlobalMaxPool2d, GlobalPool2d, MaxPool2d, TensorSpec, known
+from ...ops import (
+    AvgPool2d,
+    GlobalAvgPool2d,
+    GlobalL2Pool2d,
+    GlobalMaxPool2d,
+    GlobalPool2d,
+    MaxPool2d,
+    Op,
+    TensorSpec,
+    known,
+)
 from ...step import Array, Step
 from .. import pool, vector
 from ..compiler import Kernel
@@ -12,6 +22,10 @@ from ..launch import CudaOptions, Launch
 from .arguments import blocks, check_sizes
 
 COMPILED_IN = ((2, 2), (3, 3))      # windows whose taps are unrolled
+# The kind of `pool.whole`, and those of its two halves.
+GLOBAL: dict[type[Op], tuple[str, str, str]] = {
+    GlobalAvgPool2d: ("avg", "avg", "avg"), GlobalMaxPool2d: ("max", "max", "max"),
+    GlobalL2Pool2d: ("l2", "squares", "root")}
 LEAST_PIXELS = pool.ROWS * pool.FLIGHT      # of a split: each thread of its block reads FLIGHT
 
 
@@ -70,13 +84,13 @@ def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: Te
     of the pixels in the workspace and a second launch that combines those."""
     check_sizes(op.kind, *inputs)
     batch, height, width, channels = known(inputs[0].shape)
-    kind = "max" if isinstance(op, GlobalMaxPool2d) else "avg"
+    kind, first, second = GLOBAL[type(op)]
     dtype, pixels = output.dtype, height * width
     elements = 1 if kind == "max" else pixels       # what a result is divided by
     per_image = -(-channels // (vector.lanes(dtype, channels) * pool.VECTORS))
     splits = max(1, min(pixels // LEAST_PIXELS, options.multiprocessors // (batch * per_image)))
 
-    def launch(source: str, target: str, x: Array, y: Array, pixels: int, splits: int,
+    def launch(kind: str, source: str, target: str, x: Array, y: Array, pixels: int, splits: int,
                divided_by: int) -> Launch:
         lanes = vector.lanes(source, channels)
         groups = -(-channels // (lanes * pool.VECTORS))
@@ -87,11 +101,11 @@ def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: Te
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x,) = arrays
         if splits == 1:
-            return [launch(dtype, dtype, x, y, pixels, 1, elements)]
-        return [launch(dtype, "float32", x, workspace, pixels, splits, 1),
-                launch("float32", dtype, workspace, y, splits, 1, elements)]
+            return [launch(kind, dtype, dtype, x, y, pixels, 1, elements)]
+        return [launch(first, dtype, "float32", x, workspace, pixels, splits, 1),
+                launch(second, "float32", dtype, workspace, y, splits, 1, elements)]
 
-    name = whole_kernel(kind, dtype, dtype if splits == 1 else "float32",
+    name = whole_kernel(kind if splits == 1 else first, dtype, dtype if splits == 1 else "float32",
                         vector.lanes(dtype, channels)).name
     return Step(name + (f"_split{splits}" if splits > 1 else ""), bind,
                 workspace=0 if splits == 1 else batch * splits * channels * 4)

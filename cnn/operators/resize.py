@@ -1,0 +1,119 @@
+"""Resize: each pixel of the result is the nearest one of the image."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels import ops
+
+from ..importer import Importer, Ints, Value
+
+MOST_SLICES = 64        # that an axis is put together from
+
+HALF = Fraction(1, 2)
+
+
+class Change(NamedTuple):
+    """Of an axis from `old` pixels to `new`, scale times as many."""
+    old: int
+    new: int
+    scale: Fraction
+
+
+# Where pixel i of the result lies in the image, in its pixels, and which pixel is nearest.
+PLACE: dict[str, Callable[[int, Change], Fraction]] = {
+    "asymmetric": lambda i, change: i / change.scale,
+    "half_pixel": lambda i, change: (i + HALF) / change.scale - HALF,
+    "pytorch_half_pixel": lambda i, change: (i + HALF) / change.scale - HALF,
+    "align_corners": lambda i, change: i * Fraction(change.old - 1, max(change.new - 1, 1))}
+NEAREST: dict[str, Callable[[Fraction], int]] = {
+    "round_prefer_floor": lambda place: math.ceil(place - HALF),
+    "round_prefer_ceil": lambda place: math.floor(place + HALF),
+    "floor": math.floor, "ceil": math.ceil}
+
+
+def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | None = None,
+           sizes: Value | None = None, *, mode: str = "nearest",
+           coordinate_transformation_mode: str = "half_pixel",
+           nearest_mode: str = "round_prefer_floor", axes: Ints | None = None, antialias: int = 0,
+           keep_aspect_ratio_policy: str = "stretch", cubic_coeff_a: float = -0.75,
+           exclude_outside: int = 0, extrapolation_value: float = 0.0) -> Value:
+    """Of an image, height and width each repeated, or put together from slices."""
+    shape, how = net.shape(x), (coordinate_transformation_mode, nearest_mode)
+    if (mode != "nearest" or how[0] not in PLACE or how[1] not in NEAREST or len(shape) != 4
+            or keep_aspect_ratio_policy != "stretch"):
+        raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)} is not "
+                        f"supported, only 'nearest' of images, with {', '.join(PLACE)}")
+    net.image(x)        # or it has no known size
+    place, nearest = PLACE[how[0]], NEAREST[how[1]]
+    for axis, change in _changes(net, x, scales, sizes, axes).items():
+        x = _taken(net, x, axis, [min(max(nearest(place(i, change)), 0), change.old - 1)
+                                  for i in range(change.new)])
+    return x
+
+
+def _changes(net: Importer, x: Value, scales: Value | None, sizes: Value | None, axes: Ints | None
+             ) -> dict[int, Change]:
+    """Of each axis that is to change, which must be height or width."""
+    shape, changes = net.shape(x), dict[int, Change]()
+    named = [ops.normal_axis(axis, 4) for axis in axes or range(4)]
+    given = (net.array(scales, "scales") if scales is not None else
+             net.beside_batch(sizes, tuple(shape[axis] for axis in named), "sizes"))
+    for axis, number in zip(named, given.tolist(), strict=True):
+        size = shape[axis]
+        if scales is None:
+            scale = Fraction(1) if size is None else Fraction(number, size)
+        else:
+            scale = Fraction(number)
+        if scale != 1:
+            if axis < 2 or size is None or scale <= 0:
+                raise net.error(f"Resize of axis {axis} of shape {shape} to {float(scale):g} of "
+                                f"its size is not supported, only of an image's height and width")
+            changes[axis] = Change(size, math.floor(size * scale), scale)
+    return changes
+
+
+def _taken(net: Importer, x: Value, axis: int, pixels: Sequence[int]) -> Value:
+    """The elements of an axis that `pixels` names, in that order."""
+    shape = net.shape(x)
+    (size,) = ops.known(shape[axis:axis + 1])
+    factor = max(len(pixels) // size, 1)
+    if list(pixels) == [i // factor for i in range(size * factor)]:
+        return _repeated(net, x, axis, factor)
+    slices = _runs(pixels)
+    if len(slices) > MOST_SLICES:
+        raise net.error(f"Resize of {size} pixels to {len(pixels)} is not supported: to other than "
+                        f"whole multiples, it must not take more than {MOST_SLICES} slices, here "
+                        f"{len(slices)}")
+    parts = [net.emit(ops.Slice(axis, first, last + 1, step), x, suffix=f":{axis}:{i}")
+             for i, (first, last, step) in enumerate(slices)]
+    return net.emit(ops.Concat(axis), *parts)
+
+
+def _repeated(net: Importer, x: Value, axis: int, factor: int) -> Value:
+    """Each element of an axis so many times, by a product with ones that is broadcast."""
+    before, (size, *after) = net.shape(x)[1:axis], ops.known(net.shape(x)[axis:])
+    split = net.emit(ops.Reshape((-1, *ops.known(before), size, 1, *after)), x,
+                     suffix=f":split{axis}")
+    ones = np.ones((factor, *[1] * len(after)), np.float32)
+    each = net.emit(ops.Mul(), split, net.add_constant(f"{net.name}:ones{axis}", ones),
+                    suffix=f":{axis}")
+    return net.emit(ops.Reshape((-1, *ops.known(before), size * factor, *after)), each)
+
+
+def _runs(pixels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(first, last, step) of each run of pixels at one distance, which is positive."""
+    runs, i = [], 0
+    while i < len(pixels):
+        end, step = i + 1, 1
+        if end < len(pixels) and pixels[end] > pixels[i]:
+            step = pixels[end] - pixels[i]
+            while end < len(pixels) and pixels[end] - pixels[end - 1] == step:
+                end += 1
+        runs.append((pixels[i], pixels[end - 1], step))
+        i = end
+    return runs
