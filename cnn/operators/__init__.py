@@ -7,6 +7,7 @@ of several.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import isfunction
 
 from ..importer import Value
 from . import elementwise, images, norms, products, reductions, resize, shapes
@@ -14,4 +15,4 @@ from . import elementwise, images, norms, products, reductions, resize, shapes
 OPERATORS: dict[str, Callable[..., Value | tuple[Value, ...]]] = {
     name: function for family in (images, resize, products, reductions, elementwise, norms, shapes)
     for name, function in vars(family).items()
-    if name[0].isupper() and getattr(function, "__module__", "") == family.__name__}
+    if name[0].isupper() and isfunction(function) and function.__module__ == family.__name__}
