@@ -189,7 +189,7 @@ class CudaDevice(CudaKernels):
                 value.data.copy_from_device_async(memory.data, memory.nbytes, self.stream)
                 return
             with self.stream:
-                gpu.execute(entry(source, spec).bind([memory], value, value))
+                gpu.execute(entry(source, spec).bind([gpu.aligned(memory)], value, value))
 
     def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Any]:
         with self.guarded():

@@ -58,8 +58,8 @@ def ours(path: Path, dtype: str, index: int, batches: Sequence[Any], name: str =
     cupy = gpu.cupy()
     pool = cupy.get_default_memory_pool()
     before = pool.used_bytes()
-    model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
     with patch.dict(os.environ, CNN_TRIAL_KERNELS="1" if name == TRIAL else "0"):
+        model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
         logits = model.predict(batches[0])
     used = pool.used_bytes() - before       # the logits are still held
     del logits

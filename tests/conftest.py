@@ -81,7 +81,7 @@ def machine(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupy", fake)
         monkeypatch.setattr(gpu, "cubin", lambda kernel, arch: ptx(kernel).encode())
         monkeypatch.setattr(
-            gpu, "launch_with_attributes", lambda function, launch, args, early: function(
+            gpu, "launch_with_attributes", lambda function, launch, args, early, index: function(
                 launch.grid, (launch.kernel.threads, 1, 1), args,
                 shared_mem=launch.kernel.shared_bytes, early=early, cluster=launch.cluster))
         return fake

@@ -7,6 +7,7 @@ stream runs everything at once. What it can not show is whether a driver takes t
 """
 from __future__ import annotations
 
+import threading
 from collections import deque
 from types import SimpleNamespace
 
@@ -54,10 +55,10 @@ class ndarray(np.ndarray):
         assert host.shape == self.shape
         source = host if self.cupy.is_pinned(host) else host.copy()
         self.cupy.host_copies += 1
-        (stream or Stream.current).put(lambda: np.copyto(np.asarray(self), source))
+        (stream or here.stream).put(lambda: np.copyto(np.asarray(self), source))
 
     def get(self, stream=None, out=None, blocking=True):
-        stream = stream or Stream.current
+        stream = stream or here.stream
         host = np.empty(self.shape, self.dtype) if out is None else out
         assert host.dtype == self.dtype
         assert host.shape == self.shape
@@ -73,39 +74,51 @@ class Memory:
 
     def __init__(self, array):
         self.bytes = np.asarray(array).reshape(-1).view(np.uint8)
+        self.ptr = self.bytes.ctypes.data
 
     def copy_from_device_async(self, source, size, stream):
         stream.put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
 
 
-class Device:
-    current = 0
+class Here(threading.local):
+    """Of a thread: the devices and the streams that it has entered, the current one last."""
 
+    def __init__(self):
+        self.devices, self.streams = [0], [Stream.null]
+
+    @property
+    def device(self):
+        return self.devices[-1]
+
+    @property
+    def stream(self):
+        return self.streams[-1]
+
+
+class Device:
     def __init__(self, index):
         self.id = index
 
     def __enter__(self):
-        self.before, Device.current = Device.current, self.id
+        here.devices.append(self.id)
 
     def __exit__(self, *error):
-        Device.current = self.before
+        here.devices.pop()
 
 
 class Stream:
-    """A queue. `current` is what `with stream:` sets."""
-    current: Stream
+    """A queue, or, while it captures, the works of a graph."""
+    null: Stream
 
     def __init__(self, cupy=None, null=False, non_blocking=False):
         self.cupy, self.immediate, self.queue, self.captured = cupy, null, deque(), None
-        self.before = []
 
     def __enter__(self):
-        self.before.append(Stream.current)
-        Stream.current = self
+        here.streams.append(self)
         return self
 
     def __exit__(self, *error):
-        Stream.current = self.before.pop()
+        here.streams.pop()
 
     def put(self, work):
         if self.captured is not None:
@@ -134,9 +147,16 @@ class Stream:
         return event
 
     def wait_event(self, event):
+        if self.captured is not None and not event.captured:
+            raise Error("cudaErrorStreamCaptureIsolation")
+        if self.captured is None and event.captured:
+            raise Error("cudaErrorStreamCaptureUnjoined")
         self.put(event.completion())
 
     def begin_capture(self, mode=None):
+        """Of all that any thread puts here until the end: CuPy asks for no other mode."""
+        if self.immediate or self.captured is not None:
+            raise Error("cudaErrorStreamCaptureUnsupported")
         self.captured = []
 
     def end_capture(self):
@@ -152,18 +172,20 @@ class Graph:
         self.cupy.check()
         self.cupy.replays += 1
         for work in self.works:
-            (stream or Stream.current).put(work)
+            (stream or here.stream).put(work)
 
 
 class Event:
     def __init__(self, cupy, block=False, disable_timing=False):
         self.cupy, self.timing, self.mark, self.stream = cupy, not disable_timing, None, None
+        self.captured = False
 
     def record(self, stream=None):
         def mark():
             mark.time = self.cupy.milliseconds
         mark.time = None
-        self.stream, self.mark = stream or Stream.current, mark
+        self.stream, self.mark = stream or here.stream, mark
+        self.captured = self.stream.captured is not None
         self.stream.put(mark)
 
     @property
@@ -176,6 +198,8 @@ class Event:
         return lambda: stream.drain(mark) if mark and mark.time is None else None
 
     def synchronize(self):
+        if self.captured:
+            raise Error("cudaErrorCapturedEvent")
         self.completion()()
         self.cupy.check()
 
@@ -191,7 +215,9 @@ class Function:
         cupy.check()
         if cupy.launch_error:
             raise Error(cupy.launch_error)
-        device = Device.current
+        if here.stream.captured is not None:
+            cupy.meanwhile()
+        device = here.device
 
         def work():
             cupy.calls.append(SimpleNamespace(name=self.name, grid=grid, block=block, args=args,
@@ -204,7 +230,11 @@ class Function:
             if cupy.dead is None:
                 Emulator().launch(self.code.decode(), self.name, grid, block, args, shared_mem,
                                   (1, cluster, 1))
-        Stream.current.put(work)
+        here.stream.put(work)
+
+
+Stream.null = Stream(null=True)
+here = Here()
 
 
 class FakeCupy:
@@ -216,6 +246,7 @@ class FakeCupy:
     illegal       names of kernels that make an illegal access
     free          bytes of memory that are left on each GPU
     cost          function of a kernel's name: milliseconds that it takes
+    meanwhile     function that is called whenever a launch is captured
     """
     ndarray = ndarray
 
@@ -224,18 +255,19 @@ class FakeCupy:
         self.replays, self.illegal, self.dead, self.free, self.pinned = 0, set(), None, free, []
         self.host_copies = self.load_status = 0
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
+        self.meanwhile = lambda: None
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
                                     used_bytes=lambda: 0)
         runtime = SimpleNamespace(
             CUDARuntimeError=Error, driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (self.free, 1 << 34),
-            getDeviceCount=lambda: len(capabilities), getDevice=lambda: Device.current,
+            getDeviceCount=lambda: len(capabilities), getDevice=lambda: here.device,
             getDeviceProperties=lambda i: {
                 "name": b"Fake GPU", "major": capabilities[i][0], "minor": capabilities[i][1],
                 "multiProcessorCount": 4, "l2CacheSize": 1 << 16,
                 "maxThreadsPerMultiProcessor": 2048})
-        null = Stream.current = Stream(self, null=True)
-        Device.current = 0
+        Stream.null = Stream(self, null=True)
+        here.__init__()
         self.cuda = SimpleNamespace(
             runtime=runtime, Device=Device, function=SimpleNamespace(Module=self.module),
             driver=SimpleNamespace(CUDADriverError=Error, funcSetAttribute=self.set_attribute,
@@ -244,12 +276,12 @@ class FakeCupy:
                                    funcGetAttribute=lambda kind, _: 40 if kind == 4 else 1024,
                                    occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 2),
             Event=lambda **options: Event(self, **options),
-            get_current_stream=lambda: Stream.current,
+            get_current_stream=lambda: here.stream,
             get_elapsed_time=self.elapsed, alloc_pinned_memory=self.alloc_pinned,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             nvtx=SimpleNamespace(RangePush=lambda name: None, RangePop=lambda: None))
         self.cuda.Stream = self.stream = lambda **options: Stream(self, **options)
-        self.cuda.Stream.null = null
+        self.cuda.Stream.null = Stream.null
 
     def check(self):
         """An error that is sticky is the answer to every call."""
@@ -287,7 +319,7 @@ class FakeCupy:
     def asarray(self, array):
         memory = np.array(array.memory if hasattr(array, "memory") else array, copy=None)
         found = memory.view(ndarray)
-        found.index, found.cupy = Device.current, self
+        found.index, found.cupy = here.device, self
         return found
 
     from_dlpack = asarray
@@ -306,7 +338,7 @@ class FakeCupy:
 
     def asnumpy(self, array):
         self.host_copies += 1
-        Stream.current.synchronize()
+        here.stream.synchronize()
         return np.asarray(array).copy()
 
     def get_default_memory_pool(self):

@@ -110,6 +110,16 @@ def test_arrays_that_do_not_fit_are_refused(machine):
     assert cupy.calls == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_arrays_may_lie_at_any_address(machine, dtype):
+    cupy = machine()
+    memory = cupy.asarray((np.arange(200, dtype=np.float32) - 90).astype(dtype))
+    for first in (0, 1, 2, 3):
+        part = memory[first:first + 64]
+        found = kernels.add(kernels.relu(part), part)
+        np.testing.assert_array_equal(cupy.asnumpy(found), np.maximum(part, 0) + np.array(part))
+
+
 def test_an_empty_array_needs_no_launch(machine):
     cupy = machine()
     assert kernels.relu(cupy.asarray(np.zeros((0, 3), np.float32))).shape == (0, 3)

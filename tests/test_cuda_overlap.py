@@ -123,7 +123,7 @@ def launch_relu():
 
 def test_an_early_launch_is_what_the_driver_gets(driver):
     launch, args = launch_relu()
-    gpu.launch_with_attributes(SimpleNamespace(ptr=1234), launch, args, True)
+    gpu.launch_with_attributes(SimpleNamespace(ptr=1234), launch, args, True, 0)
     config = driver.config
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (3, 2, 1)
     assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (launch.kernel.threads, 1, 1)
@@ -141,7 +141,8 @@ def test_an_early_launch_is_what_the_driver_gets(driver):
 @pytest.mark.parametrize("early", [False, True])
 def test_a_cluster_is_what_the_driver_gets(early, driver):
     launch, args = launch_relu()
-    gpu.launch_with_attributes(SimpleNamespace(ptr=1234), replace(launch, cluster=2), args, early)
+    launch = replace(launch, cluster=2)
+    gpu.launch_with_attributes(SimpleNamespace(ptr=1234), launch, args, early, 0)
     cluster = driver.config.attrs[-1]
     assert (len(driver.config.attrs), driver.config.numAttrs) == (1 + early, 1 + early)
     assert cluster.id == driver.kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
@@ -159,9 +160,19 @@ def test_a_grid_that_can_not_be_cut_into_clusters_is_refused(cluster):
 
 def test_an_early_launch_that_the_driver_refuses(driver):
     driver.status = gpu.bindings().CUresult.CUDA_ERROR_INVALID_VALUE
-    with pytest.raises(CudaError, match=r"could not be launched with grid \(3, 2, 1\): "
-                                        r"CUDA_ERROR_INVALID_VALUE"):
-        gpu.launch_with_attributes(SimpleNamespace(ptr=1234), *launch_relu(), True)
+    with pytest.raises(CudaError, match=r"could not be launched on GPU 3 with grid \(3, 2, 1\): "
+                                        r"CUDA_ERROR_INVALID_VALUE$"):
+        gpu.launch_with_attributes(SimpleNamespace(ptr=1234), *launch_relu(), True, 3)
+    gpu.check_context(3)
+
+
+def test_an_error_that_loses_the_context_is_remembered(driver, monkeypatch):
+    monkeypatch.setattr(gpu, "_lost", {})
+    driver.status = gpu.bindings().CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(CudaError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*context is lost"):
+        gpu.launch_with_attributes(SimpleNamespace(ptr=1234), *launch_relu(), True, 3)
+    with pytest.raises(CudaError, match="context is lost"):
+        gpu.check_context(3)
 
 
 def test_bindings_that_are_missing_are_named(monkeypatch):

@@ -186,6 +186,21 @@ def test_the_embedded_network_sees_the_cat(dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
+def test_kernels_on_trial_run_in_a_graph(dtype, monkeypatch):
+    """Clusters whose blocks may come before the kernel before them has ended, again and again."""
+    photo = cnn.load(device="cpu").preprocess([ROOT / "examples" / "cat.jpg"])
+    expected = cnn.load(device="cuda", dtype=dtype).predict(photo)
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+    model = cnn.load(device="cuda", dtype=dtype)
+    assert any("cluster" in row.kernel for row in model.summary(1).rows)
+    first = model.predict(photo)
+    assert np.abs(first - expected).max() < 0.02
+    for _ in range(200):
+        np.testing.assert_array_equal(model.predict(photo), first)
+
+
+@pytest.mark.gpu
 def test_a_large_network_does_not_grow(tmp_path):
     import onnx
     onnx.save(networks.build("mobilenet_v2"), tmp_path / "net.onnx")

@@ -1,5 +1,6 @@
 """CudaDevice on a stand-in for CuPy whose streams are as late as CUDA allows."""
 import itertools
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,37 @@ def test_a_result_that_nobody_waits_for_leaves_its_memory_alone(cupy, small_mode
     assert not np.array_equal(pinned, before)   # the copy had to come first
     emulated = load(small_model, "emulator")
     np.testing.assert_array_equal(model.predict(given[1]), emulated.predict(given[1]))
+
+
+def test_another_thread_may_run_while_a_shape_is_captured(cupy, small_model):
+    (small,), (large,) = batches(1), batches(1, 3)
+    model, emulated, found = load(small_model), load(small_model, "emulator"), []
+    model.predict(small)
+    (program,) = model._programs.values()
+
+    def meanwhile():
+        cupy.meanwhile = lambda: None
+        thread = threading.Thread(target=lambda: found.append(program.run({"input": small})))
+        thread.start()
+        thread.join()
+    cupy.meanwhile = meanwhile
+    np.testing.assert_array_equal(model.predict(large), emulated.predict(large))
+    (outputs,) = found
+    alone = emulated._program({"input": small.shape}).run({"input": small})
+    assert outputs.keys() == alone.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(outputs[name], value)
+
+
+def test_arrays_of_the_gpu_may_lie_at_any_address(cupy, small_model):
+    """A part of an array begins where it begins; the kernels' accesses of 16 bytes may not."""
+    model, emulated = load(small_model), load(small_model, "emulator")
+    memory = cupy.asarray(RNG.standard_normal(2 * 16 * 16 * 3 + 9).astype(np.float32))
+    for first in (1, 2, 4, 7):
+        batch = memory[first:first + 2 * 16 * 16 * 3].reshape(2, 16, 16, 3)
+        found = model.predict(batch)
+        assert isinstance(found, cupy.ndarray)
+        np.testing.assert_array_equal(cupy.asnumpy(found), emulated.predict(np.array(batch)))
 
 
 def test_photos_go_up_as_bytes(cupy, small_model):

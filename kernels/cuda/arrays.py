@@ -40,7 +40,9 @@ def run(op: Op, arrays: Sequence[Any]) -> Any:
                               upload=cupy.asarray)
         step = backend.prepare(op, [TensorSpec(array.shape, dtype) for array in given],
                                TensorSpec(shape, dtype), constants, options)
-        gpu.execute(step.bind(given, y, cupy.empty(step.workspace, np.uint8)))
+        there = [gpu.aligned(array) if i not in op.packed else array
+                 for i, array in enumerate(given)]
+        gpu.execute(step.bind(there, y, cupy.empty(step.workspace, np.uint8)))
     return y
 
 

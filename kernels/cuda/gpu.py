@@ -23,9 +23,11 @@ from .launch import Launch
 LEAST_DRIVER = 13000        # CUDA 13.0, whose assembler makes the cubins; as the driver says it
 OPT_IN_SHARED = 48 * 1024   # bytes of shared memory beyond which a kernel must ask
 DYNAMIC_SHARED_SIZE = 8     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-# Errors of a kernel after which CUDA refuses every call (CUDA Runtime API, cudaError_t): asserts,
-# and from "hardware stack error" to "unspecified launch failure".
-STICKY = frozenset({700, 710, 714, 715, 716, 717, 718, 719})
+# Errors after which CUDA refuses every call, by their numbers in both APIs (cudaError_t, CUresult):
+# memory that can not be corrected, a launch that took too long, asserts, and from "hardware stack
+# error" to "unspecified launch failure".
+STICKY = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719})
+ACCESS = 16                 # bytes, the widest access of a kernel
 NO_BINARY_FOR_GPU = 209     # CUresult, as is INVALID_IMAGE
 INVALID_IMAGE = 200
 SCALARS = {"int32": np.int32, "uint32": np.uint32, "uint64": np.uint64, "float32": np.float32}
@@ -122,7 +124,7 @@ def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
         try:
             early = overlapping and number > 0
             if early or launch.cluster > 1:
-                launch_with_attributes(function, launch, args, early)
+                launch_with_attributes(function, launch, args, early, index)
             else:
                 function(launch.grid, (kernel.threads, 1, 1), args,
                          shared_mem=kernel.shared_bytes)
@@ -131,9 +133,9 @@ def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
                             f"{launch.grid}: {explain(error, index)}") from error
 
 
-def launch_with_attributes(function: Any, launch: Launch, args: Sequence[Any], early: bool
-                           ) -> None:
-    """Put a launch on CuPy's current stream, its blocks in clusters.
+def launch_with_attributes(function: Any, launch: Launch, args: Sequence[Any], early: bool,
+                           index: int) -> None:
+    """Put a launch on CuPy's current stream, of GPU `index`, its blocks in clusters.
 
     early: it may begin before what is there has ended. CudaError where the driver refuses.
     """
@@ -162,35 +164,42 @@ def launch_with_attributes(function: Any, launch: Launch, args: Sequence[Any], e
     (status,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function.ptr),
                                         (values, tuple(C_TYPES[kind] for kind in signature)), 0)
     if status:
-        raise CudaError(f"{launch.kernel.name} could not be launched with grid {launch.grid}: "
-                        f"{status.name}")
+        raise CudaError(f"{launch.kernel.name} could not be launched on GPU {index} with grid "
+                        f"{launch.grid}: {explained(int(status), status.name, index)}")
 
 
 def capture(launches: Sequence[Launch]) -> Any:
-    """The launches as one CUDA graph, of CuPy's current stream, which must not be the null stream.
+    """The launches as one CUDA graph, on CuPy's current device.
 
     On GPUs that can, each begins before the one before it has ended (overlap.py). A graph knows
-    addresses: whoever replays it holds on to the arrays. CudaError as of `execute`, after which the
-    stream captures no more.
+    addresses: whoever replays it holds on to the arrays. CudaError as of `execute`.
     """
-    index, stream = cupy().cuda.runtime.getDevice(), cupy().cuda.get_current_stream()
+    index = cupy().cuda.runtime.getDevice()
     for launch in launches:         # a module can not be loaded during capture
         load(launch.kernel, index)
-    stream.begin_capture()
-    try:
-        execute(launches, overlapping=overlaps(gpu(index).arch))
-    except CudaError:
-        with contextlib.suppress(*faults()):    # it is about the same failure
-            stream.end_capture()
-        raise
-    return stream.end_capture()
+    # Of its own: what other threads put on a stream meanwhile would become a part of the graph.
+    stream = cupy().cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            execute(launches, overlapping=overlaps(gpu(index).arch))
+        except CudaError:
+            with contextlib.suppress(*faults()):    # it is about the same failure
+                stream.end_capture()
+            raise
+        return stream.end_capture()
 
 
 def explain(error: Exception, index: int) -> str:
     """What a driver's error means; one that loses the context is remembered."""
-    if getattr(error, "status", None) not in STICKY:
-        return str(error)
-    _lost[index] = (f"GPU {index} reported {error}. With that, this process's CUDA context is "
+    return explained(getattr(error, "status", 0), str(error), index)
+
+
+def explained(status: int, sentence: str, index: int) -> str:
+    """The same, of its number and its sentence."""
+    if status not in STICKY:
+        return sentence
+    _lost[index] = (f"GPU {index} reported {sentence}. With that, this process's CUDA context is "
                     f"lost, and all that was in it: restart the process. CNN_DEBUG=1 in its "
                     f"environment makes such an error name the layer")
     return _lost[index]
@@ -270,3 +279,9 @@ def check_contiguous(what: str, array: Any) -> None:
     if not array.flags.c_contiguous:
         raise ValueError(f"{what} takes C-contiguous arrays, not strides {array.strides} of shape "
                          f"{array.shape}; convert it with cupy.ascontiguousarray(x)")
+
+
+def aligned(array: Any) -> Any:
+    """A CuPy array whose address suits the kernels, which access 16 bytes at a time: itself, or a
+    copy of it, on the current stream."""
+    return array.copy() if array.data.ptr % ACCESS else array
