@@ -3,13 +3,13 @@
     python profiling/exported_networks.py --json exported.json
     python profiling/exported_networks.py torchvision/mobilenet_v3_small timm/ghostnet_100
 
-Needs torch, torchvision, timm and onnxruntime. A network has random weights, and the statistics of
-its batch norms are those of random images, so that values keep their size from layer to layer. It
-is exported by torch.onnx with a free batch, and run on two random images by ONNX Runtime and by us,
-on the CPU in float32. Both are compared with PyTorch's network in float64: the largest error of a
-logit over the largest logit. Ours is right if it is not much more than ONNX Runtime's, for some
-networks make more of a rounding than others. Times are medians of calls in turns on one image, with
-idle time between, and rough: compare_cpu.py measures.
+Needs torch, torchvision, timm, onnxscript and onnxruntime. A network has random weights, and the
+statistics of its batch norms are those of random images, so that values keep their size from layer
+to layer. It is exported with a free batch by either of torch.onnx's exporters, and run on two
+random images by ONNX Runtime and by us, on the CPU in float32. Both are compared with PyTorch's
+network in float64: the largest error of a logit over the largest logit. Ours is right if it is not
+much more than ONNX Runtime's, for some networks make more of a rounding than others. Times are
+medians of calls in turns on one image, with idle time between, and rough: compare_cpu.py measures.
 """
 from __future__ import annotations
 
@@ -46,8 +46,12 @@ TIMM = [
     "ecaresnet26t", "resnest14d", "res2net50_26w_4s", "darknet53", "cspresnet50", "nf_resnet50",
     "xception41", "inception_v4", "skresnet18", "hrnet_w18_small", "mobileone_s0",
     "convmixer_768_32", "selecsls42", "vovnet39a", "fbnetc_100", "mixnet_s", "dpn68", "lcnet_050",
-    "rexnet_100"]
+    "rexnet_100", "convnextv2_atto", "convformer_s18", "poolformerv2_s12", "ghostnetv2_100",
+    "mobilenetv4_conv_small", "fastvit_t8", "hgnetv2_b0", "repvit_m0_9", "starnet_s1",
+    "fasternet_t0", "mambaout_femto", "inception_next_atto", "tresnet_m", "resnetblur18",
+    "gcresnext26ts", "focalnet_tiny_srf", "efficientnet_b0_gn", "tf_efficientnetv2_b0"]
 NETWORKS = [*(f"torchvision/{name}" for name in TORCHVISION), *(f"timm/{name}" for name in TIMM)]
+TORCHSCRIPT, DYNAMO = EXPORTERS = ("torchscript", "dynamo")   # the second is PyTorch's default now
 # An error that is no matter, and how many of ONNX Runtime's are none: Winograd's algorithm rounds
 # more (CNN_WINOGRAD=0 turns it off).
 LEAST, TIMES = 1e-5, 16
@@ -93,18 +97,24 @@ def build(network: str) -> tuple[Any, int]:
     return module.eval(), side
 
 
-def export(module: Any, side: int, path: Path) -> None:
+def export(module: Any, side: int, path: Path, exporter: str) -> None:
     import torch
-    torch.onnx.export(module, torch.randn(2, 3, side, side), path, dynamo=False,
-                      input_names=["images"], output_names=["logits"],
-                      dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}})
+    images, names = torch.randn(2, 3, side, side), {"input_names": ["images"],
+                                                    "output_names": ["logits"]}
+    if exporter == DYNAMO:
+        batch = torch.export.Dim("N")
+        torch.onnx.export(module, (images,), path, dynamo=True, verbose=False,
+                          dynamic_shapes=({0: batch},), **names)
+    else:
+        torch.onnx.export(module, images, path, dynamo=False, **names,
+                          dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}})
 
 
-def check(network: str, path: Path, threads: int) -> Outcome:
+def check(network: str, path: Path, threads: int, exporter: str) -> Outcome:
     """Export it to the file, run it here and there, compare and time."""
     import torch
     module, side = build(network)
-    export(module, side, path)
+    export(module, side, path, exporter)
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
     try:
         model = cnn.load(path, device="cpu", threads=threads)
@@ -156,10 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("networks", nargs="*", help="torchvision/NAME or timm/NAME; all of the "
                                                     "list by default")
     parser.add_argument("--threads", type=positive, default=cores())
+    parser.add_argument("--exporter", choices=EXPORTERS, default=TORCHSCRIPT,
+                        help="of torch.onnx, default: %(default)s")
     parser.add_argument("--json", type=Path, help="write what was found to this file")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = [check(network, Path(folder) / "network.onnx", options.threads)
+        outcomes = [check(network, Path(folder) / "network.onnx", options.threads, options.exporter)
                     for network in track(options.networks or NETWORKS, "networks",
                                          console=Console(stderr=True))]
     Console().print(table(outcomes))
@@ -167,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
           f"{sum(bool(outcome.refusal) for outcome in outcomes)} are refused")
     if options.json:
         options.json.write_text(json.dumps({
-            "provenance": provenance(), "threads": options.threads,
+            "provenance": provenance(), "threads": options.threads, "exporter": options.exporter,
             "networks": [known(outcome) for outcome in outcomes]}, indent=1) + "\n")
     return 0 if all(outcome.right or outcome.refusal for outcome in outcomes) else 1
 

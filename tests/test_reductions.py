@@ -36,6 +36,30 @@ def test_a_sum_of_few_slices_is_exact(tmp_path):
     np.testing.assert_array_equal(found, X.sum(axis=1))
 
 
+@pytest.mark.parametrize("last", ["context", "weights"])
+def test_a_weighted_sum_of_pixels(tmp_path, last):
+    """Global context (Cao et al. 2019, arXiv:1904.11492): the mean of all pixels, weighted by a
+    softmax of what a convolution makes of each."""
+    constants = {"w": whole(1, 8, 1, 1), "rows": np.int64([0, 1, 8, -1]),
+                 "column": np.int64([0, 1, -1, 1]), "row": np.int64([0, 1, 1, -1]),
+                 "gate": np.int64([0, 8, 1, 1]), "v": whole(8, 8, 1, 1)}
+    turned = [] if last == "weights" else [node("Transpose", ["r"], ["t"], perm=[0, 1, 3, 2])]
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Reshape", ["x", "rows"], ["r"]), *turned,
+             node("Reshape", ["c", "row"], ["flat"]), node("Softmax", ["flat"], ["s"]),
+             node("Reshape", ["s", "column"], ["down"]),
+             node("MatMul", ["r", "down"] if last == "weights" else ["s", "t"], ["m"]),
+             node("Reshape", ["m", "gate"], ["g"]), node("Conv", ["g", "v"], ["h"]),
+             node("Mul", ["x", "h"], ["y"])]
+    compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
+
+
+def test_other_products_of_computed_values_are_refused(tmp_path):
+    nodes = [node("Relu", ["x"], ["r"]), node("Transpose", ["r"], ["t"], perm=[0, 1, 3, 2]),
+             node("MatMul", ["x", "t"], ["y"], name="n")]
+    with pytest.raises(cnn.ModelError, match=r"node 'n'.*only if one of them is a vector; attent"):
+        cnn.load(saved(tmp_path, build(nodes, IMAGE)))
+
+
 def response_norm():
     """Global response normalization (Woo et al. 2023, arXiv:2301.00808), as ConvNeXt V2 has it:
     NHWC in the middle, each channel's norm by the mean of all of them."""

@@ -1,4 +1,4 @@
-"""Matrix products with constants."""
+"""Matrix products."""
 from __future__ import annotations
 
 import numpy as np
@@ -6,6 +6,7 @@ import numpy as np
 from kernels import ops
 
 from ..importer import Importer, Value
+from .reductions import sum_along
 
 
 def Gemm(net: Importer, a: Value, b: Value, c: Value | None = None, *, alpha: float = 1.0,
@@ -26,5 +27,28 @@ def Gemm(net: Importer, a: Value, b: Value, c: Value | None = None, *, alpha: fl
 
 
 def MatMul(net: Importer, a: Value, b: Value) -> Value:
+    """With a constant matrix, or of computed values one of which is a vector: a weighted sum."""
+    if b not in net.constants:
+        return _weighted_sum(net, a, b)
     weight = np.ascontiguousarray(net.weight(b, "right side", rank=2).T)
     return net.emit(ops.Linear(), a, net.add_constant(f"{b}:linear:{net.name}", weight))
+
+
+def _weighted_sum(net: Importer, a: Value, b: Value) -> Value:
+    """(.., M, K) x (.., K, 1) or (.., 1, K) x (.., K, N), as products that are broadcast, and added
+    up along K."""
+    left, right = net.shape(a), net.shape(b)
+    if min(len(left), len(right)) < 2 or 1 not in (left[-2], right[-1]):
+        raise net.error(f"MatMul of two computed values, of shapes {left} and {right}, is "
+                        f"supported only if one of them is a vector; attention is not")
+    if right[-1] == 1:
+        b, axis = _turned(net, b), -1
+    else:
+        a, axis = _turned(net, a), -2
+    return sum_along(net, net.emit(ops.Mul(), a, b, suffix=":products"), [axis], keepdims=1)
+
+
+def _turned(net: Importer, vector: Value) -> Value:
+    """The other of (.., K, 1) and (.., 1, K), for which no element moves."""
+    *first, last, end = range(len(net.shape(vector)))
+    return net.with_axes(vector, [*first, end, last], suffix=":turned")

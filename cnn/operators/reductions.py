@@ -31,15 +31,19 @@ def ReduceL2(net: Importer, x: Value, axes_input: Value | None = None, *, axes: 
 
 def ReduceSum(net: Importer, x: Value, axes_input: Value | None = None, *,
               axes: Ints | None = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Value:
-    """Along one short axis its slices are added, as split attention wants it; else the sum is as
-    many times the mean as there are elements."""
     wanted = net.given(axes_input, axes, "axes")
     if noop_with_empty_axes and not wanted:
         return x
-    shape, over = net.shape(x), _known_axes(net, x, wanted)
+    return sum_along(net, x, wanted, keepdims)
+
+
+def sum_along(net: Importer, x: Value, axes: Ints | None, keepdims: int) -> Value:
+    """Along one short axis its slices are added, as split attention wants it; else the sum is as
+    many times the mean as there are elements."""
+    shape, over = net.shape(x), _known_axes(net, x, axes)
     elements = ops.count(tuple(shape[axis] for axis in over))
     if len(over) > 1 or elements > MOST_TERMS:
-        mean = _pooled(net, ops.GlobalAvgPool2d(), x, wanted, keepdims)
+        mean = _pooled(net, ops.GlobalAvgPool2d(), x, axes, keepdims)
         number = net.add_constant(f"{net.name}:elements", np.array(elements, np.float32))
         return net.emit(ops.Mul(), mean, number)
     (axis,) = over
