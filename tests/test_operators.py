@@ -6,6 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import build, compare, node, saved, whole
 
 import cnn
+from cnn import passes
 
 X = whole(2, 8, 6, 4)
 IMAGE = {"x": ["N", 8, 6, 4]}
@@ -282,6 +283,21 @@ def test_expand(tmp_path):
              node("Shape", ["x"], ["s"]), node("Expand", ["g", "s"], ["e"]),
              node("Mul", ["x", "e"], ["y"])]
     compare(tmp_path, build(nodes, IMAGE), x=X)
+
+
+def test_a_gate_need_not_be_expanded_for_what_broadcasts(tmp_path):
+    """As the newer of PyTorch's exporters writes it: the image's own size, as a constant."""
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("GlobalAveragePool", ["c"], ["m"]),
+             node("Sigmoid", ["m"], ["g"]), node("Shape", ["x"], ["s"]),
+             node("Slice", ["s", "zero", "one"], ["n"]),
+             node("Concat", ["n", "rest"], ["shape"], axis=0),
+             node("Expand", ["g", "shape"], ["e"]), node("Mul", ["c", "e"], ["y"])]
+    constants = {"w": whole(8, 8, 1, 1), "zero": np.int64([0]), "one": np.int64([1]),
+                 "rest": np.int64([8, 6, 4])}
+    compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
+    done = passes.optimise(cnn.load(tmp_path / "net.onnx")._graph)
+    kinds = [layer.op.kind for layer in done.nodes]
+    assert (kinds.count("Mul"), kinds.count("Transpose")) == (1, 1)     # the latter of the output
 
 
 @pytest.mark.parametrize("keepdims", [0, 1])

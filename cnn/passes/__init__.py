@@ -5,7 +5,7 @@ Values named in `keep` stay values that the network computes, whatever could be 
 from __future__ import annotations
 
 from ..graph import Graph
-from . import batch_norm, bias, fuse, layout, pad, prune, written_out
+from . import batch_norm, bias, expand, fuse, layout, pad, parallel, prune, written_out
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -17,13 +17,14 @@ def optimise(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
 
 def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     """The same layers, on NHWC values with as few transposes as possible."""
-    return prune.prune(layout.arrange(prune.prune(graph, keep), keep), keep)
+    return prune.prune(layout.arrange(prune.prune(expand.leave_out(graph), keep), keep), keep)
 
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
-    """Fewer layers: batch norms folded; biases, activations and residual adds fused."""
+    """Fewer layers: batch norms folded, sums of convolutions joined; biases, activations and
+    residual adds fused."""
     graph = pad.absorb(written_out.join(graph), keep)
     graph = prune.prune(graph, keep)        # what is left over would still be a reader
-    for merge in (bias.absorb, batch_norm.fold, fuse.fuse):
+    for merge in (bias.absorb, batch_norm.fold, parallel.join, batch_norm.fold):
         graph = merge(graph, keep)
-    return prune.prune(graph, keep)
+    return prune.prune(fuse.fuse(prune.prune(graph, keep), keep), keep)
