@@ -239,7 +239,8 @@ def test_what_winograd_can_not_compute_is_refused(op, kernel, tile):
 
 
 @pytest.mark.parametrize(("channels", "outputs", "height", "width", "tile"), [
-    (64, 64, 224, 224, 4), (512, 512, 14, 14, 4), (16, 16, 9, 9, 4), (16, 64, 2, 60, 4),
+    (64, 64, 224, 224, 4), (512, 512, 16, 16, 4), (16, 16, 9, 9, 4), (16, 64, 2, 60, 4),
+    (512, 512, 14, 14, 2), (63, 512, 14, 14, 4),                    # whose weights are fetched
     (512, 512, 7, 7, 2), (64, 64, 5, 9, 2), (512, 512, 4, 4, 0),    # few tiles
     (63, 64, 7, 7, 0), (15, 64, 56, 56, 0), (64, 15, 56, 56, 0),    # few channels
     (256, 256, 1, 99, 0), (256, 256, 99, 1, 0)])                    # tiles that stick out
