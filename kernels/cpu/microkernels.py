@@ -38,6 +38,7 @@ from .simd import (
     i64,
     literal_ints,
     load,
+    opaque,
     prefetch,
     splat,
     store,
@@ -60,6 +61,9 @@ from .sizes import (
 )
 from .winograd_matrices import Matrix
 
+# Pixels that are reached from one pointer, at up to 4 steps from it: an instruction adds these by
+# itself, where an addition would take a port of the products.
+NEAR = 5
 POOL_VECTORS = 4        # sums at work at once: what an addition takes, in additions
 
 
@@ -108,32 +112,15 @@ def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines
     rows, vectors = size
     width = vectors * LANES
     low, high = broadcast(b, low), broadcast(b, high)
+    apart = [b.mul(x_step, i64(r)) for r in range(NEAR)]
 
     def products(w, ahead, acc):
         def kernel_line(line, carried):
             first = advance(b, x, line, x_line)
 
             def run(number, carried):
-                weights, wanted, *acc = carried
                 start = advance(b, first, number, x_run)
-                pixels = [advance(b, start, x_step, r) for r in range(rows)]
-
-                def product(k, acc):
-                    if vectors == BLOCK_VECTORS:
-                        prefetch(b, advance(b, wanted, k, ahead_step))
-                    w_line = advance(b, weights, k, width)
-                    w_vectors = [load(b, advance(b, w_line, j * LANES)) for j in range(vectors)]
-                    total = []
-                    for r in range(rows):
-                        pixel = broadcast(b, b.load(b.gep(pixels[r], [k])))
-                        total += [fma(b, pixel, w_vectors[j], acc[r * vectors + j])
-                                  for j in range(vectors)]
-                    return total
-
-                acc = counted_loop(b, "product", length, acc, product)
-                return [advance(b, weights, length, width),
-                        advance(b, wanted, length, ahead_step), *acc]
-
+                return _products(b, size, start, x_step, apart, length, ahead_step, carried)
             return counted_loop(b, "run", runs, carried, run)
 
         after, _, *acc = counted_loop(b, "kernel_line", lines, [w, ahead, *acc], kernel_line)
@@ -163,6 +150,32 @@ def _conv_tile(b: Builder, size: tuple[int, int], x: Value, x_step: Value, lines
                 advance(b, bias, width), advance(b, residual, width), advance(b, y, width)]
 
     counted_loop(b, "block", blocks, [w, ahead, bias, residual, y], block)
+
+
+def _products(b: Builder, size: tuple[int, int], start: Value, x_step: Value, apart: list[Value],
+              length: Value, ahead_step: Value, carried: list[Value]) -> list[Value]:
+    """The innermost loop, over `length` inputs of a run that begins at `start`. carried, and what
+    is returned: the weights, what is to be fetched, the sums."""
+    rows, vectors = size
+    pixels = [advance(b, start, x_step, r) for r in range(0, rows, NEAR)]
+    few = len(pixels)
+
+    def product(_, values):
+        pixels, (weights, wanted, *acc) = values[:few], values[few:]
+        if vectors == BLOCK_VECTORS:
+            prefetch(b, wanted)
+        w_vectors = [load(b, advance(b, weights, j * LANES)) for j in range(vectors)]
+        total = []
+        for r in range(rows):
+            pixel = broadcast(b, b.load(b.gep(pixels[r // NEAR], [apart[r % NEAR]])))
+            total += [fma(b, pixel, w_vectors[j], acc[r * vectors + j]) for j in range(vectors)]
+        following = [advance(b, pixel, 1) for pixel in pixels]
+        if few > 1:
+            following = [opaque(b, pixel) for pixel in following]
+        return [*following, advance(b, weights, vectors * LANES), advance(b, wanted, ahead_step),
+                *total]
+
+    return counted_loop(b, "product", length, [*pixels, *carried], product)[few:]
 
 
 def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], None]) -> None:

@@ -46,6 +46,13 @@ def advance(b: Builder, pointer: Value, *factors: Value | int) -> Value:
     return b.gep(pointer, [offset])
 
 
+def opaque(b: Builder, value: Value) -> Value:
+    """The value, of which LLVM knows no longer how it was computed: it would compute others of it
+    that lie at fixed distances, with an addition each."""
+    same = ir.InlineAsm(ir.FunctionType(value.type, [value.type]), "", "=r,0")
+    return b.call(same, [value])
+
+
 def load(b: Builder, pointer: Value, mask: Value | None = None) -> Value:
     """LANES floats, unaligned; lanes that the mask leaves out are 0 and are not touched."""
     address = b.bitcast(pointer, VECTOR.as_pointer())
