@@ -51,7 +51,9 @@ def kernels(dtype: str) -> list[Kernel]:
               for window in (*COMPILED_IN, (0, 0))), window_kernel("max", dtype, 1, (3, 3)),
             *(whole_kernel("avg", dtype, dtype, lanes) for lanes in (wide, 1)),
             whole_kernel("avg", dtype, "float32", wide), whole_kernel("avg", "float32", dtype, 4),
-            whole_kernel("max", dtype, dtype, wide)]
+            *(whole_kernel(kind, dtype, dtype, wide) for kind in ("max", "l2")),
+            whole_kernel("squares", dtype, "float32", wide),
+            whole_kernel("root", "float32", dtype, 4)]
 
 
 def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
