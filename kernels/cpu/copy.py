@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from .jit import kernel, njit
 from .parallel import parallel_for
-from .simd import at, copy_numbers
+from .simd import at, copy_numbers, transpose_tile
+from .sizes import LANES
 
 PIECE = 1 << 14     # numbers that one thread copies at once
-BLOCK = 32          # a 32 x 32 block of float32 is read and written while it lies in L1
+BLOCK = 32          # rows of a matrix that a thread transposes at once: whole lines of the result
 
 
 @kernel
@@ -94,7 +95,7 @@ def mirrored(i, size, reflect):
 
 @kernel
 def transpose_matrices(x, y, threads):
-    """y[b, j, i] = x[b, i, j], a block at a time."""
+    """y[b, j, i] = x[b, i, j], a tile of LANES x LANES at a time."""
     stripes = -(-x.shape[1] // BLOCK)
     parallel_for(transpose_stripes, len(x) * stripes, threads, (x, y, stripes))
 
@@ -105,12 +106,22 @@ def transpose_stripes(thread, first_unit, end_unit, x, y, stripes):
     for unit in range(first_unit, end_unit):
         b, first_row = unit // stripes, unit % stripes * BLOCK
         end_row = min(first_row + BLOCK, rows)
-        for first_column in range(0, columns, BLOCK):
-            end_column = min(first_column + BLOCK, columns)
-            for i in range(first_row, end_row):
-                line, out = x[b, i, first_column:end_column], y[b, first_column:end_column, i]
-                for j in range(len(line)):
-                    out[j] = line[j]
+        whole_rows = first_row + (end_row - first_row) // LANES * LANES
+        whole_columns = columns // LANES * LANES
+        for j in range(0, whole_columns, LANES):
+            for i in range(first_row, whole_rows, LANES):
+                transpose_tile(at(x, (b * rows + i) * columns + j), columns,
+                               at(y, (b * columns + j) * rows + i), rows)
+        one_by_one(x[b], y[b], first_row, whole_rows, whole_columns, columns)
+        one_by_one(x[b], y[b], whole_rows, end_row, 0, columns)
+
+
+@njit(inline="always")
+def one_by_one(x, y, first_row, end_row, first_column, end_column):
+    for i in range(first_row, end_row):
+        line, out = x[i, first_column:end_column], y[first_column:end_column, i]
+        for j in range(len(line)):
+            out[j] = line[j]
 
 
 @kernel

@@ -204,6 +204,27 @@ def copy_numbers(typingctx, target, source, count):
 
 
 @intrinsic
+def transpose_tile(typingctx, x, x_step, y, y_step):
+    """y[j*y_step + i] = x[i*x_step + j] for i and j below LANES, in registers: rows i and i + d
+    exchange what lies at j + d of the one and at j of the other, for d = 1, 2, 4 ..."""
+    def codegen(context, b, sig, args):
+        x, x_step, y, y_step = args
+        rows = [load(b, advance(b, x, x_step, i)) for i in range(LANES)]
+        for bit in range(LANES.bit_length() - 1):
+            d = 1 << bit
+            low = [j if not j & d else LANES + j - d for j in range(LANES)]
+            high = [j + d if not j & d else LANES + j for j in range(LANES)]
+            for i in (i for i in range(LANES) if not i & d):
+                pair = rows[i], rows[i + d]
+                rows[i], rows[i + d] = (b.shuffle_vector(*pair, ir.Constant(INT_VECTOR, places))
+                                        for places in (low, high))
+        for j, row in enumerate(rows):
+            store(b, row, advance(b, y, y_step, j))
+        return context.get_dummy_value()
+    return types.void(x, types.intp, y, types.intp), codegen
+
+
+@intrinsic
 def clear(typingctx, target, count):
     """Write `count` zeros of what the pointer points to."""
     def codegen(context, b, sig, args):
