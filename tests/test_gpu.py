@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import networks
@@ -101,6 +102,30 @@ def test_dlpack(cupy, model, on_cpu):
     batch, = batches(1)
     found = cupy.asnumpy(model.predict(Foreign(cupy.asarray(batch))))
     assert_near(found, on_cpu.predict(batch))
+
+
+def test_arrays_of_the_gpu_at_any_address(cupy, model, on_cpu):
+    """A kernel's access of 16 bytes that is not aligned would cost the process its context."""
+    memory = cupy.asarray(RNG.standard_normal(16 * 16 * 3 + 8).astype(np.float32))
+    for first in (1, 2, 4, 7):
+        batch = memory[first:first + 16 * 16 * 3].reshape(1, 16, 16, 3)
+        assert_near(cupy.asnumpy(model.predict(batch)), on_cpu.predict(cupy.asnumpy(batch)))
+
+
+@pytest.mark.gpu
+def test_threads_run_while_others_prepare(small_model, on_cpu):
+    """Each of four threads asks for eight shapes in an order of its own."""
+    model, given = cnn.load(small_model, device="cuda", preprocess="imagenet"), {
+        size: batches(1, size)[0] for size in range(1, 9)}
+    expected = {size: on_cpu.predict(batch) for size, batch in given.items()}
+
+    def run(seed):
+        sizes = np.random.default_rng(seed).permutation(list(given) * 5).tolist()
+        return [(size, model.predict(given[size])) for size in sizes]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(run, range(4)):
+            for size, probabilities in found:
+                assert_near(probabilities, expected[size])
 
 
 def test_what_the_driver_refuses_leaves_the_gpu_usable(cupy, model, on_cpu):
