@@ -2,6 +2,7 @@
 
     python profiling/exported_networks.py --json exported.json
     python profiling/exported_networks.py torchvision/mobilenet_v3_small timm/ghostnet_100
+    python profiling/exported_networks.py --device emulator --dtype float16 --side 64 timm/dpn68
 
 Needs torch, torchvision, timm, onnxscript and onnxruntime. A network has random weights, and the
 statistics of its batch norms are those of random images, so that values keep their size from layer
@@ -52,9 +53,9 @@ TIMM = [
     "gcresnext26ts", "focalnet_tiny_srf", "efficientnet_b0_gn", "tf_efficientnetv2_b0"]
 NETWORKS = [*(f"torchvision/{name}" for name in TORCHVISION), *(f"timm/{name}" for name in TIMM)]
 TORCHSCRIPT, DYNAMO = EXPORTERS = ("torchscript", "dynamo")   # the second is PyTorch's default now
-# An error that is no matter, and how many of ONNX Runtime's are none: Winograd's algorithm rounds
-# more (CNN_WINOGRAD=0 turns it off).
-LEAST, TIMES = 1e-5, 16
+# An error that is no matter, of 32 and of 16 bits, and how many of ONNX Runtime's are none:
+# Winograd's algorithm rounds more (CNN_WINOGRAD=0 turns it off).
+LEAST, NARROW, TIMES = 1e-5, 0.05, 16
 CALLS, IDLE = 9, 0.2        # seconds before a call: ONNX Runtime's threads spin for more than 0.05
 
 
@@ -67,14 +68,25 @@ class Outcome:
     ms: float = math.inf
     onnxruntime_ms: float = math.inf
     refusal: str = ""
+    least: float = LEAST
 
     @property
     def right(self) -> bool:
-        return not self.refusal and self.error <= max(LEAST, TIMES * self.onnxruntime_error)
+        return not self.refusal and self.error <= max(self.least, TIMES * self.onnxruntime_error)
 
 
-def build(network: str) -> tuple[Any, int]:
-    """(torch's module in eval mode, side of its images)."""
+@dataclass(frozen=True)
+class How:
+    """What a network is exported by, and runs on; side: of its images, None for its own."""
+    exporter: str
+    device: str
+    dtype: str
+    threads: int
+    side: int | None
+
+
+def build(network: str, wanted: int | None = None) -> tuple[Any, int]:
+    """(torch's module in eval mode, side of its images, its own if none is wanted)."""
     import torch
     library, name = network.split("/")
     torch.manual_seed(0)
@@ -88,6 +100,7 @@ def build(network: str) -> tuple[Any, int]:
             "googlenet", "inception_v3") else {}
         module = torchvision.models.get_model(name, weights=None, **options)
         side = 299 if name == "inception_v3" else 224
+    side = wanted or side
     for norm in module.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.reset_running_stats()
@@ -110,14 +123,16 @@ def export(module: Any, side: int, path: Path, exporter: str) -> None:
                           dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}})
 
 
-def check(network: str, path: Path, threads: int, exporter: str) -> Outcome:
-    """Export it to the file, run it here and there, compare and time."""
+def check(network: str, path: Path, how: How) -> Outcome:
+    """Export it to the file, run it here and there, compare and, on the CPU, time."""
     import torch
-    module, side = build(network)
-    export(module, side, path, exporter)
+    module, side = build(network, how.side)
+    export(module, side, path, how.exporter)
+    threads = how.threads
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
     try:
-        model = cnn.load(path, device="cpu", threads=threads)
+        model = cnn.load(path, device=how.device, dtype=how.dtype,
+                         threads=threads if how.device == "cpu" else None)
         ours = model.run({"images": images})["logits"]
     except cnn.ModelError as error:
         return Outcome(network, refusal=str(error).removeprefix(f"{path}: "))
@@ -126,8 +141,9 @@ def check(network: str, path: Path, threads: int, exporter: str) -> Outcome:
         exact = module.double()(torch.from_numpy(images).double()).numpy()
     errors = [float(np.abs(found - exact).max() / np.abs(exact).max()) for found in (ours, theirs)]
     one = {"images": images[:1]}
-    return Outcome(network, *errors, *in_turns(
-        lambda: model.run(one), onnx_runtime(str(path), images[:1], threads)))
+    times = [math.inf] * 2 if how.device != "cpu" else in_turns(
+        lambda: model.run(one), onnx_runtime(str(path), images[:1], threads))
+    return Outcome(network, *errors, *times, least=NARROW if "16" in how.dtype else LEAST)
 
 
 def in_turns(*functions: Callable[[], Any]) -> list[float]:
@@ -151,14 +167,16 @@ def table(outcomes: list[Outcome]) -> Table:
         else:
             wrong = "" if outcome.right else " WRONG"
             found.add_row(outcome.network, f"{outcome.error:.1e}{wrong}",
-                          f"{outcome.onnxruntime_error:.1e}", f"{outcome.ms:.1f}",
-                          f"{outcome.onnxruntime_ms:.1f}")
+                          f"{outcome.onnxruntime_error:.1e}", *(
+                              "" if ms == math.inf else f"{ms:.1f}"
+                              for ms in (outcome.ms, outcome.onnxruntime_ms)))
     return found
 
 
 def known(outcome: Outcome) -> dict[str, Any]:
     """What JSON can hold."""
-    return {name: value for name, value in asdict(outcome).items() if value not in ("", math.inf)}
+    return {name: value for name, value in asdict(outcome).items()
+            if name != "least" and value not in ("", math.inf)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,10 +186,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=positive, default=cores())
     parser.add_argument("--exporter", choices=EXPORTERS, default=TORCHSCRIPT,
                         help="of torch.onnx, default: %(default)s")
+    parser.add_argument("--device", default="cpu",
+                        help="default: %(default)s; nothing is timed on another")
+    parser.add_argument("--dtype", default="float32", help="default: %(default)s")
+    parser.add_argument("--side", type=positive, help="of the images, instead of a network's own")
     parser.add_argument("--json", type=Path, help="write what was found to this file")
     options = parser.parse_args(arguments)
+    how = How(options.exporter, options.device, options.dtype, options.threads, options.side)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = [check(network, Path(folder) / "network.onnx", options.threads, options.exporter)
+        outcomes = [check(network, Path(folder) / "network.onnx", how)
                     for network in track(options.networks or NETWORKS, "networks",
                                          console=Console(stderr=True))]
     Console().print(table(outcomes))
@@ -179,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
           f"{sum(bool(outcome.refusal) for outcome in outcomes)} are refused")
     if options.json:
         options.json.write_text(json.dumps({
-            "provenance": provenance(), "threads": options.threads, "exporter": options.exporter,
+            "provenance": provenance(), **asdict(how),
             "networks": [known(outcome) for outcome in outcomes]}, indent=1) + "\n")
     return 0 if all(outcome.right or outcome.refusal for outcome in outcomes) else 1
 
