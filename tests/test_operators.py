@@ -335,6 +335,8 @@ def test_log_softmax_at_the_end_gives_probabilities(tmp_path):
     (node("Gather", ["x", "i"], ["y"], name="n", axis=1), {"i": np.int64([2, 0])},
      "only of elements at even distances"),
     (node("Gather", ["x", "i"], ["y"], name="n"), {"i": np.int64(0)}, "Gather along axis 0"),
+    (node("Gather", ["x", "i"], ["y"], name="n", axis=1), {"i": np.int64([7, 8])},
+     "indices go from 7 to 8, and axis 1"),
     (node("Slice", ["x", "s", "e", "a"], ["y"], name="n"),
      {"s": np.int64([1]), "e": np.int64([2]), "a": np.int64([0])}, "its size must be known"),
     (node("Split", ["x", "p"], ["y", "z"], name="n", axis=1), {"p": np.int64([1, 2])},

@@ -13,7 +13,7 @@ from kernels import ops
 from ..importer import Importer, Ints, Value
 
 MOST_SLICES = 64        # that an axis is put together from
-
+MOST_PIXELS = 1 << 16   # along an axis: what a file asks for may be anything
 HALF = Fraction(1, 2)
 
 
@@ -65,15 +65,18 @@ def _changes(net: Importer, x: Value, scales: Value | None, sizes: Value | None,
              net.beside_batch(sizes, tuple(shape[axis] for axis in named), "sizes"))
     for axis, number in zip(named, given.tolist(), strict=True):
         size = shape[axis]
-        if scales is None:
-            scale = Fraction(1) if size is None else Fraction(number, size)
-        else:
-            scale = Fraction(number)
-        if scale != 1:
-            if axis < 2 or size is None or scale <= 0:
-                raise net.error(f"Resize of axis {axis} of shape {shape} to {float(scale):g} of "
-                                f"its size is not supported, only of an image's height and width")
-            changes[axis] = Change(size, math.floor(size * scale), scale)
+        same = size is None if scales is None else number == 1
+        if same or (scales is None and number == size):
+            continue
+        if axis < 2 or size is None:
+            raise net.error(f"Resize of axis {axis} of shape {shape} is not supported, only of an "
+                            f"image's height and width")
+        new = number if scales is None else size * number
+        if not 1 <= new <= MOST_PIXELS:
+            raise net.error(f"Resize of {size} pixels to {new} is not supported, only to 1 to "
+                            f"{MOST_PIXELS}")
+        scale = Fraction(number, size) if scales is None else Fraction(number)
+        changes[axis] = Change(size, math.floor(size * scale), scale)
     return changes
 
 

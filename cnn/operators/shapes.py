@@ -145,7 +145,11 @@ def Gather(net: Importer, x: Value, indices: Value, *, axis: int = 0) -> Value:
         if target is not None:
             return net.emit(ops.Reshape(target), x)
     elif indices in net.constants and size is not None:
-        chosen = net.constants[indices] % size
+        chosen = net.constants[indices]
+        if chosen.size and not -size <= chosen.min() <= chosen.max() < size:
+            raise ValueError(f"its indices go from {chosen.min()} to {chosen.max()}, and axis "
+                             f"{axis} of shape {shape} has {size} elements")
+        chosen = chosen % size
         steps = np.diff(chosen.reshape(-1))
         step = int(steps[0]) if len(steps) else 1
         if chosen.ndim < 2 and chosen.size and step > 0 and (steps == step).all():

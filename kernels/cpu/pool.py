@@ -39,7 +39,7 @@ def pool_rows(thread, first_row, end_row, is_max, include_pad, x, x_shape, y, y_
             seen = (at(x, source), lines, dilation[0] * width * channels, taps,
                     dilation[1] * channels, at(y, (row * out_width + column) * channels), channels)
             if is_max:
-                greatest_of(seen)
+                greatest_of(seen, np.float32(1))
             else:
                 size = (extent(top, window[0], height, padding[0], padding[2], include_pad)
                         * extent(left, window[1], width, padding[1], padding[3], include_pad))
@@ -63,49 +63,32 @@ def extent(start, length, size, before, after, include_pad):
 
 
 @njit(inline="always")
-def greatest_of(window):
-    pool_window(GREATEST, window, np.float32(1))
-
-
-@njit(inline="always")
 def mean_of(window, size):
     pool_window(MEAN, window, size)
 
 
-@kernel
-def global_avg_pool2d(x, shape, y, threads):
-    """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
-    parallel_for(global_avg_units, shape[0] * groups_of(shape), threads, (x, shape, y))
+@njit(inline="always")
+def greatest_of(window, size):
+    pool_window(GREATEST, window, size)
 
 
-@njit()
-def global_avg_units(thread, first_unit, end_unit, x, shape, y):
-    for unit in range(first_unit, end_unit):
-        mean_of(all_pixels(unit, x, shape, y), np.float32(shape[1]))
+@njit(inline="always")
+def norm_of(window, size):
+    pool_window(L2_NORM, window, size)
 
 
-@kernel
-def global_max_pool2d(x, shape, y, threads):
-    """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
-    parallel_for(global_max_units, shape[0] * groups_of(shape), threads, (x, shape, y))
+def global_pool(pool):
+    """The kernel of flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
+    @njit(keep=False)
+    def units(thread, first_unit, end_unit, x, shape, y):
+        for unit in range(first_unit, end_unit):
+            pool(all_pixels(unit, x, shape, y), np.float32(shape[1]))
 
+    @kernel
+    def pools(x, shape, y, threads):
+        parallel_for(units, shape[0] * groups_of(shape), threads, (x, shape, y))
 
-@njit()
-def global_max_units(thread, first_unit, end_unit, x, shape, y):
-    for unit in range(first_unit, end_unit):
-        greatest_of(all_pixels(unit, x, shape, y))
-
-
-@kernel
-def global_l2_pool2d(x, shape, y, threads):
-    """Flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
-    parallel_for(global_l2_units, shape[0] * groups_of(shape), threads, (x, shape, y))
-
-
-@njit()
-def global_l2_units(thread, first_unit, end_unit, x, shape, y):
-    for unit in range(first_unit, end_unit):
-        pool_window(L2_NORM, all_pixels(unit, x, shape, y), np.float32(1))
+    return pools
 
 
 @njit(inline="always")
@@ -121,3 +104,7 @@ def all_pixels(unit, x, shape, y):
     first = group * CHANNELS_AT_ONCE
     return (at(x, image * pixels * channels + first), 1, 0, pixels, channels,
             at(y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first))
+
+
+global_avg_pool2d, global_max_pool2d = global_pool(mean_of), global_pool(greatest_of)
+global_l2_pool2d = global_pool(norm_of)
