@@ -104,10 +104,10 @@ def test_what_no_kernel_takes_is_refused(argument):
 def test_launches_run_in_order_alone_or_together():
     relu = np.float32(0), np.float32(np.inf)
     x, y, z = np.float32([-1, 2]), np.zeros(2, np.float32), np.zeros(2, np.float32)
-    add = Kernel("elementwise", "binary")
+    add = Kernel("elementwise", "add")
     one, step = np.ones(2, np.float32), np.array([1])
     launches = [Kernel("elementwise", "clip").bind(*relu, x, y, False, 1),
-                add.bind(0, y, one, z, np.array([2]), step, step, 1)]
+                add.bind(y, one, z, np.array([2]), step, step, 1)]
     for launch in launches:
         launch()
     np.testing.assert_array_equal(z, [1, 3])
