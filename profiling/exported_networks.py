@@ -53,9 +53,10 @@ TIMM = [
     "gcresnext26ts", "focalnet_tiny_srf", "efficientnet_b0_gn", "tf_efficientnetv2_b0"]
 NETWORKS = [*(f"torchvision/{name}" for name in TORCHVISION), *(f"timm/{name}" for name in TIMM)]
 TORCHSCRIPT, DYNAMO = EXPORTERS = ("torchscript", "dynamo")   # the second is PyTorch's default now
-# An error that is no matter, of 32 and of 16 bits, and how many of ONNX Runtime's are none:
-# Winograd's algorithm rounds more (CNN_WINOGRAD=0 turns it off).
-LEAST, NARROW, TIMES = 1e-5, 0.05, 16
+# An error that is no matter, for a network may make a hundred of one rounding, and how many of ONNX
+# Runtime's are none: Winograd's algorithm rounds more (CNN_WINOGRAD=0 turns it off).
+LEAST = {"float32": 1e-5, "tf32": 0.05, "float16": 0.05, "bfloat16": 0.4}
+TIMES = 16
 CALLS, IDLE = 9, 0.2        # seconds before a call: ONNX Runtime's threads spin for more than 0.05
 
 
@@ -68,7 +69,7 @@ class Outcome:
     ms: float = math.inf
     onnxruntime_ms: float = math.inf
     refusal: str = ""
-    least: float = LEAST
+    least: float = LEAST["float32"]
 
     @property
     def right(self) -> bool:
@@ -143,7 +144,7 @@ def check(network: str, path: Path, how: How) -> Outcome:
     one = {"images": images[:1]}
     times = [math.inf] * 2 if how.device != "cpu" else in_turns(
         lambda: model.run(one), onnx_runtime(str(path), images[:1], threads))
-    return Outcome(network, *errors, *times, least=NARROW if "16" in how.dtype else LEAST)
+    return Outcome(network, *errors, *times, least=LEAST[how.dtype])
 
 
 def in_turns(*functions: Callable[[], Any]) -> list[float]:
@@ -188,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="of torch.onnx, default: %(default)s")
     parser.add_argument("--device", default="cpu",
                         help="default: %(default)s; nothing is timed on another")
-    parser.add_argument("--dtype", default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=LEAST, default="float32", help="default: %(default)s")
     parser.add_argument("--side", type=positive, help="of the images, instead of a network's own")
     parser.add_argument("--json", type=Path, help="write what was found to this file")
     options = parser.parse_args(arguments)
