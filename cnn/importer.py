@@ -14,7 +14,7 @@ from kernels import ops
 from kernels.ops import Op, Shape, TensorSpec
 
 from .errors import ModelError
-from .graph import Node, infer_node
+from .graph import Glue, Node, infer_node
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 Ints = Sequence[int]
@@ -101,8 +101,16 @@ class Importer:
     def shape(self, value: Value) -> Shape:
         spec = self.specs[value]
         if spec is None:
-            raise self.error(f"the shape of its input {value!r} can not be known")
+            raise self.error(f"the shape of its input {value!r} can not be known: it comes from "
+                             f"{self._origin(value)}, whose result depends on the batch")
         return spec.shape
+
+    def _origin(self, value: Value) -> str:
+        """The operator, and its node, from which a value's shape is not known any more."""
+        made = {node.output: node for node in self.nodes}
+        while not isinstance(made[value].op, Glue):
+            value = next(name for name in made[value].inputs if self.specs[name] is None)
+        return f"{made[value].op.kind} at node {made[value].name!r}"
 
     def image(self, value: Value) -> tuple[int, ...]:
         """Channels, height and width, which must be known."""
