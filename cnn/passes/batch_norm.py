@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
+from kernels.norm import in_float64
 from kernels.ops import BatchNorm, Conv2d, Linear
 
 from ..graph import Graph, Node
@@ -27,14 +26,8 @@ def _batch_norm(state: Merger, node: Node) -> Node | None:
             or not all(name in state.constants for name in node.inputs[1:])):
         return None
     assert isinstance(node.op, BatchNorm)
-    scale, bias, mean, var = (state.constants[name].astype(np.float64) for name in node.inputs[1:])
-    scale = scale / np.sqrt(var + node.op.epsilon)
-    weight = state.constants[layer.inputs[1]].astype(np.float64)
-    before = state.constants[layer.inputs[2]] if len(layer.inputs) > 2 else np.zeros(1)
-    names = f"{node.output}:weight", f"{node.output}:bias"
-    scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    state.constants[names[0]] = scaled.astype(np.float32)
-    state.constants[names[1]] = ((before - mean) * scale + bias).astype(np.float32)
     assert isinstance(layer.op, (Conv2d, Linear))
-    return replace(layer, op=replace(layer.op, activation=node.op.activation),
-                   inputs=(layer.inputs[0], *names))
+    scale, shift = in_float64(node.op, [state.constants[name] for name in node.inputs[1:]])
+    weight, bias = state.parameters(layer)
+    folded = state.with_parameters(layer, node.output, (weight.T * scale).T, bias * scale + shift)
+    return replace(folded, op=replace(layer.op, activation=node.op.activation))

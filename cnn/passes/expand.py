@@ -6,35 +6,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kernels.ops import Binary, Mul, broadcast_shapes
+from kernels.ops import Binary, Mul, TensorSpec, broadcast_shapes
 
 from ..graph import Graph, Node
 
 
 def leave_out(graph: Graph) -> Graph:
     """The graph in which such ops read what was expanded; prune.py drops what nobody reads."""
-    specs, producer = graph.infer(), graph.producer()
-
-    def before(value: str) -> str | None:
-        """What a value is that is multiplied by ones alone."""
-        node = producer.get(value)
-        if node is not None and isinstance(node.op, Mul):
-            for x, other in (node.inputs, node.inputs[::-1]):
-                if other in graph.constants and (graph.constants[other] == 1).all():
-                    return x
-        return None
+    expanded = {node.output: x for node in graph.nodes if isinstance(node.op, Mul)
+                for x, other in (node.inputs, node.inputs[::-1])
+                if other in graph.constants and (graph.constants[other] == 1).all()}
+    if not expanded:
+        return graph
+    specs = graph.infer()
 
     def narrowed(node: Node) -> Node:
         if not isinstance(node.op, Binary):
             return node
-        inputs, output = list(node.inputs), specs[node.output]
+        inputs = list(node.inputs)
         for i in (0, 1):
-            narrow, other = before(inputs[i]), specs[inputs[1 - i]]
-            spec = None if narrow is None else specs[narrow]
-            if narrow is not None and spec is not None and other is not None and (
-                    output is not None
-                    and broadcast_shapes(spec.shape, other.shape) == output.shape):
+            narrow = expanded.get(inputs[i])
+            if narrow is not None and _become(specs[narrow], specs[inputs[1 - i]],
+                                              specs[node.output]):
                 inputs[i] = narrow
         return replace(node, inputs=tuple(inputs))
 
     return replace(graph, nodes=tuple(map(narrowed, graph.nodes)))
+
+
+def _become(a: TensorSpec | None, b: TensorSpec | None, y: TensorSpec | None) -> bool:
+    """Whether a and b are broadcast to y, as far as is known."""
+    if a is None or b is None or y is None:
+        return False
+    return broadcast_shapes(a.shape, b.shape) == y.shape

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
 
 from kernels.ops import Conv2d, Linear, Op, TensorSpec
 
@@ -20,12 +23,16 @@ class Merger:
     """The graph being rewritten, and what the rules ask about it."""
 
     def __init__(self, graph: Graph, keep: frozenset[str]) -> None:
-        self.constants = dict(graph.constants)
-        self.specs: dict[str, TensorSpec | None] = graph.infer()
+        self.graph, self.constants = graph, dict(graph.constants)
         self.nodes = {node.output: node for node in graph.nodes}
         self.order = {node.output: i for i, node in enumerate(graph.nodes)}
         self.readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
         self.needed = {*graph.outputs, *keep}
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec | None]:
+        """Of all values, as they were before anything was merged; few rules ask for them."""
+        return self.graph.infer()
 
     def layer(self, value: str, kinds: tuple[type[Op], ...] = (Conv2d, Linear)) -> Node | None:
         """The layer of these kinds, without activation yet and with constant weights, that gives
@@ -37,6 +44,22 @@ class Merger:
                 or self.readers.get(value) != 1 or value in self.needed):
             return None
         return node
+
+    def parameters(self, layer: Node) -> tuple[np.ndarray, np.ndarray]:
+        """float64 copies of a layer's weight and bias, zeros where it has none."""
+        weight = self.constants[layer.inputs[1]].astype(np.float64)
+        if len(layer.inputs) == 2:
+            return weight, np.zeros(len(weight))
+        return weight, self.constants[layer.inputs[2]].astype(np.float64)
+
+    def with_parameters(self, layer: Node, value: str, weight: np.ndarray, bias: np.ndarray
+                        ) -> Node:
+        """The layer with these, rounded, instead of all its inputs but the first; they are named
+        after the value that it is to give."""
+        names = f"{value}:weight", f"{value}:bias"
+        for name, array in zip(names, (weight, bias), strict=True):
+            self.constants[name] = array.astype(np.float32)
+        return replace(layer, inputs=(layer.inputs[0], *names))
 
 
 def merge(graph: Graph, keep: frozenset[str], *rules: Rule) -> Graph:

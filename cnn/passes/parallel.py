@@ -7,10 +7,9 @@ in float64 and rounded once. After batch_norm.py: the norms that are left have n
 """
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
+from kernels.norm import in_float64
 from kernels.ops import Add, BatchNorm, Conv2d, Pair
 
 from ..graph import Graph, Node
@@ -26,41 +25,31 @@ def _sum(state: Merger, node: Node) -> Node | None:
     if not isinstance(node.op, Add):
         return None
     for value, other in (node.inputs, node.inputs[::-1]):
-        layer, added = state.layer(value, (Conv2d,)), state.nodes.get(other)
+        layer, added = state.layer(value, (Conv2d,)), state.layer(other, (Conv2d, BatchNorm))
         if (layer is not None and added is not None and len(layer.inputs) < 4
                 and added.inputs[0] == layer.inputs[0]):
             joined = _joined(state, layer, added)
             if joined is not None:
-                names = f"{node.output}:weight", f"{node.output}:bias"
-                state.constants.update(zip(names, joined, strict=True))
-                return replace(layer, inputs=(layer.inputs[0], *names))
+                return state.with_parameters(layer, node.output, *joined)
     return None
 
 
 def _joined(state: Merger, layer: Node, added: Node) -> tuple[np.ndarray, np.ndarray] | None:
     """Weight and bias of the layer that adds the other one, of the same input, to its sum; None
-    where their windows or groups do not allow it, or somebody else needs the other one."""
+    where their windows or groups do not allow it."""
     assert isinstance(layer.op, Conv2d)
-    weight, bias = _parameters(state, layer)
-    if isinstance(added.op, BatchNorm):
-        found = _of_batch_norm(state, added, weight.shape, layer.op.groups)
-        padding, stride = (0, 0, 0, 0), (1, 1)
-    elif state.layer(added.output, (Conv2d,)) is added and len(added.inputs) < 4:
-        assert isinstance(added.op, Conv2d)
-        found, padding, stride = _parameters(state, added), added.op.padding, added.op.stride
-        if (added.op.groups, added.op.dilation) != (layer.op.groups, layer.op.dilation):
-            return None
-    else:
+    weight, bias = state.parameters(layer)
+    op, found = layer.op, _as_convolution(state, added, layer.op, weight.shape)
+    if found is None or op.dilation != (1, 1):
         return None
-    if found is None or stride != layer.op.stride or layer.op.dilation != (1, 1):
-        return None
-    place = layer.op.padding[0] - padding[0], layer.op.padding[1] - padding[1]
-    if not _inside(place, found[0].shape[1:3], weight.shape[1:3]):
+    small, its_bias, padding = found
+    place = op.padding[0] - padding[0], op.padding[1] - padding[1]
+    if not _inside(place, small.shape[1:3], weight.shape[1:3]):
         return None
     rows, columns = (slice(first, first + size)
-                     for first, size in zip(place, found[0].shape[1:3], strict=True))
-    weight[:, rows, columns] += found[0]
-    return weight.astype(np.float32), (bias + found[1]).astype(np.float32)
+                     for first, size in zip(place, small.shape[1:3], strict=True))
+    weight[:, rows, columns] += small
+    return weight, bias + its_bias
 
 
 def _inside(place: Pair, small: tuple[int, ...], large: tuple[int, ...]) -> bool:
@@ -68,25 +57,22 @@ def _inside(place: Pair, small: tuple[int, ...], large: tuple[int, ...]) -> bool
                for first, size, most in zip(place, small, large, strict=True))
 
 
-def _parameters(state: Merger, layer: Node) -> tuple[np.ndarray, np.ndarray]:
-    """float64 copies of a convolution's weight and bias."""
-    weight = state.constants[layer.inputs[1]].astype(np.float64)
-    bias = (state.constants[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2
-            else np.zeros(len(weight)))
-    return weight, bias
-
-
-def _of_batch_norm(state: Merger, norm: Node, shape: tuple[int, ...], groups: int
-                   ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A batch norm as a convolution of 1x1 in as many groups: output o reads channel o alone."""
-    assert isinstance(norm.op, BatchNorm)
+def _as_convolution(state: Merger, added: Node, op: Conv2d, shape: tuple[int, ...]
+                    ) -> tuple[np.ndarray, np.ndarray, Pair] | None:
+    """Weight, bias and padding (top, left) of what is added, as a convolution of op's stride and
+    groups; None where it is none. shape: of op's weight."""
+    if isinstance(added.op, Conv2d):
+        same = (added.op.stride, added.op.groups, added.op.dilation) == (
+            op.stride, op.groups, op.dilation)
+        if not same or len(added.inputs) > 3:
+            return None
+        return *state.parameters(added), added.op.padding[:2]
+    # A batch norm is one of 1x1 whose output o reads channel o alone.
+    assert isinstance(added.op, BatchNorm)
     out_channels, _, _, per_group = shape
-    if (norm.op.activation is not None or out_channels != per_group * groups
-            or state.readers.get(norm.output) != 1 or norm.output in state.needed
-            or not all(name in state.constants for name in norm.inputs[1:])):
+    if op.stride != (1, 1) or out_channels != per_group * op.groups:
         return None
-    scale, bias, mean, var = (state.constants[name].astype(np.float64) for name in norm.inputs[1:])
-    scale = scale / np.sqrt(var + norm.op.epsilon)
+    scale, shift = in_float64(added.op, [state.constants[name] for name in added.inputs[1:]])
     weight = np.zeros((out_channels, 1, 1, per_group))
     weight[np.arange(out_channels), 0, 0, np.arange(out_channels) % per_group] = scale
-    return weight, bias - mean * scale
+    return weight, shift, (0, 0)
