@@ -7,7 +7,7 @@
 Needs torch, torchvision, timm, onnxscript and onnxruntime. A network has random weights, and the
 statistics of its batch norms are those of random images, so that values keep their size from layer
 to layer. It is exported with a free batch by either of torch.onnx's exporters, and run on two
-random images by ONNX Runtime and by us, on the CPU in float32. Both are compared with PyTorch's
+random images by ONNX Runtime, in float32 on the CPU, and by us. Both are compared with PyTorch's
 network in float64: the largest error of a logit over the largest logit. Ours is right if it is not
 much more than ONNX Runtime's, for some networks make more of a rounding than others. Times are
 medians of calls in turns on one image, with idle time between, and rough: compare_cpu.py measures.
@@ -129,21 +129,20 @@ def check(network: str, path: Path, how: How) -> Outcome:
     import torch
     module, side = build(network, how.side)
     export(module, side, path, how.exporter)
-    threads = how.threads
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
     try:
         model = cnn.load(path, device=how.device, dtype=how.dtype,
-                         threads=threads if how.device == "cpu" else None)
+                         threads=how.threads if how.device == "cpu" else None)
         ours = model.run({"images": images})["logits"]
     except cnn.ModelError as error:
         return Outcome(network, refusal=str(error).removeprefix(f"{path}: "))
-    theirs = onnx_runtime(str(path), images, threads)()
+    theirs = onnx_runtime(str(path), images, how.threads)()
     with torch.no_grad():
         exact = module.double()(torch.from_numpy(images).double()).numpy()
     errors = [float(np.abs(found - exact).max() / np.abs(exact).max()) for found in (ours, theirs)]
     one = {"images": images[:1]}
     times = [math.inf] * 2 if how.device != "cpu" else in_turns(
-        lambda: model.run(one), onnx_runtime(str(path), images[:1], threads))
+        lambda: model.run(one), onnx_runtime(str(path), images[:1], how.threads))
     return Outcome(network, *errors, *times, least=LEAST[how.dtype])
 
 

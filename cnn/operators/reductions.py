@@ -1,6 +1,9 @@
 """Sums, means, greatest values and norms along axes."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from kernels import ops
@@ -10,40 +13,13 @@ from ..importer import Importer, Ints, Value
 MOST_TERMS = 16     # of a sum that is written out
 
 
-def ReduceMean(net: Importer, x: Value, axes_input: Value | None = None, *,
-               axes: Ints | None = None, keepdims: int = 1,
-               noop_with_empty_axes: int = 0) -> Value:
-    return _pooled(net, ops.GlobalAvgPool2d(), x, net.given(axes_input, axes, "axes"), keepdims,
-                   noop_with_empty_axes)
-
-
-def ReduceMax(net: Importer, x: Value, axes_input: Value | None = None, *, axes: Ints | None = None,
-              keepdims: int = 1, noop_with_empty_axes: int = 0) -> Value:
-    return _pooled(net, ops.GlobalMaxPool2d(), x, net.given(axes_input, axes, "axes"), keepdims,
-                   noop_with_empty_axes)
-
-
-def ReduceL2(net: Importer, x: Value, axes_input: Value | None = None, *, axes: Ints | None = None,
-             keepdims: int = 1, noop_with_empty_axes: int = 0) -> Value:
-    return _pooled(net, ops.GlobalL2Pool2d(), x, net.given(axes_input, axes, "axes"), keepdims,
-                   noop_with_empty_axes)
-
-
-def ReduceSum(net: Importer, x: Value, axes_input: Value | None = None, *,
-              axes: Ints | None = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Value:
-    wanted = net.given(axes_input, axes, "axes")
-    if noop_with_empty_axes and not wanted:
-        return x
-    return sum_along(net, x, wanted, keepdims)
-
-
 def sum_along(net: Importer, x: Value, axes: Ints | None, keepdims: int) -> Value:
     """Along one short axis its slices are added, as split attention wants it; else the sum is as
     many times the mean as there are elements."""
     shape, over = net.shape(x), _known_axes(net, x, axes)
     elements = ops.count(tuple(shape[axis] for axis in over))
     if len(over) > 1 or elements > MOST_TERMS:
-        mean = _pooled(net, ops.GlobalAvgPool2d(), x, axes, keepdims)
+        mean = _pooled(ops.GlobalAvgPool2d(), net, x, axes, keepdims)
         number = net.add_constant(f"{net.name}:elements", np.array(elements, np.float32))
         return net.emit(ops.Mul(), mean, number)
     (axis,) = over
@@ -54,12 +30,10 @@ def sum_along(net: Importer, x: Value, axes: Ints | None, keepdims: int) -> Valu
     return total if keepdims else net.without_axes(total, [axis], suffix=":squeeze")
 
 
-def _pooled(net: Importer, pool: ops.GlobalPool2d, x: Value, axes: Ints | None, keepdims: int,
-            nothing_for_none: int = 0) -> Value:
+def _pooled(pool: ops.GlobalPool2d, net: Importer, x: Value, axes: Ints | None, keepdims: int
+            ) -> Value:
     """What global pooling makes of images whose pixels lie along `axes`; the last of the other axes
     is their channels, where its size is known."""
-    if nothing_for_none and not axes:
-        return x
     shape, over = net.shape(x), _known_axes(net, x, axes)
     if len(shape) == 4 and over in ([1, 2], [2, 3]):        # over height and width, NHWC or NCHW
         y = net.emit(pool, x) if over == [1, 2] else net.channels_last(pool, x)
@@ -86,3 +60,20 @@ def _known_axes(net: Importer, x: Value, axes: Ints | None) -> list[int]:
         raise net.error(f"a reduction over axes {axes} of shape {shape} is not supported: it must "
                         f"name axes whose sizes are in the file, and not the batch")
     return over
+
+
+def _reduction(reduce: Callable[[Importer, Value, Ints | None, int], Value]
+               ) -> Callable[..., Value]:
+    """The operator that reduces so; in newer opsets no axes may mean that nothing is reduced."""
+    def operator(net: Importer, x: Value, axes_input: Value | None = None, *,
+                 axes: Ints | None = None, keepdims: int = 1,
+                 noop_with_empty_axes: int = 0) -> Value:
+        wanted = net.given(axes_input, axes, "axes")
+        return x if noop_with_empty_axes and not wanted else reduce(net, x, wanted, keepdims)
+    return operator
+
+
+ReduceSum = _reduction(sum_along)
+ReduceMean = _reduction(partial(_pooled, ops.GlobalAvgPool2d()))
+ReduceMax = _reduction(partial(_pooled, ops.GlobalMaxPool2d()))
+ReduceL2 = _reduction(partial(_pooled, ops.GlobalL2Pool2d()))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def Slice(net: Importer, x: Value, starts_input: Value | None = None,
 def Pad(net: Importer, x: Value, pads_input: Value | None = None, value_input: Value | None = None,
         axes_input: Value | None = None, *, mode: PadMode = "constant", pads: Ints | None = None,
         value: float = 0.0) -> Value:
-    if mode not in ("constant", "edge", "reflect"):
+    if mode not in get_args(PadMode):
         raise net.error(f"Pad with mode {mode!r} is not supported, only 'constant', 'edge' and "
                         f"'reflect'")
     if value_input is not None:

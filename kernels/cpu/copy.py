@@ -4,7 +4,7 @@ from __future__ import annotations
 from .jit import kernel, njit
 from .parallel import parallel_for
 from .simd import at, copy_numbers, transpose_tile
-from .sizes import LANES
+from .sizes import CONSTANT, LANES, REFLECT
 
 PIECE = 1 << 14     # numbers that one thread copies at once
 BLOCK = 32          # rows of a matrix that a thread transposes at once: whole lines of the result
@@ -28,27 +28,38 @@ def copy_pieces(thread, first_unit, end_unit, pieces, width, x, x_width, x_first
 
 
 @kernel
-def pad(x, x_sizes, before, y, y_sizes, value, threads):
-    """Flat y of axes y_sizes: `value`, and in it x, of axes x_sizes, from `before` on."""
-    parallel_for(pad_rows, len(y) // y_sizes[-1], threads, (x, x_sizes, before, y, y_sizes, value))
+def pad(x, x_sizes, before, y, y_sizes, mode, value, threads):
+    """Flat y of axes y_sizes: x, of axes x_sizes, from `before` on, and around it `value`, or the
+    elements of x that `mirrored` names."""
+    parallel_for(pad_rows, len(y) // y_sizes[-1], threads, (
+        x, x_sizes, before, y, y_sizes, mode, value))
 
 
 @njit()
-def pad_rows(thread, first_row, end_row, x, x_sizes, before, y, y_sizes, value):
+def pad_rows(thread, first_row, end_row, x, x_sizes, before, y, y_sizes, mode, value):
     last = len(y_sizes) - 1
     for row in range(first_row, end_row):
         rest, source, step, inside = row, 0, x_sizes[last], True
         for axis in range(last - 1, -1, -1):
             i = rest % y_sizes[axis] - before[axis]
+            if mode != CONSTANT:
+                i = mirrored(i, x_sizes[axis], mode)
             inside &= (i >= 0) & (i < x_sizes[axis])
             source += i * step
             step *= x_sizes[axis]
             rest //= y_sizes[axis]
         start = row * y_sizes[last]
         first, taken = start + before[last], x_sizes[last] if inside else 0
-        fill(y[start:first], value)
         copy_numbers(at(y, first), at(x, source), taken)
-        fill(y[first + taken:start + y_sizes[last]], value)
+        end = start + y_sizes[last]
+        if mode == CONSTANT:
+            fill(y[start:first], value)
+            fill(y[first + taken:end], value)
+        else:
+            for i in range(start - first, 0):
+                y[first + i] = x[source + mirrored(i, taken, mode)]
+            for i in range(taken, end - first):
+                y[first + i] = x[source + mirrored(i, taken, mode)]
 
 
 @njit()
@@ -57,38 +68,10 @@ def fill(y, value):
         y[i] = value
 
 
-@kernel
-def pad_mirrored(x, x_sizes, before, y, y_sizes, reflect, threads):
-    """Flat y of axes y_sizes: x, of axes x_sizes, from `before` on, and around it what `mirrored`
-    names."""
-    parallel_for(pad_mirrored_rows, len(y) // y_sizes[-1], threads, (
-        x, x_sizes, before, y, y_sizes, reflect))
-
-
-@njit()
-def pad_mirrored_rows(thread, first_row, end_row, x, x_sizes, before, y, y_sizes, reflect):
-    last = len(y_sizes) - 1
-    size = x_sizes[last]
-    for row in range(first_row, end_row):
-        rest, source, step = row, 0, size
-        for axis in range(last - 1, -1, -1):
-            i = rest % y_sizes[axis] - before[axis]
-            source += mirrored(i, x_sizes[axis], reflect) * step
-            step *= x_sizes[axis]
-            rest //= y_sizes[axis]
-        start = row * y_sizes[last]
-        first = start + before[last]
-        copy_numbers(at(y, first), at(x, source), size)
-        for i in range(start, first):
-            y[i] = x[source + mirrored(i - first, size, reflect)]
-        for i in range(first + size, start + y_sizes[last]):
-            y[i] = x[source + mirrored(i - first, size, reflect)]
-
-
 @njit(inline="always")
-def mirrored(i, size, reflect):
+def mirrored(i, size, mode):
     """The element of 0 .. size that stands for element i: its mirror image, or the nearest."""
-    if reflect:
+    if mode == REFLECT:
         return abs(i) if i < size else 2 * (size - 1) - i
     return max(0, min(i, size - 1))
 

@@ -1,5 +1,5 @@
-"""Functions of one float32, as plain arithmetic: loops over them become vector code, which a call
-of the C library's expf would prevent. NaN and infinity come out as IEEE says.
+"""Functions of float32 numbers, as plain arithmetic: loops over them become vector code, which a
+call of the C library's expf would prevent. NaN and infinity come out as IEEE says.
 
 Those of `ops.Unary` also take the two numbers of the op, a and b, for which most have no use.
 """
@@ -106,6 +106,8 @@ def normal_tail(x):
     p = (((((((N0 * u + N1) * u + N2) * u + N3) * u + N4) * u + N5) * u + N6) * u + N7) * u + N8
     return p * q * power
 
+
+# ---- functions of ops.Binary ------------------------------------------------------------------
 
 @njit(inline="always")
 def add(x, y):

@@ -63,6 +63,10 @@ COMMON, WIDE = range(len(WINDOWS))
 DEPTHWISE_GROUP = 16 * LANES    # channels down whose rows a thread goes: their weights stay in L1
 DEPTHWISE_BAND = 7              # of so many rows, before it goes on with others
 
+# ---- what padding consists of -----------------------------------------------------------------
+
+CONSTANT, EDGE, REFLECT = range(3)
+
 # ---- what pooling makes of a window -----------------------------------------------------------
 
 MEAN, GREATEST, L2_NORM = range(3)

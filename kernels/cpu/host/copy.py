@@ -11,6 +11,7 @@ from ...ops import (
     Concat,
     Flatten,
     Pad,
+    PadMode,
     Reshape,
     Slice,
     TensorSpec,
@@ -21,11 +22,12 @@ from ...ops import (
 )
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
+from ..sizes import CONSTANT, EDGE, REFLECT
 
-COPY_COLUMNS = Kernel("copy", "copy_columns")
-PAD, PAD_MIRRORED = Kernel("copy", "pad"), Kernel("copy", "pad_mirrored")
+COPY_COLUMNS, PAD = Kernel("copy", "copy_columns"), Kernel("copy", "pad")
 TRANSPOSE_MATRICES = Kernel("copy", "transpose_matrices")
 GATHER = Kernel("copy", "gather")
+MODES: dict[PadMode, int] = {"constant": CONSTANT, "edge": EDGE, "reflect": REFLECT}
 
 
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
@@ -68,16 +70,15 @@ def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,
 
 def prepare_pad(op: Pad, inputs: list[TensorSpec], output: TensorSpec,
                 weights: list[Array | None], options: Options) -> Step:
-    mirrored = op.mode != "constant"
+    mode, value = MODES[op.mode], np.float32(op.value)
+    mirrored = mode != CONSTANT
     axes = merge_padded(known(inputs[0].shape), op.before, op.after, mirrored)
     x_sizes, first, after = np.array(axes, np.int64).T.copy()
     y_sizes = first + x_sizes + after
-    kernel, filling = ((PAD_MIRRORED, op.mode == "reflect") if mirrored else
-                       (PAD, np.float32(op.value)))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [kernel.bind(arrays[0].reshape(-1), x_sizes, first, y.reshape(-1), y_sizes, filling,
-                            options.threads)]
+        return [PAD.bind(arrays[0].reshape(-1), x_sizes, first, y.reshape(-1), y_sizes, mode, value,
+                         options.threads)]
 
     return Step(f"pad_{op.mode}_f32" if mirrored else "pad_f32", bind)
 

@@ -3,30 +3,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import (
-    AvgPool2d,
-    GlobalAvgPool2d,
-    GlobalL2Pool2d,
-    GlobalMaxPool2d,
-    GlobalPool2d,
-    MaxPool2d,
-    Op,
-    TensorSpec,
-    known,
-)
+from ... import ops
+from ...ops import TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 
 POOL2D = Kernel("pool", "pool2d")
-GLOBAL: dict[type[Op], str] = {GlobalAvgPool2d: "global_avg_pool2d",
-                               GlobalMaxPool2d: "global_max_pool2d",
-                               GlobalL2Pool2d: "global_l2_pool2d"}
+GLOBAL: dict[type[ops.Op], str] = {
+    ops.GlobalAvgPool2d: "global_avg_pool2d", ops.GlobalMaxPool2d: "global_max_pool2d",
+    ops.GlobalL2Pool2d: "global_l2_pool2d"}
 
 
-def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
+def prepare_pool2d(op: ops.MaxPool2d | ops.AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
-    is_max = isinstance(op, MaxPool2d)
-    include_pad = isinstance(op, AvgPool2d) and op.count_include_pad
+    is_max = isinstance(op, ops.MaxPool2d)
+    include_pad = isinstance(op, ops.AvgPool2d) and op.count_include_pad
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         return [POOL2D.bind(is_max, include_pad, flat_bits(arrays[0]), known(inputs[0].shape),
@@ -37,7 +28,7 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
     return Step(f"{name}_pool2d_{op.kernel_size[0]}x{op.kernel_size[1]}_f32", bind)
 
 
-def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
+def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
                           weights: list[Array | None], options: Options) -> Step:
     batch, height, width, channels = known(inputs[0].shape)
     name = GLOBAL[type(op)]

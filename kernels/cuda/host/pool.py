@@ -3,17 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import (
-    AvgPool2d,
-    GlobalAvgPool2d,
-    GlobalL2Pool2d,
-    GlobalMaxPool2d,
-    GlobalPool2d,
-    MaxPool2d,
-    Op,
-    TensorSpec,
-    known,
-)
+from ... import ops
+from ...ops import TensorSpec, known
 from ...step import Array, Step
 from .. import pool, vector
 from ..compiler import Kernel
@@ -23,9 +14,9 @@ from .arguments import blocks, check_sizes
 
 COMPILED_IN = ((2, 2), (3, 3))      # windows whose taps are unrolled
 # The kind of `pool.whole`, and those of its two halves.
-GLOBAL: dict[type[Op], tuple[str, str, str]] = {
-    GlobalAvgPool2d: ("avg", "avg", "avg"), GlobalMaxPool2d: ("max", "max", "max"),
-    GlobalL2Pool2d: ("l2", "squares", "root")}
+GLOBAL: dict[type[ops.Op], tuple[str, str, str]] = {
+    ops.GlobalAvgPool2d: ("avg", "avg", "avg"), ops.GlobalMaxPool2d: ("max", "max", "max"),
+    ops.GlobalL2Pool2d: ("l2", "squares", "root")}
 LEAST_PIXELS = pool.ROWS * pool.FLIGHT      # of a split: each thread of its block reads FLIGHT
 
 
@@ -56,19 +47,19 @@ def kernels(dtype: str) -> list[Kernel]:
             whole_kernel("root", "float32", dtype, 4)]
 
 
-def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
+def prepare_pool2d(op: ops.MaxPool2d | ops.AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: CudaOptions) -> Step:
     check_sizes(op.kind, *inputs, output)
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, _ = known(output.shape)
     lanes = vector.lanes(output.dtype, channels)
-    kind = "max" if isinstance(op, MaxPool2d) else "avg"
+    kind = "max" if isinstance(op, ops.MaxPool2d) else "avg"
     kernel = window_kernel(kind, output.dtype, lanes, op.kernel_size)
     top, left, bottom, right = op.padding
     threads = batch * out_height * out_width * (channels // lanes)
     # What an average counts along each axis: the image, or the image and its padding.
     margins, counted = (0, 0), (height, width)
-    if isinstance(op, AvgPool2d) and op.count_include_pad:
+    if isinstance(op, ops.AvgPool2d) and op.count_include_pad:
         margins, counted = (top, left), (height + top + bottom, width + left + right)
     numbers = (threads, channels, height, width, top, left, *op.kernel_size, *op.stride,
                *op.dilation, *margins, *counted, *divisor(channels // lanes), *divisor(out_width),
@@ -80,7 +71,7 @@ def prepare_pool2d(op: MaxPool2d | AvgPool2d, inputs: list[TensorSpec], output: 
     return Step(kernel.name, bind)
 
 
-def prepare_global_pool2d(op: GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
+def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
                           weights: list[Array | None], options: CudaOptions) -> Step:
     """One launch, or, where channels and batch alone leave multiprocessors idle, results of parts
     of the pixels in the workspace and a second launch that combines those."""
