@@ -86,11 +86,10 @@ def source_of(array: Any, dtype: str) -> tuple[Any, Source]:
     if isinstance(array, Photos):
         return np.ascontiguousarray(array.pixels), Source(TensorSpec(array.shape, "uint8"),
                                                           array.settings)
-    if not array.flags.c_contiguous and array.ndim == 4:
-        planes = array.transpose(0, 3, 1, 2)
+    if not array.flags.c_contiguous:
+        planes = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
         if planes.flags.c_contiguous:
             return planes, Source(TensorSpec(planes.shape, dtype), "NCHW")
-    if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
     return array, Source(TensorSpec(array.shape, dtype))
 

@@ -1,6 +1,7 @@
 """Where a network runs. A device prepares ops into Steps, owns memory and runs what they bind."""
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import sys
@@ -18,6 +19,7 @@ from .image import Photos
 
 logger = logging.getLogger("cnn")
 Fill = Callable[[Any], None]        # with Photos or a float32 array, which may be one of the GPU's
+Fetch = Callable[[bool], Callable[[], Array]]   # what that returns waits for the copy, float32
 CPU_DTYPES = ("float32", "bfloat16")
 
 
@@ -56,6 +58,10 @@ class Device(Protocol):
     def compile(self, steps: Sequence[tuple[str, Any]]) -> Callable[[], None]:
         """What runs all that the steps of a program's layers, each with its name, have bound."""
 
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        """What has to be around all that `compile`, `inlet` and `fetcher` return: entered once a
+        run, for that takes time. DeviceError for what goes wrong inside."""
+
     def adopt(self, array: Any) -> Any:
         """Any library's array of a GPU as this device's; DeviceError where it is elsewhere."""
 
@@ -67,11 +73,9 @@ class Device(Protocol):
         """Where an output lies as float32 at the end of a run, and the launches that bring it
         there."""
 
-    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
-        """Begin to copy a value; what is returned waits for the copy, float32.
-
-        on_gpu: the copy stays there, an array of CuPy's; else it is one of NumPy's.
-        """
+    def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
+        """What begins to copy a value: where it is told True, to an array of CuPy's, which stays
+        on the GPU, else to one of NumPy's."""
 
     def synchronize(self) -> None:
         """Wait for all that was begun."""
@@ -136,6 +140,9 @@ class CpuDevice:
                 network()
         return run
 
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def adopt(self, array: Any) -> Any:
         raise not_there(self.name)
 
@@ -164,9 +171,11 @@ class CpuDevice:
     def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Launch]]:
         return value, []        # outputs are float32
 
-    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
-        copy = value.copy()
-        return lambda: copy
+    def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
+        def fetch(on_gpu: bool) -> Callable[[], Array]:
+            copy = value.copy()
+            return lambda: copy
+        return fetch
 
     def synchronize(self) -> None:
         """All work is done when it is given."""

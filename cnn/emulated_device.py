@@ -1,6 +1,7 @@
 """The emulator as a device: CUDA kernels over NumPy memory, where there is no GPU."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from kernels.ops import TensorSpec, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
-from .devices import Fill, not_there
+from .devices import Fetch, Fill, not_there
 from .errors import DeviceError
 
 
@@ -36,6 +37,9 @@ class EmulatedDevice(CudaKernels):
     def view(self, block: Array, spec: TensorSpec) -> Array:
         return block.view(NUMPY[spec.dtype]).reshape(known(spec.shape))
 
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def adopt(self, array: Any) -> Any:
         raise not_there(self.name)
 
@@ -45,10 +49,12 @@ class EmulatedDevice(CudaKernels):
             self._emulate(entry(source, spec).bind([memory], value, value))
         return fill
 
-    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Array]:
-        host = np.empty(value.shape, np.float32)
-        self._emulate(widen(spec).bind([value], host, value))
-        return lambda: host
+    def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
+        def fetch(on_gpu: bool) -> Callable[[], Array]:
+            host = np.empty(value.shape, np.float32)
+            self._emulate(widen(spec).bind([value], host, value))
+            return lambda: host
+        return fetch
 
     def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
         def run() -> None:

@@ -13,7 +13,7 @@ from kernels.ops import Concat, Op, Shape, TensorSpec, count, known
 from kernels.step import Array, Step
 
 from . import fold, passes
-from .devices import Device
+from .devices import Device, Fetch
 from .errors import ModelError, OutOfMemory
 from .graph import Graph, Node
 from .plan import Part, plan, views
@@ -97,6 +97,8 @@ class Program:
             self._outlets[PROBABILITIES] = self._activated(activation, options)
         last = [launch for _, launches in self._outlets.values() for launch in launches]
         self._run = device.compile([*self.steps, ("(output)", last)] if last else self.steps)
+        self._fetches = {name: self._fetcher(name)
+                         for name in {*graph.outputs, *keep, *self._outlets}}
         self._lock = threading.Lock()
 
     def _readers(self, name: str, shared: dict[str, str], keep: frozenset[str]) -> list[Any]:
@@ -164,20 +166,22 @@ class Program:
         A GPU works meanwhile, also on runs that are begun before this one is waited for. on_gpu
         leaves the copies there.
         """
-        with self._lock:
+        with self._lock, self.device.guarded():
             for name, fill in self._inlets.items():
                 fill(inputs[name])
             self._run()
-            copies = {name: self._fetch(name, on_gpu) for name in values or self.graph.outputs}
+            copies = {name: self._fetches[name](on_gpu) for name in values or self.graph.outputs}
         return lambda: {name: wait() for name, wait in copies.items()}
 
-    def _fetch(self, name: str, on_gpu: bool) -> Callable[[], Array]:
+    def _fetcher(self, name: str) -> Fetch:
+        """What begins to copy a value that may be asked for."""
         if name in self._outlets:
             value, _ = self._outlets[name]
-            return self.device.fetch(value, TensorSpec(self._specs[name].shape), on_gpu)
+            return self.device.fetcher(value, TensorSpec(self._specs[name].shape))
         if name in self.values:
-            return self.device.fetch(self.values[name], self._specs[name], on_gpu)
-        return self.graph.constants[name].copy
+            return self.device.fetcher(self.values[name], self._specs[name])
+        constant = self.graph.constants[name]
+        return lambda on_gpu: constant.copy
 
 
 def without_parts(layer: Layer, parts: Mapping[str, Part]) -> Layer:

@@ -17,11 +17,11 @@ from kernels.cuda.compiler import number_of
 from kernels.cuda.errors import CudaError
 from kernels.cuda.launch import CudaOptions, Launch
 from kernels.device import on_gpu
-from kernels.ops import TensorSpec, count, known
+from kernels.ops import Shape, TensorSpec, count, known
 from kernels.step import Array
 
-from .cuda_devices import NUMPY, CudaKernels, Source, entry, source_of, widen
-from .devices import Fill
+from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
+from .devices import Fetch, Fill
 from .errors import DeviceError, OutOfMemory
 
 WORDS = {4: np.uint32, 2: np.uint16}
@@ -85,15 +85,16 @@ class CudaDevice(CudaKernels):
     def allocate(self, size: int) -> Any:
         """OutOfMemory where CuPy's pool can not get as many bytes, even after freeing its own."""
         with self.guarded(self.stream):
-            return self._empty(size)
+            return self._empty((size,), np.uint8)
 
-    def _empty(self, size: int) -> Any:
+    def _empty(self, shape: Shape, dtype: type[np.generic]) -> Any:
         """Memory of the current stream: CuPy's pool gives it on only in the order of that one."""
         try:
-            return self._cupy.empty(size, np.uint8)
+            return self._cupy.empty(shape, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError:
             free, _ = self._cupy.cuda.runtime.memGetInfo()
-            raise OutOfMemory(self.name, size, free) from None
+            needed = count(shape) * np.dtype(dtype).itemsize
+            raise OutOfMemory(self.name, needed, free) from None
 
     def view(self, block: Array, spec: TensorSpec) -> Array:
         size = NUMPY[spec.dtype].itemsize
@@ -122,8 +123,7 @@ class CudaDevice(CudaKernels):
 
         def replay() -> None:
             assert launches         # they hold the memory that the graph uses
-            with self.guarded():
-                graph.launch(self.stream)
+            graph.launch(self.stream)
         return replay
 
     def _one_by_one(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> None:
@@ -139,32 +139,52 @@ class CudaDevice(CudaKernels):
 
     def adopt(self, array: Any) -> Any:
         cupy = self._cupy
-        with self.guarded():
-            if not isinstance(array, cupy.ndarray):
+        if not isinstance(array, cupy.ndarray):
+            with self.guarded():
                 array = (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
                          else cupy.from_dlpack(array))
-        if array.device.id != self.index:
-            raise DeviceError(f"the array lies on GPU {array.device.id} and the model runs on "
+        index = array.data.device_id        # array.device is an object, made anew
+        if index != self.index:
+            raise DeviceError(f"the array lies on GPU {index} and the model runs on "
                               f"{self.name}: copy it, or load the model there")
         return array
 
-    def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
+    def inlet(self, value: Any, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
         stages: list[Stage] = []
-        with self.guarded():
-            arrived = self._cupy.cuda.Event(disable_timing=True)
+        as_it_is, size = NUMPY[spec.dtype], value.nbytes
+        event = self._event()
 
         def fill(array: Any) -> None:
-            if on_gpu(array):
-                self._take(array, value, spec, arrived)
+            if not on_gpu(array):
+                self._send(array, value, spec, stages)
                 return
-            memory, source = source_of(array, "float32")
-            with self.guarded(self.stream):
-                stage = self._free_stage(stages, memory.nbytes)
-                there = stage.upload(memory, self._uploads)
-                self.stream.wait_event(stage.uploaded)
-                gpu.execute(entry(source, spec).bind([there], value, value))
-                stage.consumed.record(self.stream)
+            follow(self.stream, self._callers_stream(), event)
+            if array.dtype == as_it_is and array.flags.c_contiguous:
+                value.data.copy_from_device_async(array.data, size, self.stream)
+                return
+            memory, source = source_of(array, NAMES[array.dtype])
+            with self.stream:
+                gpu.execute(entry(source, spec).bind([gpu.aligned(memory)], value, value))
         return fill
+
+    def _callers_stream(self) -> Any:
+        """Outside of `with self.stream`."""
+        return self._cupy.cuda.get_current_stream(self.index)
+
+    def _event(self) -> Any:
+        """What waits for an event waits for what was recorded last: one serves run after run."""
+        with self.guarded():
+            return self._cupy.cuda.Event(disable_timing=True)
+
+    def _send(self, array: Array, value: Any, spec: TensorSpec, stages: list[Stage]) -> None:
+        """Fill from memory of the host."""
+        memory, source = source_of(array, "float32")
+        with self.stream:
+            stage = self._free_stage(stages, memory.nbytes)
+            there = stage.upload(memory, self._uploads)
+            self.stream.wait_event(stage.uploaded)
+            gpu.execute(entry(source, spec).bind([there], value, value))
+            stage.consumed.record(self.stream)
 
     def _free_stage(self, stages: list[Stage], size: int) -> Stage:
         """One that no batch is in; a second one comes with the first batch that would wait."""
@@ -179,36 +199,37 @@ class CudaDevice(CudaKernels):
         stages.append(stages.pop(stages.index(free)))       # the one used longest ago is first
         return free
 
-    def _take(self, array: Any, value: Any, spec: TensorSpec, arrived: Any) -> None:
-        """Fill from memory of this GPU, after what the caller's stream has in hand."""
-        memory, source = source_of(array, NAMES[array.dtype])
-        with self.guarded():
-            arrived.record(self._cupy.cuda.get_current_stream())
-            self.stream.wait_event(arrived)
-            if source == Source(spec):      # as it is to lie there
-                value.data.copy_from_device_async(memory.data, memory.nbytes, self.stream)
-                return
-            with self.stream:
-                gpu.execute(entry(source, spec).bind([gpu.aligned(memory)], value, value))
+    def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
+        shape = known(spec.shape)
+        event = self._event()
 
-    def fetch(self, value: Array, spec: TensorSpec, on_gpu: bool) -> Callable[[], Any]:
-        with self.guarded():
-            caller = self._cupy.cuda.get_current_stream()
-            target = caller if on_gpu else self.stream      # which the new memory belongs to
-            with target:
-                there = self._empty(4 * value.size).view(np.float32).reshape(value.shape)
-            self.stream.wait_event(target.record())
-            if spec.dtype == "float32":
-                there.data.copy_from_device_async(value.data, there.nbytes, self.stream)
-            else:
+        def fetch(on_gpu: bool) -> Callable[[], Any]:
+            if not on_gpu:
                 with self.stream:
-                    gpu.execute(widen(spec).bind([value], there, value))
-            done = self.stream.record()
-            if on_gpu:
-                caller.wait_event(done)     # also before it may overwrite the inputs
-                return lambda: there
-            self._downloads.wait_event(done)
-            return Download(self, there, self._downloads)
+                    there = self._empty(shape, np.float32)
+                self._copy(value, spec, there)
+                follow(self._downloads, self.stream, event)
+                return Download(self, there, self._downloads)
+            caller, there = self._callers_stream(), self._empty(shape, np.float32)
+            follow(self.stream, caller, event)      # which may have had that memory in use
+            self._copy(value, spec, there)
+            follow(caller, self.stream, event)      # also before it may overwrite the inputs
+            return lambda: there
+        return fetch
+
+    def _copy(self, value: Any, spec: TensorSpec, there: Any) -> None:
+        """A value into float32 memory."""
+        if spec.dtype == "float32":
+            there.data.copy_from_device_async(value.data, there.nbytes, self.stream)
+            return
+        with self.stream:
+            gpu.execute(widen(spec).bind([value], there, value))
+
+
+def follow(stream: Any, other: Any, event: Any) -> None:
+    """What `stream` is given from now on comes after all that the other one has in hand."""
+    event.record(other)
+    stream.wait_event(event)
 
 
 class Stage:

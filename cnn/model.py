@@ -7,7 +7,8 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property, lru_cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 # What makes probabilities of an output, by its name for people.
 ACTIVATIONS: dict[str, ops.Op | None] = {"softmax": ops.Softmax(-1), "sigmoid": ops.Sigmoid(),
                                          "none": None}
-GPU_DTYPES = ("float32", "float16")
+HOST_DTYPES: frozenset[np.dtype] = frozenset({np.dtype(np.float32)})
+GPU_DTYPES = HOST_DTYPES | {np.dtype(np.float16)}
 MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
 
 
@@ -94,13 +96,14 @@ class Model:
     @property
     def input_shape(self) -> Shape:
         """(N, H, W, C) of the one input that is an image; None stands for any size."""
-        return self._image_input()[1]
+        return self._image_input[1]
 
     @property
     def threads(self) -> int | None:
         """CPU threads; None where kernels run elsewhere."""
         return self._device.threads
 
+    @cached_property
     def _image_input(self) -> tuple[str, Shape]:
         inputs = [(name, spec.shape) for name, spec in self._graph.inputs.items()]
         if len(inputs) != 1 or len(inputs[0][1]) != 4:
@@ -181,7 +184,7 @@ class Model:
 
     def _start(self, batch: Any) -> Callable[[], Any]:
         """Begin to `predict`; what is returned waits for the probabilities."""
-        name, shape = self._image_input()
+        name, shape = self._image_input
         output = self._graph.outputs[0]
         wait = self._begin({name: self._checked(batch, f"{self.name}: batch", shape)},
                            probabilities=True)
@@ -257,10 +260,9 @@ class Model:
 
     def _checked(self, array: Any, what: str, shape: Shape) -> Any:
         """The array, one of a GPU as CuPy's, if dtype and shape fit; ModelError otherwise."""
-        kinds = "a float32 NumPy array"
-        dtypes: tuple[str, ...] = ("float32",)
+        kinds, dtypes = "a float32 NumPy array", HOST_DTYPES
         if on_gpu(array):
-            array, dtypes, kinds = self._device.adopt(array), GPU_DTYPES, " or ".join(GPU_DTYPES)
+            array, kinds, dtypes = self._device.adopt(array), "float32 or float16", GPU_DTYPES
             if not array.flags.c_contiguous:
                 raise ModelError(f"{what} must be C-contiguous on the GPU, it has strides "
                                  f"{array.strides}; convert it with cupy.ascontiguousarray(x)")
@@ -268,9 +270,7 @@ class Model:
             raise ModelError(f"{what} must be {kinds}, it is {type(array).__name__}")
         if not isinstance(array, Photos) and array.dtype not in dtypes:
             raise ModelError(f"{what} must be {kinds}, it is {array.dtype}")
-        fits = len(array.shape) == len(shape) and all(
-            size is None or size == given for size, given in zip(shape, array.shape, strict=True))
-        if not fits:
+        if not _fits(array.shape, shape):
             raise ModelError(f"{what} has shape {array.shape}; {shape} is needed, None being any "
                              f"size")
         return array
@@ -283,8 +283,8 @@ class Model:
         empty, and nothing runs for them.
         """
         shapes = {name: array.shape for name, array in arrays.items()}
-        if not any(0 in shape for shape in shapes.values()):
-            there = any(on_gpu(array) for array in arrays.values())
+        if 0 not in chain.from_iterable(shapes.values()):
+            there = any(map(on_gpu, arrays.values()))
             program = self._program(shapes)
             if probabilities and isinstance(program, Program) and program.activated:
                 return program.start(arrays, (PROBABILITIES,), there)
@@ -338,7 +338,7 @@ class Model:
 
     def warmup(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Compile and prepare for these batch sizes now, so that no later call waits for it."""
-        _, shape = self._image_input()
+        _, shape = self._image_input
         size, settings = self._image_size(shape), self.preprocessing
         fits = settings is not None and size == (*settings.size, settings.channels)
         for batch_size in batch_sizes:
@@ -362,7 +362,7 @@ class Model:
         layers: only these; ModelError for a name that is not one. A batch norm that is folded
         into its convolution is listed, the convolution's value before it is never computed.
         """
-        name, shape = self._image_input()
+        name, shape = self._image_input
         given = isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype == np.float32
         batch = self._checked(image if given else self.preprocess(image), f"{self.name}: batch",
                               shape)
@@ -455,6 +455,13 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
     imported = load_onnx(path)
     return Model(imported, labels=labels or zoo.labels_of(imported.metadata, path),
                  preprocess=preprocess or zoo.preprocess_of(imported.metadata, path), **common)
+
+
+@lru_cache(256)     # of what calls give again and again
+def _fits(given: Shape, wanted: Shape) -> bool:
+    """Whether a shape is as wanted, where None stands for any size."""
+    return len(given) == len(wanted) and all(
+        want is None or want == size for size, want in zip(given, wanted, strict=True))
 
 
 def _is_image(candidate: Any) -> bool:

@@ -8,8 +8,9 @@ DLPACK_CUDA = 2         # DLDeviceType.kDLCUDA
 
 def on_gpu(array: Any) -> bool:
     """Whether it lies on a GPU, by `__cuda_array_interface__` or by DLPack."""
-    if type(array).__module__ == "cupy":
-        return True         # each of CuPy's does, and building its interface to ask takes time
+    library = type(array).__module__
+    if library in ("cupy", "numpy"):    # known, and to ask them takes time: an interface is built
+        return library == "cupy"
     if hasattr(array, "__cuda_array_interface__"):
         return True
     device = getattr(array, "__dlpack_device__", None)

@@ -32,6 +32,7 @@ class OutOfMemoryError(MemoryError):
 
 class ndarray(np.ndarray):
     """An array "on a GPU", of the number that its `device` says."""
+    __module__ = "cupy"
     index, cupy = 0, None
 
     @property
@@ -74,7 +75,7 @@ class Memory:
 
     def __init__(self, array):
         self.bytes = np.asarray(array).reshape(-1).view(np.uint8)
-        self.ptr = self.bytes.ctypes.data
+        self.ptr, self.device_id = self.bytes.ctypes.data, array.index
 
     def copy_from_device_async(self, source, size, stream):
         stream.put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
@@ -276,7 +277,7 @@ class FakeCupy:
                                    funcGetAttribute=lambda kind, _: 40 if kind == 4 else 1024,
                                    occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 2),
             Event=lambda **options: Event(self, **options),
-            get_current_stream=lambda: here.stream,
+            get_current_stream=lambda device_id=-1: here.stream,
             get_elapsed_time=self.elapsed, alloc_pinned_memory=self.alloc_pinned,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             nvtx=SimpleNamespace(RangePush=lambda name: None, RangePop=lambda: None))

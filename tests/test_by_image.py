@@ -154,7 +154,7 @@ def test_an_image_has_the_bits_of_the_whole_batch_whatever_is_in_the_others():
     _, height, width, channels = model.input_shape
     batch = normal(np.random.default_rng(0), 4, height, width, channels)
     alone = [model.predict(image[None]) for image in batch]
-    program = model._program({model._image_input()[0]: batch.shape})
+    program = model._program({model._image_input[0]: batch.shape})
     assert isinstance(program, ByImage)
     np.testing.assert_array_equal(model.predict(batch), np.concatenate(alone))
     batch[2] = np.nan

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -188,6 +189,43 @@ def test_what_is_to_lie_there_as_it_is_needs_no_kernel_outside_the_graph(
     assert [name[:12] for name in launched] == kernels
 
 
+def test_the_host_does_little_before_the_graph_is_launched(cupy, small_model, monkeypatch):
+    """For so long the GPU waits: the device is entered once a call, no event is made."""
+    model, x = load(small_model), cupy.asarray(batches(1)[0].astype(np.float16))
+    model.predict(x)
+    seen = []
+
+    def watch(kind, name):
+        original = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *arguments, **options: (
+            seen.append(f"{kind.__name__}.{name}"), original(*arguments, **options))[1])
+    for kind, name in ((fake_cupy.Device, "__init__"), (fake_cupy.Device, "__enter__"),
+                       (fake_cupy.Stream, "__enter__"), (fake_cupy.Graph, "launch"),
+                       (fake_cupy.Event, "record"), (fake_cupy.Stream, "wait_event"),
+                       (fake_cupy.Memory, "copy_from_device_async")):
+        watch(kind, name)
+    monkeypatch.setattr(cupy.cuda, "Event", lambda **options: pytest.fail("an event was made"))
+    model.predict(x)
+    brought = ["Event.record", "Stream.wait_event", "Memory.copy_from_device_async"]
+    assert seen == ["Device.__enter__", *brought, "Graph.launch", *brought, *brought[:2]]
+
+
+def test_calls_in_flight_on_streams_of_their_own(cupy, small_model):
+    """They share a program and its events, and each is awaited by its own stream alone."""
+    model, given = load(small_model), batches(3)
+    expected = [load(small_model, "emulator").predict(batch) for batch in given]
+    begun = []
+    for batch in given:
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            x = cupy.empty(batch.shape, batch.dtype)
+            stream.put(lambda x=x, batch=batch: np.copyto(np.asarray(x), batch))
+            begun.append((stream, model.predict(x)))
+            stream.put(lambda x=x: x.fill(np.nan))
+    for (stream, y), probabilities in zip(reversed(begun), reversed(expected), strict=True):
+        stream.synchronize()
+        np.testing.assert_allclose(y, probabilities, rtol=1e-6)
+
+
 def test_foreign_arrays_in_the_files_own_layout(cupy, small_model):
     model, (batch,) = load(small_model), batches(1)
     planes = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
@@ -283,6 +321,34 @@ def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model):
     with pytest.raises(gpu.CudaError, match="context is lost"):
         gpu.check_context(0)
     gpu.check_context(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_illegal_access_is_said_of_arrays_of_the_gpu_too(cupy, small_model, dtype):
+    model, x = load(small_model), cupy.asarray(batches(1)[0].astype(dtype))
+    model.predict(x)
+    cupy.illegal = {conv_kernel(model)}
+    model.predict(x)
+    with pytest.raises(cnn.DeviceError, match=r"illegal memory access.*context is lost.*restart"):
+        model._device.synchronize()
+    replays = cupy.replays
+    with pytest.raises(cnn.DeviceError, match=r"context is lost.*CNN_DEBUG=1"):
+        model.predict(x)
+    assert cupy.replays == replays
+
+
+def test_the_callers_device_and_stream_are_current_after_a_fault(cupy, small_model):
+    model = load(small_model, "cuda:1")
+    x = cupy.asarray(batches(1)[0])
+    x.index = 1
+    model.predict(x)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.launch_error = "cudaErrorInvalidConfiguration"
+    with stream:
+        with pytest.raises(cnn.DeviceError, match="could not be launched on GPU 1"):
+            model.predict(x)
+        assert cupy.cuda.get_current_stream() is stream
+        assert cupy.cuda.runtime.getDevice() == 0
 
 
 def test_debugging_names_the_layer(cupy, small_model, monkeypatch):
