@@ -192,6 +192,20 @@ def test_a_line_of_128_bytes_holds_four_steps_of_k(kind, schedule):
     np.testing.assert_array_equal(found, a @ b.T)
 
 
+@pytest.mark.parametrize("first", [1, 6, 8, 58])
+def test_an_operand_may_begin_at_any_line(first):
+    """As on an H200: chunks are exchanged by the address, whatever row of the operand is there."""
+    rows, b, image = whole("f16", 1, first + 64, 64), whole("f16", 2, 16, 64), empty(32768)
+    place(image, rows.astype(np.float16), 0, 128, False, 16, 1024)
+    place(image, b.astype(np.float16), 16384 + 128 * first, 128, False, 16, 1024)
+    body = f"add.s64 %d4, %d4, {8 * first};\n" + "".join(
+        instruction("f16", 16, add="p" if step == 0 else "q")
+        + "\nadd.s64 %d4, %d4, 2;\nadd.s64 %d5, %d5, 2;\n" for step in range(4))
+    found = multiply("f16", image, body + COMMIT_AND_WAIT, 16, layout=descriptor(128, 16, 1024),
+                     start_b=16384 + 128 * first)
+    np.testing.assert_array_equal(found, rows[first:] @ b.T)
+
+
 @every_schedule
 @pytest.mark.parametrize("kind", DTYPE)
 def test_a_may_come_from_registers(kind, schedule):

@@ -2,8 +2,10 @@
 
     acc[64, n] += a[64, k] @ b[n, k].T
 
-Rows of both operands are 128 bytes of k, and their 16-byte chunks exchanged as the 128-byte
-swizzle has it: chunk c of row r lies at c ^ r % 8. An operand begins at a multiple of 1024 bytes.
+Rows of both operands are 128 bytes of k, at addresses that are multiples of 128, and their 16-byte
+chunks exchanged as the 128-byte swizzle has it: chunk c of the row at address a lies at
+c ^ a / 128 % 8. It is the address that counts and not the number of the row, so that an operand may
+begin at any such row (measured on an H200, with 0 as the descriptor's base offset).
 Warp w of the group holds rows 16 w to 16 w + 15 of the sums, as tiles of mma.sync have them: a lane
 two neighbouring columns of row lane // 4, then of row lane // 4 + 8, and so on for each 8 columns.
 

@@ -154,6 +154,7 @@ class _Wgmma:
 
         The offsets are those of 16-byte chunks: of two chunks along k for each row, or, if the
         operand is transposed (M- or N-major), of count / 8 chunks along the rows for each k.
+        Bits of the address itself swizzle it, wherever an operand begins: so an H200 does.
         """
         machine, space = self.machine, self.machine.memory.shared_space
         start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))

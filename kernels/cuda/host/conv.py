@@ -14,7 +14,7 @@ from ..activation import activation_of
 from ..compiler import Kernel, number_of
 from ..conv_gemm import CLUSTER, ENDINGS, PLANE, WHOLE, Tile
 from ..launch import Choice, CudaOptions, Launch
-from . import conv_image, depthwise
+from . import conv_halo, conv_image, depthwise
 from .arguments import check_sizes
 from .conv_choice import TILES, choose, trial_kernels
 from .conv_shape import (
@@ -70,7 +70,8 @@ def kernels(dtype: str) -> list[Kernel]:
     return [*(conv_kernel(dtype, tile, "clip", end) for tile in TILES[dtype] for end in ends),
             *(conv_kernel(dtype, tile, "silu", WHOLE) for tile in TILES[dtype]),
             fold_kernel(vector.STORAGE[stored_as(dtype)].bytes),
-            *(conv_image.kernels(dtype) if trial and dtype in conv_image.DTYPES else ())]
+            *(conv_image.kernels(dtype) if trial and dtype in conv_image.DTYPES else ()),
+            *(conv_halo.kernels(dtype) if trial and dtype in conv_halo.DTYPES else ())]
 
 
 def check_dtype(what: str, options: CudaOptions) -> None:
@@ -98,6 +99,10 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     check_sizes(op.kind, inputs[0], output)
     if trial_kernels() and tile is None and conv_image.fits(op, inputs, options.dtype):
         return conv_image.prepare_conv_image(op, inputs, output, weights, options)
+    if trial_kernels() and tile is None:
+        halo = conv_halo.choose(op, inputs, output, options)
+        if halo is not None:
+            return conv_halo.prepare_conv_halo(op, inputs, output, weights, options, halo)
     weight, bias = weight_and_bias(op.kind, weights)
     plain = as_gemm(op, inputs, output)
     if plain.groups < op.groups:

@@ -1,0 +1,238 @@
+"""The convolution from pixels in shared memory: strips, tiles, waits, machine code, its choice."""
+from unittest import mock
+
+import numpy as np
+import pytest
+from checks import sum_bound
+from cuda_checks import assert_exact, assert_resources, assert_within, run, skip_on_others
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cuda_conv import WEIGHTS, arrays, representable, signs
+
+from kernels import ops
+from kernels.cuda import compiler, conv_halo, emulate, sass
+from kernels.cuda.errors import CudaError
+from kernels.cuda.host import conv
+from kernels.cuda.host import conv_halo as host
+from kernels.cuda.host.conv_halo import TILES
+from kernels.cuda.launch import CudaOptions
+from kernels.emulator import AsyncNotWaited, EmulatorError, Race
+from kernels.ops import Conv2d, TensorSpec
+
+WIDE, SMALL, ALONE, SHARED = TILES      # 256x64, 128x64, 256x128, 128x128
+DTYPES = ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+SAME = (1, 1, 1, 1)
+PROBLEMS = {        # (op, (batch, height, width, channels, outputs, kernel))
+    "VGG": (Conv2d((1, 1), SAME), (1, 5, 62, 64, 64, (3, 3))),
+    "several images": (Conv2d((1, 1), SAME), (5, 7, 7, 64, 24, (3, 3))),
+    "strips": (Conv2d((1, 1), SAME), (2, 3, 125, 64, 8, (3, 3))),
+    "one pixel": (Conv2d((1, 1), SAME), (1, 1, 1, 64, 8, (3, 3))),
+    "no padding": (Conv2d(), (2, 6, 30, 64, 8, (3, 3))),
+    "strips without padding": (Conv2d(), (1, 4, 66, 64, 8, (3, 3))),
+    "asymmetric padding": (Conv2d((1, 1), (2, 0, 1, 2)), (2, 6, 9, 64, 8, (3, 3))),
+    "two times 64 channels": (Conv2d((1, 1), SAME), (2, 6, 9, 128, 72, (3, 3))),
+    "three times": (Conv2d((1, 1), SAME), (1, 4, 62, 192, 8, (3, 3))),
+    "5x5": (Conv2d((1, 1), (2, 2, 2, 2)), (1, 6, 29, 128, 8, (5, 5))),
+    "2x5": (Conv2d((1, 1), (1, 0, 0, 4)), (2, 5, 11, 128, 8, (2, 5))),
+    "5x2": (Conv2d((1, 1), (0, 1, 4, 1)), (2, 5, 11, 64, 8, (5, 2))),
+}
+
+
+@pytest.fixture(autouse=True)
+def on_trial(monkeypatch):
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+
+
+@pytest.fixture
+def runner(runner):
+    skip_on_others(runner, f"wgmma needs {conv_halo.ARCH}", lambda arch: arch == conv_halo.ARCH)
+    return runner
+
+
+def chosen(tile):
+    """Where the host would ask which tile a layer gets."""
+    return mock.patch.object(host, "choose", return_value=tile)
+
+
+def check(op, *inputs, tile=SMALL, dtype="float16", **options):
+    """assert_exact of this tile."""
+    with chosen(tile):
+        assert_exact(op, *inputs, weights=WEIGHTS[:len(inputs) - 1], dtype=dtype,
+                     kernel=host.kernel_of(dtype, tile, "clip").name, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_kind_of_layer_is_exact(problem, dtype, runner):
+    op, shape = PROBLEMS[problem]
+    check(op, *arrays(signs, *shape), dtype=dtype, runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_is_exact(tile, dtype, runner):
+    """Channels of y with a remainder, a residual, and buffers and ring that go round."""
+    op = Conv2d((1, 1), SAME, activation=ops.Clip(-6.0, 20.0))
+    channels = 64 if tile.buffers == 1 else 192
+    inputs = arrays(signs, 1, 5, 60, channels, tile.block_n + 8, (3, 3))
+    residual = signs(np.random.default_rng(1), 1, 5, 60, tile.block_n + 8)
+    check(op, *inputs, residual, tile=tile, dtype=dtype, runner=runner)
+
+
+@st.composite
+def layers(draw):
+    kernel = draw(st.sampled_from([(3, 3), (3, 3), (2, 5), (5, 2), (3, 4), (4, 3), (5, 5)]))
+    padding = tuple(draw(st.integers(0, k - 1)) for k in kernel * 2)
+    h = draw(st.integers(max(1, kernel[0] - padding[0] - padding[2]), 9))
+    w = draw(st.one_of(*(st.integers(max(low, kernel[1] - padding[1] - padding[3]), high)
+                         for low, high in ((1, 9), (20, 40), (60, 70)))))
+    op = Conv2d((1, 1), padding, activation=draw(st.sampled_from([None, ops.Relu()])))
+    return op, (draw(st.integers(1, 3)), h, w, draw(st.sampled_from([64, 128])), 8, kernel)
+
+
+@pytest.mark.slow
+@given(layers())
+@settings(max_examples=25, deadline=None)
+def test_any_layer_is_exact_on_integers(layer):
+    op, shape = layer
+    check(op, *arrays(signs, *shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [ops.Clip(0.0, 6.0), pytest.param(
+    ops.Silu(), marks=pytest.mark.slow)])
+def test_floats_are_within_the_bound(activation, dtype, runner):
+    """As a network has it, of which the host chooses the kernel itself."""
+    op = Conv2d((1, 1), SAME, activation=activation)
+    inputs = arrays(representable(dtype), 2, 19, 30, 64, 64, (3, 3))
+    # As of mma.sync: tensor cores truncate, and no activation is steeper than 1.1.
+    bound = 2.2 * sum_bound(Conv2d(op.stride, op.padding), 576, *inputs) + 4e-7
+    assert_within(bound, op, *inputs, weights=WEIGHTS, dtype=dtype, kernel="conv_halo_",
+                  runner=runner, multiprocessors=1)
+
+
+def test_bias_may_be_left_out(runner):
+    x, weight, _ = arrays(signs, 1, 5, 9, 64, 16, (3, 3))
+    check(Conv2d(padding=SAME), x, weight, runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinity_travel_as_ieee_says(dtype, runner):
+    x, weight, bias = arrays(signs, 1, 8, 9, 64, 24, (3, 3))
+    weight[weight == 0] = 1
+    x[0, 0, 0, 2], x[0, 3, 8, 5], x[0, 7, 1, 15] = np.nan, np.inf, -np.inf
+    check(Conv2d(padding=SAME), x, weight, bias, dtype=dtype, runner=runner)
+
+
+def convolve(tile, shape=(1, 3, 50, 128, 8, (3, 3))):
+    with chosen(tile):
+        return run(Conv2d((1, 1), SAME), *arrays(signs, *shape), dtype="float16", weights=WEIGHTS)
+
+
+@pytest.mark.parametrize(("tile", "before", "after", "fault"), [
+    (SMALL, "fence.proxy.async.shared::cta;", "", Race),
+    (SMALL, "cp.async.wait_group 1;", "cp.async.wait_group 2;", AsyncNotWaited),
+    (SMALL, "bar.sync \t0;", "", Race),
+    (SMALL, "wgmma.wait_group.sync.aligned 0;", "", (Race, AsyncNotWaited)),
+    (SMALL, "griddepcontrol.wait;", "", EmulatorError),
+    (ALONE, "cp.async.wait_group 1;", "cp.async.wait_group 2;", AsyncNotWaited),
+    (ALONE, "wgmma.wait_group.sync.aligned 1;", "wgmma.wait_group.sync.aligned 2;",
+     (Race, AsyncNotWaited)),
+    (ALONE, "wgmma.wait_group.sync.aligned 0;", "", AsyncNotWaited),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_each_wait_and_fence_is_needed(tile, before, after, fault, monkeypatch):
+    whole = compiler.ptx(host.kernel_of("float16", tile, "clip"))
+    assert before in whole
+    monkeypatch.setattr(emulate, "ptx", lambda kernel: whole.replace(before, after, 1))
+    with pytest.raises(fault):
+        convolve(tile)
+
+
+@pytest.mark.parametrize("tile", [
+    SMALL._replace(block_m=96), SMALL._replace(block_n=96), SMALL._replace(block_n=256),
+    SMALL._replace(stages=1), ALONE._replace(stages=2), WIDE._replace(stages=11),
+    WIDE._replace(block_m=192), SMALL._replace(stages=4)], ids=str)
+def test_a_tile_that_can_not_be_cut_is_refused(tile):
+    with pytest.raises(ValueError, match="can not be cut evenly"):
+        conv_halo.make("float16", tile, "clip")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_resources(tile, dtype):
+    found = assert_resources(host.kernel_of(dtype, tile, "clip"), conv_halo.ARCH)
+    registers = -(-found.registers // 8) * 8                        # as they are allocated
+    assert registers * tile.threads * tile.blocks <= 65536
+    assert (tile.shared_bytes + 1024) * tile.blocks <= 228 * 1024
+    # The loop has one slice, four products, or several; nothing reads operands into registers.
+    loop = sass.loop_opcodes(found.cubin, "HGMMA")
+    slices, rest = divmod(sass.number(loop, "HGMMA"), 4)
+    assert slices >= 1
+    assert rest == 0
+    assert sass.number(found.counts, "LDSM") == 0
+    # Of each slice all weights are copied, and one round of pixels.
+    copies = tile.block_n // tile.round_rows + (tile.buffers == 2)
+    assert sass.number(loop, "LDGSTS") == slices * copies
+    # They run one after the other without a wait between: the assembler did not serialise them.
+    assert sass.number(loop, "WARPGROUP") == slices * 2
+    assert loop.total() <= slices * 120
+
+
+def test_no_other_architecture_runs_it():
+    with pytest.raises(CudaError, match="runs on GPUs of sm_90a alone and this one is sm_100a"):
+        compiler.cubin(host.kernel_of("float16", SMALL, "clip"), "sm_100a")
+
+
+def choice(op=None, shape=(256, 56, 56, 64, 64, (3, 3)), dtype="float16", arch="sm_90a",
+           residual=False):
+    """The tile that a layer gets on an H200."""
+    op = op or Conv2d((1, 1), SAME)
+    batch, h, w, channels, outputs, kernel = shape
+    given = [(batch, h, w, channels), (outputs, *kernel, channels // op.groups), (outputs,)]
+    output = TensorSpec(ops.known(op.output_shape(*given)), dtype)
+    inputs = [TensorSpec(s, dtype) for s in given] + [output] * residual
+    return host.choose(op, inputs, output, CudaOptions(dtype=dtype, arch=arch, multiprocessors=132))
+
+
+@pytest.mark.parametrize(("shape", "tile"), [
+    ((256, 56, 56, 64, 64, (3, 3)), WIDE), ((256, 28, 28, 128, 128, (3, 3)), ALONE),
+    ((256, 14, 14, 256, 256, (3, 3)), ALONE), ((64, 14, 14, 256, 256, (3, 3)), None),
+    ((256, 7, 7, 512, 512, (3, 3)), None), ((1, 56, 56, 64, 64, (3, 3)), None),
+    ((32, 224, 224, 64, 64, (3, 3)), WIDE), ((32, 112, 112, 64, 128, (3, 3)), ALONE),
+    ((32, 56, 56, 128, 64, (3, 3)), SMALL), ((8, 112, 112, 128, 128, (3, 3)), ALONE),
+    ((4, 112, 112, 128, 128, (3, 3)), SHARED),
+    ((2, 112, 112, 128, 128, (3, 3)), None), ((64, 28, 28, 128, 128, (3, 3)), SHARED),
+    ((64, 56, 56, 64, 40, (3, 3)), None), ((64, 56, 56, 64, 192, (3, 3)), None)], ids=str)
+def test_it_is_chosen_for_large_layers_of_which_little_is_wasted(shape, tile):
+    assert choice(shape=shape) == choice(shape=shape, residual=True) == tile
+
+
+@pytest.mark.parametrize("other", [
+    {"op": Conv2d((2, 2), SAME)}, {"op": Conv2d((1, 1), SAME, (2, 2))},
+    {"op": Conv2d((1, 1), SAME, groups=2)}, {"op": Conv2d((1, 1), (3, 1, 1, 1))},
+    {"shape": (256, 56, 56, 64, 64, (1, 1))}, {"shape": (256, 56, 56, 64, 64, (3, 2))},
+    {"shape": (256, 56, 56, 64, 64, (1, 9))}, {"shape": (256, 56, 56, 96, 64, (3, 3))},
+    {"shape": (256, 56, 56, 64, 60, (3, 3))}, {"dtype": "float32"}, {"dtype": "tf32"},
+    {"arch": "sm_90"}, {"arch": "sm_100a"}], ids=str)
+def test_other_layers_are_left_to_other_kernels(other):
+    assert choice(**other) is None
+
+
+def test_it_is_not_chosen_unless_it_is_wanted(monkeypatch):
+    monkeypatch.delenv("CNN_TRIAL_KERNELS")
+    op, shape = PROBLEMS["several images"]
+    with chosen(SMALL):
+        assert_exact(op, *arrays(signs, *shape), weights=WEIGHTS, dtype="float16",
+                     kernel="conv_wgmma_")
+    assert not any(kernel.name.startswith("conv_halo") for kernel in conv.kernels("float16"))
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+    assert set(host.kernels("float16")) <= set(conv.kernels("float16"))
+
+
+def test_strips_are_as_wide_as_a_tile_reaches():
+    for width, number, pitch in ((62, 1, 63), (63, 2, 34), (112, 2, 58), (224, 4, 58)):
+        op, shape = Conv2d((1, 1), SAME), (2, 8, width, 64)
+        inputs = [TensorSpec(shape, "float16"), TensorSpec((64, 3, 3, 64), "float16")]
+        strips = host.Strips.of(op, inputs, TensorSpec((2, 8, width, 64), "float16"))
+        assert (strips.number, strips.pitch, strips.lines) == (number, pitch, 9)
+        assert strips.positions == 2 * 9 * pitch
