@@ -22,7 +22,8 @@ class ClusterBarriers:
     A phase ends when all live threads of the cluster have arrived. `awaited` is the phase of a
     thread's last arrival until the thread has waited for it, and else 0; `completed` counts the
     phases of each cluster. `arriving` collects the clocks of the arrivals of the present phase,
-    `clock` is what a thread that saw the last one complete has learnt.
+    `clock` is what a thread that saw the last one complete has learnt; `reaching` and `reached`
+    are the same with relaxed arrivals, which order nothing, but come after what a warp has read.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -35,9 +36,11 @@ class ClusterBarriers:
         actors = machine.race.actors if machine.race else 0
         self.arriving = np.zeros((geometry.clusters, actors), np.int32)
         self.clock = np.zeros((geometry.clusters, actors), np.int32)
+        self.reaching, self.reached = np.zeros_like(self.arriving), np.zeros_like(self.clock)
 
     def reset(self) -> None:
-        for state in (self.awaited, self.completed, self.met, self.arriving, self.clock):
+        for state in (self.awaited, self.completed, self.met, self.arriving, self.clock,
+                      self.reaching, self.reached):
             state[:] = 0
 
     def arrive(self, threads: Array, releases: bool) -> None:
@@ -48,10 +51,11 @@ class ClusterBarriers:
             self.machine.fault(EmulatorError, what, int(threads[np.argmax(again)]))
         cluster = threads // self.columns
         self.awaited[threads] = self.completed[cluster] + 1
-        if self.machine.race and releases:
+        if self.machine.race:
             for warp, clock in self.machine.race.depart(np.unique(threads >> 5)).items():
-                arriving = self.arriving[warp * WARP // self.columns]
-                np.maximum(arriving, clock, out=arriving)
+                for arriving in (self.arriving, self.reaching) if releases else (self.reaching,):
+                    phase = arriving[warp * WARP // self.columns]
+                    np.maximum(phase, clock, out=phase)
         for number in np.unique(cluster).tolist():
             self.try_to_complete(number)
 
@@ -68,6 +72,7 @@ class ClusterBarriers:
         if arrived and arrived == live:
             self.completed[cluster] += 1
             self.clock[cluster] = self.arriving[cluster]
+            self.reached[cluster] = self.reaching[cluster]
             self.machine.scheduler.version += 1
 
     def wait(self, threads: Array) -> Array:
@@ -83,7 +88,9 @@ class ClusterBarriers:
         self.met[warps] = True  # so that all blocks have started
         if self.machine.race:
             for warp in warps.tolist():
-                self.machine.race.learn(warp, self.clock[warp * WARP // self.columns])
+                number = warp * WARP // self.columns
+                self.machine.race.learn(warp, self.clock[number])
+                self.machine.race.outlive(warp, self.reached[number])
         if not passes.all():
             arrived, live = self.arrivals(int(cluster[np.argmin(passes)]))
             self.machine.scheduler.detail = (

@@ -44,6 +44,7 @@ class RaceDetector:
         count = self.granules_per_block * geometry.slots
         self.actors = self.warps_per_cluster + MBARRIERS * geometry.blocks_per_cluster
         self.clock = np.zeros((self.warps, self.actors), np.int32)
+        self.over = np.zeros_like(self.clock)  # as clock, of reads in a memory that may now end
         self.writer = np.zeros(count, np.int16)
         self.written = np.zeros(count, np.int32)
         self.read_by = np.zeros((count, self.warps_per_cluster), np.int32)
@@ -53,7 +54,7 @@ class RaceDetector:
     def reset(self) -> None:
         self.clock[:] = 0
         self.clock[np.arange(self.warps), np.arange(self.warps) % self.warps_per_cluster] = 1
-        for record in (self.writer, self.written, self.read_by, self.generic):
+        for record in (self.over, self.writer, self.written, self.read_by, self.generic):
             record[:] = 0
         self.updated_by = None
 
@@ -78,6 +79,10 @@ class RaceDetector:
     def learn(self, warps: Array | int, clock: Array) -> None:
         """What happened before `clock` is before what the warps will do."""
         self.clock[warps] = np.maximum(self.clock[warps], clock)
+
+    def outlive(self, warp: int, clock: Array) -> None:
+        """What was read before `clock` is over: its values were there."""
+        self.over[warp] = np.maximum(self.over[warp], clock)
 
     # -- accesses
 
@@ -188,7 +193,8 @@ class RaceDetector:
         known = self.clock[warps].max(0)[: self.warps_per_cluster]  # by any of the threads
         known[warps % self.warps_per_cluster] = UNTIL_FURTHER_NOTICE
         part = slice(slot * self.granules_per_block, (slot + 1) * self.granules_per_block)
-        self._before_the_end(self.read_by[part] > known, slot, "read")
+        over = np.maximum(known, self.over[warps].max(0)[: self.warps_per_cluster])
+        self._before_the_end(self.read_by[part] > over, slot, "read")
         if self.updated_by is not None:
             self._before_the_end(self.updated_by[part] > known, slot, "updated")
         by_warp = self.writer[part, None] == np.arange(self.warps_per_cluster)
