@@ -11,29 +11,34 @@ from test_cuda_conv import WEIGHTS, arrays, representable, signs
 
 from kernels import ops
 from kernels.cuda import compiler, conv_halo, emulate, sass
+from kernels.cuda.activation import ACTIVATIONS
+from kernels.cuda.conv_halo import HaloTile
 from kernels.cuda.errors import CudaError
 from kernels.cuda.host import conv
 from kernels.cuda.host import conv_halo as host
-from kernels.cuda.host.conv_halo import TILES
+from kernels.cuda.host.conv_halo import TILE
 from kernels.cuda.launch import CudaOptions
 from kernels.emulator import AsyncNotWaited, EmulatorError, Race
 from kernels.ops import Conv2d, TensorSpec
 
-WIDE, SMALL, ALONE, SHARED = TILES      # 256x64, 128x64, 256x128, 128x128
+SMALL = HaloTile(64, 3, 2, 2)           # the least work for the emulator
+OFTEN = HaloTile(128, 1, 4, 2)          # a barrier for each tap
+TILES = [TILE, SMALL, OFTEN]
 DTYPES = ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 SAME = (1, 1, 1, 1)
 PROBLEMS = {        # (op, (batch, height, width, channels, outputs, kernel))
     "VGG": (Conv2d((1, 1), SAME), (1, 5, 62, 64, 64, (3, 3))),
     "several images": (Conv2d((1, 1), SAME), (5, 7, 7, 64, 24, (3, 3))),
+    "images smaller than a round of copies": (Conv2d((1, 1), SAME), (40, 1, 2, 64, 8, (3, 3))),
     "strips": (Conv2d((1, 1), SAME), (2, 3, 125, 64, 8, (3, 3))),
     "one pixel": (Conv2d((1, 1), SAME), (1, 1, 1, 64, 8, (3, 3))),
     "no padding": (Conv2d(), (2, 6, 30, 64, 8, (3, 3))),
     "strips without padding": (Conv2d(), (1, 4, 66, 64, 8, (3, 3))),
     "asymmetric padding": (Conv2d((1, 1), (2, 0, 1, 2)), (2, 6, 9, 64, 8, (3, 3))),
-    "two times 64 channels": (Conv2d((1, 1), SAME), (2, 6, 9, 128, 72, (3, 3))),
-    "three times": (Conv2d((1, 1), SAME), (1, 4, 62, 192, 8, (3, 3))),
-    "5x5": (Conv2d((1, 1), (2, 2, 2, 2)), (1, 6, 29, 128, 8, (5, 5))),
-    "2x5": (Conv2d((1, 1), (1, 0, 0, 4)), (2, 5, 11, 128, 8, (2, 5))),
+    "two tiles of outputs": (Conv2d((1, 1), SAME), (2, 6, 9, 64, 72, (3, 3))),
+    "more than half a tile": (Conv2d((1, 1), SAME), (2, 6, 9, 64, 40, (3, 3))),
+    "5x5": (Conv2d((1, 1), (2, 2, 2, 2)), (1, 6, 29, 64, 8, (5, 5))),
+    "2x5": (Conv2d((1, 1), (1, 0, 0, 4)), (2, 5, 11, 64, 8, (2, 5))),
     "5x2": (Conv2d((1, 1), (0, 1, 4, 1)), (2, 5, 11, 64, 8, (5, 2))),
 }
 
@@ -56,9 +61,10 @@ def chosen(tile):
 
 def check(op, *inputs, tile=SMALL, dtype="float16", **options):
     """assert_exact of this tile."""
+    _, kh, kw, _ = inputs[1].shape
     with chosen(tile):
         assert_exact(op, *inputs, weights=WEIGHTS[:len(inputs) - 1], dtype=dtype,
-                     kernel=host.kernel_of(dtype, tile, "clip").name, **options)
+                     kernel=host.kernel_of(dtype, tile, (kh, kw), "clip").name, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,13 +75,13 @@ def test_every_kind_of_layer_is_exact(problem, dtype, runner):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", [64, 48, 72])
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_tile_is_exact(tile, dtype, runner):
-    """Channels of y with a remainder, a residual, and buffers and ring that go round."""
+def test_every_tile_is_exact(tile, outputs, dtype, runner):
+    """With a residual, of runs of outputs that are there and that are not."""
     op = Conv2d((1, 1), SAME, activation=ops.Clip(-6.0, 20.0))
-    channels = 64 if tile.buffers == 1 else 192
-    inputs = arrays(signs, 1, 5, 60, channels, tile.block_n + 8, (3, 3))
-    residual = signs(np.random.default_rng(1), 1, 5, 60, tile.block_n + 8)
+    inputs = arrays(signs, 2, 5, 30, 64, outputs, (3, 3))
+    residual = signs(np.random.default_rng(1), 2, 5, 30, outputs)
     check(op, *inputs, residual, tile=tile, dtype=dtype, runner=runner)
 
 
@@ -87,7 +93,7 @@ def layers(draw):
     w = draw(st.one_of(*(st.integers(max(low, kernel[1] - padding[1] - padding[3]), high)
                          for low, high in ((1, 9), (20, 40), (60, 70)))))
     op = Conv2d((1, 1), padding, activation=draw(st.sampled_from([None, ops.Relu()])))
-    return op, (draw(st.integers(1, 3)), h, w, draw(st.sampled_from([64, 128])), 8, kernel)
+    return op, (draw(st.integers(1, 3)), h, w, 64, draw(st.sampled_from([8, 64])), kernel)
 
 
 @pytest.mark.slow
@@ -99,8 +105,9 @@ def test_any_layer_is_exact_on_integers(layer):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", [ops.Clip(0.0, 6.0), pytest.param(
-    ops.Silu(), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("activation", [ops.Clip(0.0, 6.0), *(
+    pytest.param(other, marks=pytest.mark.slow) for other in (
+        ops.Silu(), ops.Gelu(), ops.Elu(0.5), ops.HardSwish(), ops.HardSigmoid(0.2, 0.5)))])
 def test_floats_are_within_the_bound(activation, dtype, runner):
     """As a network has it, of which the host chooses the kernel itself."""
     op = Conv2d((1, 1), SAME, activation=activation)
@@ -124,63 +131,75 @@ def test_nan_and_infinity_travel_as_ieee_says(dtype, runner):
     check(Conv2d(padding=SAME), x, weight, bias, dtype=dtype, runner=runner)
 
 
-def convolve(tile, shape=(1, 3, 50, 128, 8, (3, 3))):
-    with chosen(tile):
-        return run(Conv2d((1, 1), SAME), *arrays(signs, *shape), dtype="float16", weights=WEIGHTS)
-
-
-@pytest.mark.parametrize(("tile", "before", "after", "fault"), [
-    (SMALL, "fence.proxy.async.shared::cta;", "", Race),
-    (SMALL, "cp.async.wait_group 1;", "cp.async.wait_group 2;", AsyncNotWaited),
-    (SMALL, "bar.sync \t0;", "", Race),
-    (SMALL, "wgmma.wait_group.sync.aligned 0;", "", (Race, AsyncNotWaited)),
-    (SMALL, "griddepcontrol.wait;", "", EmulatorError),
-    (ALONE, "cp.async.wait_group 1;", "cp.async.wait_group 2;", AsyncNotWaited),
-    (ALONE, "wgmma.wait_group.sync.aligned 1;", "wgmma.wait_group.sync.aligned 2;",
-     (Race, AsyncNotWaited)),
-    (ALONE, "wgmma.wait_group.sync.aligned 0;", "", AsyncNotWaited),
+@pytest.mark.parametrize(("before", "after", "number", "fault"), [
+    ("fence.proxy.async.shared::cta;", "", 3, Race),
+    ("cp.async.wait_group 0;", "cp.async.wait_group 1;", 3, AsyncNotWaited),
+    ("bar.sync \t0;", "", 3, Race),
+    ("wgmma.wait_group.sync.aligned 0;", "", 2, (Race, AsyncNotWaited)),
 ], ids=lambda value: value if isinstance(value, str) else "")
-def test_each_wait_and_fence_is_needed(tile, before, after, fault, monkeypatch):
-    whole = compiler.ptx(host.kernel_of("float16", tile, "clip"))
-    assert before in whole
-    monkeypatch.setattr(emulate, "ptx", lambda kernel: whole.replace(before, after, 1))
-    with pytest.raises(fault):
-        convolve(tile)
+def test_each_wait_fence_and_barrier_is_needed(before, after, number, fault, monkeypatch):
+    """There is one for each line of taps; but nothing is copied over what the second one read."""
+    parts = compiler.ptx(host.kernel_of("float16", TILE, (3, 3), "clip")).split(before)
+    assert len(parts) == number + 1
+    for i in range(number):
+        text = before.join(parts[:i + 1]) + after + before.join(parts[i + 1:])
+        assert_fault(text, fault, monkeypatch)
+
+
+def test_it_waits_for_its_inputs(monkeypatch):
+    whole = compiler.ptx(host.kernel_of("float16", TILE, (3, 3), "clip"))
+    assert whole.count("griddepcontrol.wait;") == 1
+    assert_fault(whole.replace("griddepcontrol.wait;", ""), EmulatorError, monkeypatch)
+
+
+def assert_fault(text, fault, monkeypatch):
+    """That the kernel with this PTX has it."""
+    monkeypatch.setattr(emulate, "ptx", lambda kernel: text)
+    with chosen(TILE), pytest.raises(fault):
+        run(Conv2d((1, 1), SAME), *arrays(signs, 1, 3, 50, 64, 8, (3, 3)), dtype="float16",
+            weights=WEIGHTS)
 
 
 @pytest.mark.parametrize("tile", [
-    SMALL._replace(block_m=96), SMALL._replace(block_n=96), SMALL._replace(block_n=256),
-    SMALL._replace(stages=1), ALONE._replace(stages=2), WIDE._replace(stages=11),
-    WIDE._replace(block_m=192), SMALL._replace(stages=4)], ids=str)
+    TILE._replace(block_m=96), TILE._replace(block_m=192), TILE._replace(taps=0),
+    TILE._replace(stages=1), TILE._replace(stages=5)], ids=str)
 def test_a_tile_that_can_not_be_cut_is_refused(tile):
     with pytest.raises(ValueError, match="can not be cut evenly"):
-        conv_halo.make("float16", tile, "clip")
+        conv_halo.make("float16", tile, (3, 3), "clip")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_resources(tile, dtype):
-    found = assert_resources(host.kernel_of(dtype, tile, "clip"), conv_halo.ARCH)
+@pytest.mark.parametrize("activation", [name if name in ("clip", "silu") else pytest.param(
+    name, marks=pytest.mark.slow) for name in ACTIVATIONS])
+def test_resources(activation, dtype):
+    found = assert_resources(host.kernel_of(dtype, TILE, (3, 3), activation), conv_halo.ARCH)
     registers = -(-found.registers // 8) * 8                        # as they are allocated
-    assert registers * tile.threads * tile.blocks <= 65536
-    assert (tile.shared_bytes + 1024) * tile.blocks <= 228 * 1024
-    # The loop has one slice, four products, or several; nothing reads operands into registers.
-    loop = sass.loop_opcodes(found.cubin, "HGMMA")
-    slices, rest = divmod(sass.number(loop, "HGMMA"), 4)
-    assert slices >= 1
-    assert rest == 0
-    assert sass.number(found.counts, "LDSM") == 0
-    # Of each slice all weights are copied, and one round of pixels.
-    copies = tile.block_n // tile.round_rows + (tile.buffers == 2)
-    assert sass.number(loop, "LDGSTS") == slices * copies
-    # They run one after the other without a wait between: the assembler did not serialise them.
-    assert sass.number(loop, "WARPGROUP") == slices * 2
-    assert loop.total() <= slices * 120
+    assert registers * TILE.threads * TILE.blocks <= 65536
+    assert (TILE.shared_bytes + 1024) * TILE.blocks <= 228 * 1024
+    # Nine taps, four products each, a barrier for each three of them, and two waits: the assembler
+    # did not serialise them.
+    assert sass.number(found.counts, "HGMMA") == 9 * 4
+    assert sass.number(found.counts, "WARPGROUP") == 9 + 2
+    assert sass.number(found.counts, "BAR") == 3
+    assert sass.number(found.counts, "LDGSTS") == 9 + TILE.rows // TILE.round_rows
+    # Neither operands nor sums pass through registers to or from shared memory.
+    assert not any(sass.number(found.counts, opcode) for opcode in ("LDSM", "LDS", "STS"))
+
+
+def test_few_instructions_stand_beside_the_products():
+    found = assert_resources(host.kernel_of("float16", TILE, (3, 3), "clip"), conv_halo.ARCH)
+    code = sass.instructions(sass.disassemble(found.cubin))
+    products = [i for i, instruction in enumerate(code) if instruction.opcode.startswith("HGMMA")]
+    copies = [i for i, instruction in enumerate(code) if instruction.opcode.startswith("LDGSTS")]
+    assert sum(i < products[0] for i in copies) == 3 + 6
+    assert copies[8] <= 200                                 # six pixels and three taps
+    assert products[-1] - products[0] <= 160
+    assert len(code) - products[-1] <= 260
 
 
 def test_no_other_architecture_runs_it():
     with pytest.raises(CudaError, match="runs on GPUs of sm_90a alone and this one is sm_100a"):
-        compiler.cubin(host.kernel_of("float16", SMALL, "clip"), "sm_100a")
+        compiler.cubin(host.kernel_of("float16", TILE, (3, 3), "clip"), "sm_100a")
 
 
 def choice(op=None, shape=(256, 56, 56, 64, 64, (3, 3)), dtype="float16", arch="sm_90a",
@@ -194,17 +213,15 @@ def choice(op=None, shape=(256, 56, 56, 64, 64, (3, 3)), dtype="float16", arch="
     return host.choose(op, inputs, output, CudaOptions(dtype=dtype, arch=arch, multiprocessors=132))
 
 
-@pytest.mark.parametrize(("shape", "tile"), [
-    ((256, 56, 56, 64, 64, (3, 3)), WIDE), ((256, 28, 28, 128, 128, (3, 3)), ALONE),
-    ((256, 14, 14, 256, 256, (3, 3)), ALONE), ((64, 14, 14, 256, 256, (3, 3)), None),
-    ((256, 7, 7, 512, 512, (3, 3)), None), ((1, 56, 56, 64, 64, (3, 3)), None),
-    ((32, 224, 224, 64, 64, (3, 3)), WIDE), ((32, 112, 112, 64, 128, (3, 3)), ALONE),
-    ((32, 56, 56, 128, 64, (3, 3)), SMALL), ((8, 112, 112, 128, 128, (3, 3)), ALONE),
-    ((4, 112, 112, 128, 128, (3, 3)), SHARED),
-    ((2, 112, 112, 128, 128, (3, 3)), None), ((64, 28, 28, 128, 128, (3, 3)), SHARED),
-    ((64, 56, 56, 64, 40, (3, 3)), None), ((64, 56, 56, 64, 192, (3, 3)), None)], ids=str)
-def test_it_is_chosen_for_large_layers_of_which_little_is_wasted(shape, tile):
-    assert choice(shape=shape) == choice(shape=shape, residual=True) == tile
+@pytest.mark.parametrize(("shape", "serves"), [
+    ((256, 56, 56, 64, 64, (3, 3)), True), ((32, 224, 224, 64, 64, (3, 3)), True),
+    ((22, 56, 56, 64, 64, (3, 3)), True), ((16, 56, 56, 64, 64, (3, 3)), False),
+    ((1, 56, 56, 64, 64, (3, 3)), False), ((2, 224, 224, 64, 64, (3, 3)), True),
+    ((1024, 14, 14, 64, 64, (3, 3)), True), ((1024, 7, 7, 64, 64, (3, 3)), False),
+    ((64, 56, 56, 64, 56, (3, 3)), True), ((64, 56, 56, 64, 40, (3, 3)), False),
+    ((64, 112, 112, 64, 128, (3, 3)), False), ((256, 28, 28, 128, 64, (3, 3)), False)], ids=str)
+def test_it_is_chosen_for_large_layers_of_which_little_is_wasted(shape, serves):
+    assert choice(shape=shape) == choice(shape=shape, residual=True) == (TILE if serves else None)
 
 
 @pytest.mark.parametrize("other", [

@@ -35,11 +35,6 @@ PROBLEMS = {        # (op, (batch, height, width, channels, outputs, kernel))
 }
 
 
-@pytest.fixture(autouse=True)
-def chosen(monkeypatch):
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
-
-
 @pytest.fixture
 def runner(runner):
     skip_on_others(runner, "float16 needs sm_80", lambda arch: number_of(arch) >= 80)
@@ -149,17 +144,6 @@ def specs(channels=3, outputs=64, kernel=(7, 7), groups=1, residual=False):
 def test_other_layers_are_left_to_other_kernels(op, given, dtype):
     assert conv_image.fits(Conv2d(), specs(), "float16")
     assert not conv_image.fits(op, given, dtype)
-
-
-@pytest.mark.parametrize("asked", [None, "0"])
-def test_it_is_not_chosen_unless_it_is_wanted(asked, monkeypatch):
-    monkeypatch.delenv("CNN_TRIAL_KERNELS")
-    if asked is not None:
-        monkeypatch.setenv("CNN_TRIAL_KERNELS", asked)
-    op, shape = PROBLEMS["MobileNet"]
-    assert_exact(op, *arrays(signs, *shape), weights=WEIGHTS, dtype="float16", kernel="conv_mma_",
-                 arch="sm_80")
-    assert not any(kernel.name.startswith("conv_image") for kernel in conv.kernels("float16"))
 
 
 def test_what_the_variable_may_be_is_said(monkeypatch):

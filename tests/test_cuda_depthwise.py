@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_depthwise import WEIGHTS, arrays
 
 from kernels import ops
-from kernels.cuda import vector
+from kernels.cuda import depthwise_run, sass, vector
 from kernels.cuda.host import depthwise
 from kernels.ops import Conv2d, TensorSpec
 
@@ -16,10 +16,16 @@ from kernels.ops import Conv2d, TensorSpec
 FEWER = ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 
 
+@pytest.fixture(autouse=True)
+def on_trial(monkeypatch):
+    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+
+
 @pytest.mark.parametrize("dtype", FEWER)
 @pytest.mark.parametrize("pixels", depthwise.PIXELS)
 @pytest.mark.parametrize(("kernel", "stride"), depthwise.COMPILED_IN)
-def test_the_common_windows_are_exact(kernel, stride, pixels, dtype, runner):
+def test_the_common_windows_are_exact(kernel, stride, pixels, dtype, runner, monkeypatch):
+    monkeypatch.setattr(depthwise, "run_length", lambda *_: 0)
     p, fast = kernel // 2, pixels == max(depthwise.PIXELS)
     op = Conv2d((stride, stride), (p, p, p, p), (1, 1), 16, ops.Relu())
     for width in (1, 9):                # narrower than a thread's pixels, and not a multiple
@@ -27,6 +33,66 @@ def test_the_common_windows_are_exact(kernel, stride, pixels, dtype, runner):
                      dtype=dtype, multiprocessors=0 if fast else 132, runner=runner,
                      kernel=f"depthwise_{kernel}x{kernel}_s{stride}_{vector.short(dtype)}x"
                             f"{vector.lanes(dtype)}_p{pixels}_clip")
+
+
+def run_name(kernel, stride, dtype):
+    return depthwise.run_kernel(dtype, (kernel, stride), "clip").name
+
+
+@pytest.mark.parametrize("dtype", FEWER)
+@pytest.mark.parametrize("run", [1, 3, 9])      # of 4 to 7 rows: single ones, a rest, all in one
+@pytest.mark.parametrize(("kernel", "stride"), depthwise.RUNS)
+def test_runs_of_rows_are_exact(kernel, stride, run, dtype, runner, monkeypatch):
+    monkeypatch.setattr(depthwise, "run_length", lambda columns, rows, *_: min(run, rows))
+    for height, width, padding in ((7, 9, (1, 1, 1, 1)), (8, 5, (0, 2, 3, 0))):
+        op = Conv2d((stride, stride), padding, (1, 1), 24, ops.Relu())
+        assert_exact(op, *arrays(integers, 3, height, width, 24, (kernel, kernel)),
+                     weights=WEIGHTS, dtype=dtype, runner=runner,
+                     kernel=run_name(kernel, stride, dtype))
+
+
+@st.composite
+def runs(draw):
+    """Problems for runs, with more padding than a window has rows or columns."""
+    kernel, stride = draw(st.sampled_from(list(depthwise.RUNS)))
+    padding = tuple(draw(st.integers(0, kernel + 1)) for _ in range(4))
+    h, w = (max(1, kernel - sum(padding[i::2])) + draw(st.integers(0, 9)) for i in (0, 1))
+    c = draw(st.sampled_from([4, 20, 72]))
+    activation = draw(st.sampled_from([None, ops.Clip(0.0, 6.0)]))
+    op = Conv2d((stride, stride), padding, (1, 1), c, activation)
+    shape = draw(st.integers(1, 3)), h, w, c, (kernel, kernel)
+    return op, shape, draw(st.integers(1, 8)), draw(st.booleans())
+
+
+@given(runs(), st.sampled_from(DTYPES))
+@settings(max_examples=25, deadline=None)
+def test_any_run_is_exact_on_integers(problem, dtype):
+    op, shape, run, has_residual = problem
+    inputs = arrays(integers, *shape)
+    out = op.output_shape(*(array.shape for array in inputs))
+    residual = [integers(np.random.default_rng(1), *out)] * has_residual
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depthwise, "run_length", lambda columns, rows, *_: min(run, rows))
+        assert_exact(op, *inputs, *residual, weights=WEIGHTS, dtype=dtype,
+                     kernel=run_name(shape[4][0], op.stride[0], dtype))
+
+
+def test_runs_are_for_many_pixels():
+    """By numbers of an H200 with 132 multiprocessors, on which 512 threads of each are at work."""
+    full = 132 * 512
+    assert depthwise.run_length(256 * 144 * 4, 14, 2, full) == 7
+    assert depthwise.run_length(256 * 36 * 14, 56, 2, full) == 56
+    assert depthwise.run_length(1 * 36 * 14, 56, 2, full) == 0     # a batch of one fills no GPU,
+    assert depthwise.run_length(32 * 36 * 14, 14, 4, full) == 0    # nor do runs that are worth it
+
+
+@pytest.mark.parametrize(("channels", "dilation"), [(6, (1, 1)), (16, (2, 2))])
+def test_what_has_no_run_goes_row_by_row(channels, dilation):
+    op = Conv2d((1, 1), (1, 1, 1, 1), dilation, channels)
+    shape = (1, 9, 9, channels, (3, 3))
+    name = "depthwise_3x3_s1_f16x2_p4_clip" if channels == 6 else "depthwise_any_f16x8_p4_clip"
+    assert_exact(op, *arrays(integers, *shape), weights=WEIGHTS, dtype="float16",
+                 multiprocessors=0, kernel=name)
 
 
 @pytest.mark.parametrize("dtype", FEWER)
@@ -63,8 +129,10 @@ def test_any_window_is_exact_on_integers(problem, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("run", [0, 3])
 @pytest.mark.parametrize("activation", [None, ops.Silu()])
-def test_floats_are_within_the_bound(activation, dtype, runner):
+def test_floats_are_within_the_bound(activation, run, dtype, runner, monkeypatch):
+    monkeypatch.setattr(depthwise, "run_length", lambda *_: run)
     op = Conv2d((1, 1), (1, 1, 1, 1), (1, 1), 16, activation)
     inputs = arrays(normal, 1, 5, 7, 16, (3, 3))
     # No activation is steeper than 1.1.
@@ -83,10 +151,12 @@ def test_a_residual_is_added_before_the_activation(dtype, runner):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("run", [0, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_and_infinity_travel_as_ieee_says(value, dtype, runner):
-    op = Conv2d(padding=(1, 1, 1, 1), groups=5)
-    x, weight, bias = arrays(integers, 1, 8, 9, 5, (3, 3))
+def test_nan_and_infinity_travel_as_ieee_says(value, run, dtype, runner, monkeypatch):
+    monkeypatch.setattr(depthwise, "run_length", lambda *_: run)
+    op = Conv2d(padding=(1, 1, 1, 1), groups=12)
+    x, weight, bias = arrays(integers, 1, 8, 9, 12, (3, 3))
     weight[weight == 0] = 1
     x[0, 3, 8, 2] = value
     assert_exact(op, x, weight, bias, weights=WEIGHTS, dtype=dtype, kernel="depthwise_",
@@ -105,6 +175,9 @@ def test_only_one_filter_per_channel_fits():
 def test_resources(dtype, arch):
     for kernel in depthwise.kernels(dtype):
         found = assert_resources(kernel, arch)
+        if kernel.make is depthwise_run.make:
+            assert_runs_are_lean(kernel, found)
+            continue
         _, lanes, pixels, window, stride, _ = kernel.config
         if window and lanes == vector.lanes(dtype):
             # Each input column of a row once; the fp32 weights are 16 bytes for 4 channels.
@@ -112,3 +185,15 @@ def test_resources(dtype, arch):
             weights = (window * window + 1) * lanes // 4
             assert found.counts["LDG.E.128"] == inputs + weights + pixels   # and the residual
             assert found.counts["STG.E.128"] == pixels
+
+
+def assert_runs_are_lean(kernel, found):
+    """As many blocks fit as the host counts on, and a row of x is loaded once, in one loop."""
+    _, lanes, pixels, window, stride, _ = kernel.config
+    assert found.registers * depthwise.depthwise.THREADS * depthwise_run.BLOCKS <= 65536
+    loop = sass.loop_opcodes(found.cubin, "FFMA")
+    columns = (pixels - 1) * stride + window
+    assert sass.number(loop, "LDG") == columns * stride + pixels            # and the residual
+    assert sass.number(loop, "STG") == pixels
+    assert sass.number(loop, "FFMA") == window * window * pixels * lanes    # each product once
+    assert loop.total() < 3 * window * window * pixels * lanes + 50

@@ -75,8 +75,7 @@ def test_choices_of_kernels_that_were_edited_are_stale(monkeypatch):
     (list(TILES["float16"][1]), 0, False), (list(TILES["float16"][1]), "2", False),
     (list(TILES["float16"][1]), 17, False), (None, 2, False), (None, 1, True),
     (list(TILES["float16"][1]), 9, True)])
-def test_tiles_and_splits_that_there_are_not_are_left_out(tile, splits, cluster, monkeypatch):
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+def test_tiles_and_splits_that_there_are_not_are_left_out(tile, splits, cluster):
     good = Choice(TILES["float16"][1], 3)
     path = tuned.save(GPU, {NAME: good, "float16 other": good})
     stored = json.loads(path.read_text())
@@ -93,14 +92,12 @@ def test_a_file_of_before_there_were_clusters_has_none():
     assert tuned.load(GPU) == {NAME: Choice(TILES["float16"][1], 3)}
 
 
-def test_a_cluster_is_left_out_where_it_is_not_wanted_or_not_there(monkeypatch):
-    other = Gpu(0, "NVIDIA A10", "sm_86", 72)
+def test_a_cluster_is_left_out_where_there_are_none():
+    other, choice = Gpu(0, "NVIDIA A10", "sm_86", 72), Choice(TILES["float16"][-1], 4, True)
     for gpu in (GPU, other):
-        tuned.save(gpu, {NAME: Choice(TILES["float16"][-1], 4, True)})
-        assert tuned.load(gpu) == {}
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
+        tuned.save(gpu, {NAME: choice})
     assert tuned.load(other) == {}
-    assert tuned.load(GPU) == {NAME: Choice(TILES["float16"][-1], 4, True)}
+    assert tuned.load(GPU) == {NAME: choice}
 
 
 def test_a_tile_that_does_not_fit_the_gpu_is_left_out():

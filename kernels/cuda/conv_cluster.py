@@ -13,60 +13,90 @@ from collections.abc import Callable
 
 from . import vector
 from .activation import activation
-from .conv_gemm import Tile, sums_pitch
+from .conv_gemm import Tile
+from .conv_sums import Sums
 from .ptx import Regs, asm_op, cuda, float32, uint32, uint64
 
 LANES = 4           # sums of an access
-AT_ONCE = 4         # reads of other blocks' sums that are in flight: one takes some 200 cycles
+MOST_OF_A_CLUSTER = 8   # blocks that every GPU with clusters admits
+AT_ONCE = 4         # of their sums are always asked for, all before one is used: a read takes some
+                    # 200 cycles
 
 cluster_rank = asm_op("cluster_rank", "mov.u32 $0, %cluster_ctarank;", uint32, pure=True)
 cluster_size = asm_op("cluster_size", "mov.u32 $0, %cluster_nctarank;", uint32, pure=True)
 # What the threads of all blocks wrote before they arrived is there for those that have waited.
 cluster_arrive = asm_op("cluster_arrive", "barrier.cluster.arrive.release;", memory=True)
+# The same with no such promise, of threads that have only read since.
+cluster_arrive_relaxed = asm_op("cluster_arrive_relaxed", "barrier.cluster.arrive.relaxed;",
+                                memory=True)
 cluster_wait = asm_op("cluster_wait", "barrier.cluster.wait.acquire;", memory=True)
 # (address of this block, rank) -> the same place in the shared memory of the block of that rank
 map_to_rank = asm_op("map_to_rank", "mapa.shared::cluster.u32 $0, $1, $2;", uint32,
                      [uint32, uint32], pure=True)
+st_shared_v4_f32 = asm_op("st_shared_v4_f32", "st.shared.v4.f32 [$0], {$1, $2, $3, $4};", None,
+                          [uint32, float32, float32, float32, float32], memory=True)
 ld_cluster_v4_f32 = asm_op("ld_cluster_v4_f32",
                            "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];",
                            Regs(float32, LANES), [uint32], memory=True)
 
 
 @cuda.jit(device=True, inline="always")
+def read_sums(read, address, first, count):
+    """read[first] and on: what stands at this place in AT_ONCE of the blocks, from that one on."""
+    for s in range(first, first + AT_ONCE):
+        v = ld_cluster_v4_f32(map_to_rank(address, min(uint32(s), uint32(count - uint32(1)))))
+        read[s * LANES] = v[0]                  # constant tuple indices only
+        read[s * LANES + 1] = v[1]
+        read[s * LANES + 2] = v[2]
+        read[s * LANES + 3] = v[3]
+
+
+@cuda.jit(device=True, inline="always")
 def sum_of_blocks(total, read, address):
     """total = what stands at this place in the shared memory of all blocks of the cluster."""
     count = cluster_size()
+    read_sums(read, address, 0, count)
+    if count > uint32(AT_ONCE):
+        read_sums(read, address, AT_ONCE, count)
     for k in range(LANES):
         total[k] = float32(0)
-    first = uint32(0)
-    while first < count:
-        for s in range(AT_ONCE):
-            rank = min(uint32(first + uint32(s)), uint32(count - uint32(1)))
-            v = ld_cluster_v4_f32(map_to_rank(address, rank))
-            read[s * LANES] = v[0]              # constant tuple indices only
-            read[s * LANES + 1] = v[1]
-            read[s * LANES + 2] = v[2]
-            read[s * LANES + 3] = v[3]
-        for s in range(AT_ONCE):
-            if uint32(first + uint32(s)) < count:
-                for k in range(LANES):
-                    total[k] += read[s * LANES + k]
-        first = uint32(first + uint32(AT_ONCE))
+    for s in range(MOST_OF_A_CLUSTER):
+        if uint32(s) < count:
+            for k in range(LANES):
+                total[k] += read[s * LANES + k]
 
 
-def cluster_epilogue(stored_as: str, tile: Tile, width: int, put_rows: Callable,
-                     activation_name: str) -> Callable:
-    """Device function: the block's rows of y, as conv_epilogue.py's `epilogue` makes a warp's.
-
-    put_rows    as there, of fp32 rows, `sums_pitch` of the block's columns apart
-    """
-    size, pitch = vector.STORAGE[stored_as].bytes, sums_pitch(tile.block_n)
+def put_sums(tile: Tile, sums: Sums) -> Callable:
+    """Device function: a warp's sums, into the block's rows of them at `smem`."""
     warp_m, warp_n, warps_n = tile.warp_m, tile.warp_n, tile.block_n // tile.warp_n
-    parts = warp_n // width                         # of 16 rows of a warp
-    steps = warp_m // 16 * parts
+    run, rows, columns, row_of, column_of, take = sums
+    pitch, runs = tile.sums_pitch, warp_n // columns
+
+    @cuda.jit(device=True, inline="always")
+    def put(acc, smem, tid):
+        warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
+        first_row = uint32(uint32(warp // uint32(warps_n)) * uint32(warp_m))
+        first_column = uint32(uint32(warp % uint32(warps_n)) * uint32(warp_n) + column_of(lane))
+        value = cuda.local.array(run, float32)
+        for i in range(rows):
+            to = uint32(smem + (first_row + row_of(lane, i)) * uint32(pitch)
+                        + (first_column << uint32(2)))
+            for g in range(runs):
+                take(value, acc, i, g)
+                for k in range(0, run, 4):
+                    st_shared_v4_f32(uint32(to + uint32((g * columns + k) * 4)), value[k],
+                                     value[k + 1], value[k + 2], value[k + 3])
+
+    return put
+
+
+def cluster_epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str) -> Callable:
+    """Device function: the block's rows of y, as conv_epilogue.py's `epilogue` makes a warp's."""
+    size, pitch = vector.STORAGE[stored_as].bytes, tile.sums_pitch
+    put = put_sums(tile, sums)
     across = tile.block_n // LANES                  # threads along a row
     down, block_m = tile.threads // across, tile.block_m
-    read_count = AT_ONCE * LANES
+    read_count = MOST_OF_A_CLUSTER * LANES
     load_bias = vector.load("float32", LANES)
     load, load_one = vector.load(stored_as, LANES, fill=0.0), vector.load(stored_as, 1)
     store, store_one = vector.store(stored_as, LANES), vector.store(stored_as, 1)
@@ -75,12 +105,8 @@ def cluster_epilogue(stored_as: str, tile: Tile, width: int, put_rows: Callable,
     @cuda.jit(device=True, inline="always")
     def finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,
                pixels, out_channels, group_out, padded_out, whole):
-        warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
-        mine = uint32(smem + uint32(warp // uint32(warps_n)) * uint32(warp_m * pitch)
-                      + uint32(warp % uint32(warps_n)) * uint32(warp_n * 4))
-        for step in range(steps):
-            put_rows(acc, uint32(mine + uint32(step // parts * 16 * pitch
-                                               + step % parts * width * 4)), lane, step)
+        cuda.syncthreads()          # the sums go where slices were
+        put(acc, smem, tid)
         cluster_arrive()
         column = uint32(tid % uint32(across))
         row = uint32(cluster_rank() * uint32(down) + tid // uint32(across))
@@ -116,7 +142,7 @@ def cluster_epilogue(stored_as: str, tile: Tile, width: int, put_rows: Callable,
                         total[k] = activate(total[k] + added[k], low, high)
                         store_one(y + there + uint64(k * size), total, k)
             row = uint32(row + further)
-        cluster_arrive()            # nobody leaves whose sums another one still reads
+        cluster_arrive_relaxed()    # nobody leaves whose sums another one still reads
         cluster_wait()
 
     return finish

@@ -17,8 +17,8 @@ Everything is counted in 16-byte chunks: 8 channels of float16 or bfloat16, 4 of
 A pointwise convolution or a matrix product is the case of one tap: the loop is the same machine
 code and the tap never advances, so there is no second kernel for it.
 
-conv_mma.py, conv_wgmma.py and conv_simt.py say how a slice is copied and multiplied,
-conv_epilogue.py how the sums become y.
+conv_mma.py, conv_wgmma.py and conv_simt.py say how a slice is copied and multiplied, conv_sums.py
+how the sums then lie, and conv_epilogue.py how they become y.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from .index import DIVISOR, split
 from .ptx import asm_op, cuda, dynamic_smem, float32, let_next_begin, uint32, uint64
 
 MOST_TAPS = (15, 16)        # kernel rows and columns that the bit masks hold
+ONE_TAP = 0xFFFEFFFE        # the mask of one row and one column, both inside of the image
 
 # The compiler would rather compute an address anew in every round of the loop than keep a register
 # for it. A value that went through `keep` can only be kept.
@@ -73,29 +74,29 @@ class Tile(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        """Of the slices; the epilogue then takes 16 rows a warp of the same memory."""
-        return max(self.stages * (self.block_m + self.block_n) * self.row_bytes,
-                   self.threads // 32 * 16 * self.warp_n * 4)
+        """Of the slices."""
+        return self.stages * (self.block_m + self.block_n) * self.row_bytes
 
     @property
     def cluster_bytes(self) -> int:
-        """Shared memory where all sums of a block pass through it at once."""
-        return max(self.shared_bytes, self.block_m * sums_pitch(self.block_n))
+        """Shared memory where all sums of a block pass through it: conv_cluster.py."""
+        return max(self.shared_bytes, self.block_m * self.sums_pitch)
 
-
-def sums_pitch(width: int) -> int:
-    """Bytes in shared memory from one row of so many fp32 sums to the next: 8 floats more than need
-    be, which puts what a half-warp stores of a tensor core's sums into distinct banks."""
-    return (width + 8) * 4
+    @property
+    def sums_pitch(self) -> int:
+        """Bytes in shared memory from one row of a block's fp32 sums to the next: 4 floats more
+        than need be, so that the rows which a warp writes at a time lie in distinct banks."""
+        return (self.block_n + 4) * 4
 
 
 # x, weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded to block_n]),
 # residual, has_residual, y, low, high, pixels, out_channels, out_channels of a group, padded rows
-# of a group, whole (1: all chunks of y are whole and aligned), chunks of a pixel, height, width,
-# stride (h, w), top, left, dilation (h, w), kernel_h, steps of the tap (next column, next row),
-# slices, slices of one split, then divisors: tiles along n, out_width, out_height, chunks of a
-# pixel in one group, kernel_w.  Grid: tiles, splits, groups.
-SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 19
+# of a group, whole (1: all chunks of y are whole and aligned), pointwise (1: each row is the pixel
+# of x that has its number), chunks of a pixel, height, width, stride (h, w), top, left, dilation
+# (h, w), kernel_h, steps of the tap (next column, next row), slices, slices of one split, then
+# divisors: tiles along n, out_width, out_height, chunks of a pixel in one group, kernel_w.
+# Grid: tiles, splits, groups.
+SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 20
              + DIVISOR * 5)
 
 
@@ -105,20 +106,20 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
     multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count):
                 acc += the products of `count` slices. base and outside are those of `row_setup`,
                 tap and walk those of `next_tap`, weight is the thread's first chunk of the first
-                slice. It waits for the inputs before it reads x. All threads have read shared
-                memory for the last time when they leave
+                slice. It waits for the inputs before it reads x
     request, finish     conv_epilogue.py's, what it does in the beginning and at the end
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
     a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
     acc_count = tile.warp_m * tile.warp_n // 32
-    first_pixels = row_setup(a_rounds, rows)
+    same_pixels, first_pixels = row_setup(a_rounds, rows)
 
     def conv(x, weight, bias, residual, has_residual, y, low, high, pixels, out_channels,
-             group_out, padded_out, whole, pixel_chunks, height, width, stride_h, stride_w, top,
-             left, dilation_h, dilation_w, kernel_h, next_column, next_row, slices, split_slices,
-             n_tiles, n_tiles_m, n_tiles_s, out_w, out_w_m, out_w_s, out_h, out_h_m, out_h_s,
-             group_chunks, group_chunks_m, group_chunks_s, kernel_w, kernel_w_m, kernel_w_s):
+             group_out, padded_out, whole, pointwise, pixel_chunks, height, width, stride_h,
+             stride_w, top, left, dilation_h, dilation_w, kernel_h, next_column, next_row, slices,
+             split_slices, n_tiles, n_tiles_m, n_tiles_s, out_w, out_w_m, out_w_s, out_h, out_h_m,
+             out_h_s, group_chunks, group_chunks_m, group_chunks_s, kernel_w, kernel_w_m,
+             kernel_w_s):
         tid = uint32(cuda.threadIdx.x)
         group = uint32(cuda.blockIdx.z)
         # Neighbouring blocks share pixels: the image, not the weights, is what L2 can not hold.
@@ -136,10 +137,13 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
         # The bits after those of the last kernel row and column; of a 16th column there is none.
         end_h = uint32(uint32(1) << kernel_h)
         end_w = uint32(uint64(1 << 16) << uint64(kernel_w))
-        first_pixels(base, outside, uint32(first_m + row), pixels, pixel_chunks,
-                     uint32(group * group_chunks), height, width, stride_h, stride_w, top, left,
-                     dilation_h, dilation_w, end_h, end_w, out_w, out_w_m, out_w_s, out_h, out_h_m,
-                     out_h_s)
+        first, group_chunk = uint32(first_m + row), uint32(group * group_chunks)
+        if pointwise:
+            same_pixels(base, outside, first, pixels, pixel_chunks, group_chunk)
+        else:
+            first_pixels(base, outside, first, pixels, pixel_chunks, group_chunk, height, width,
+                         stride_h, stride_w, top, left, dilation_h, dilation_w, end_h, end_w,
+                         out_w, out_w_m, out_w_s, out_h, out_h_m, out_h_s)
         tap = first_tap(uint32(first_slice * uint32(chunks) + chunk), width, pixel_chunks,
                         dilation_h, dilation_w, kernel_h, group_chunks, group_chunks_m,
                         group_chunks_s, kernel_w, kernel_w_m, kernel_w_s)
@@ -196,13 +200,21 @@ def next_tap(chunks: int) -> Callable:
     return advance
 
 
-def row_setup(a_rounds: int, rows: int) -> Callable:
-    """Device function: where the rows that a thread copies begin, and which taps miss the image.
+def row_setup(a_rounds: int, rows: int) -> tuple[Callable, Callable]:
+    """Device functions: where the rows that a thread copies begin, and which taps miss the image;
+    of a pointwise convolution, whose rows are the pixels of the image, and of any other.
 
     base[i]     chunk index of the first tap's pixel; wraps below 0 in the padding
     outside[i]  bit kh: kernel row kh is outside; bit 16 + kw: kernel column kw is. Bits of taps
                 that do not exist are set, too, and all bits of rows beyond the last pixel
     """
+    @cuda.jit(device=True, inline="always")
+    def same_pixels(base, outside, first, pixels, pixel_chunks, group_chunk):
+        for i in range(a_rounds):
+            pixel = uint32(first + uint32(i * rows))
+            base[i] = keep(uint32(pixel * pixel_chunks + group_chunk))
+            outside[i] = uint32(ONE_TAP) if pixel < pixels else uint32(0xFFFFFFFF)
+
     @cuda.jit(device=True, inline="always")
     def clear_inside(outside, at, size, dilation, bit, end):
         while bit != end:
@@ -231,4 +243,4 @@ def row_setup(a_rounds: int, rows: int) -> Callable:
         clear_inside(outside, h, height, dilation_h, uint32(1), end_h)
         clear_inside(outside, w, width, dilation_w, uint32(1 << 16), end_w)
 
-    return first_pixels
+    return same_pixels, first_pixels

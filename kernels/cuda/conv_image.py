@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 from . import vector
 from .conv_epilogue import epilogue
-from .conv_gemm import Tile, sums_pitch
-from .conv_mma import MMA, put_rows
+from .conv_gemm import Tile
+from .conv_mma import MMA
+from .conv_sums import tensor_core_sums
 from .index import DIVISOR, split
 from .ptx import (
     asm_op,
@@ -93,24 +94,23 @@ class Window(NamedTuple):
     @property
     def shared_bytes(self) -> int:
         rows, columns = self.patch
-        return ((self.block_n * self.pitch + rows * columns) * 16
-                + WARPS * 16 * sums_pitch(self.block_n))
+        return (self.block_n * self.pitch + rows * columns) * 16
 
 
 def make(dtype: str, window: Window, activation_name: str) -> Callable:
-    rows, columns = window.patch
+    columns = window.patch[1]
     weight_chunks = window.block_n * window.pitch
-    patch_at, sums_at = weight_chunks * 16, (weight_chunks + rows * columns) * 16
+    patch_at = weight_chunks * 16
     acc_count = window.block_n // 2                 # 16 outputs of a warp
     (stride_h, stride_w), block_n = window.stride, window.block_n
-    chunk_step, pitch, pitch_of_sums = window.chunk_step, window.pitch, sums_pitch(block_n)
+    chunk_step, pitch = window.chunk_step, window.pitch
     copy_weights = weight_copy(window)
     copy_image, multiply = image_copy(window), multiply_patches(dtype, window)
     # To the epilogue 16 pixels of each warp are a tile, those of a warp 16 after those of the one
     # before: `first` takes that back.
-    store_rows = epilogue(dtype, Tile(16 * WARPS, block_n, 0, 0, 16, block_n, 0), block_n,
-                          pitch_of_sums, put_rows(dtype, block_n, pitch_of_sums), activation_name,
-                          False)
+    store_rows = epilogue(dtype, Tile(16 * WARPS, block_n, 0, 0, 16, block_n, 0),
+                          tensor_core_sums(16, block_n, vector.lanes(dtype)), activation_name,
+                          partial=False)
 
     def conv_image(x, weight, bias, y, low, high, height, width, out_height, out_width,
                    out_channels, top, left, count, across, across_m, across_s, down, down_m,
@@ -121,7 +121,7 @@ def make(dtype: str, window: Window, activation_name: str) -> Callable:
         first_n = uint32(uint32(cuda.blockIdx.y) * uint32(block_n))
         copy_weights(smem, weight + uint64(uint32(cuda.blockIdx.y)) * uint64(weight_chunks * 16),
                      tid)
-        patch, sums = uint32(smem + uint32(patch_at)), uint32(smem + uint32(sums_at))
+        patch = uint32(smem + uint32(patch_at))
         # What this lane names of 16 rows x 2 chunks of patches, and of as many weights.
         a_first = uint32(patch + (warp * uint32(2 * stride_h * columns) + (lane & uint32(15))
                                   + (lane >> uint32(4)) * uint32(chunk_step)) * uint32(16))
@@ -150,10 +150,10 @@ def make(dtype: str, window: Window, activation_name: str) -> Callable:
             begin = uint32((image * out_height + row) * out_width)
             first = uint32(begin + column - warp * uint32(16))
             end = uint32(begin + out_width) if row < out_height else uint32(0)
-            store_rows(upper, sums, tid, first, first_n, uint32(0), bias, x, uint32(0), y, low,
+            store_rows(upper, smem, tid, first, first_n, uint32(0), bias, x, uint32(0), y, low,
                        high, end, out_channels, out_channels, uint32(0), uint32(1))
             end = uint32(end + out_width) if uint32(row + uint32(1)) < out_height else uint32(0)
-            store_rows(lower, sums, tid, uint32(first + out_width), first_n, uint32(0), bias, x,
+            store_rows(lower, smem, tid, uint32(first + out_width), first_n, uint32(0), bias, x,
                        uint32(0), y, low, high, end, out_channels, out_channels, uint32(0),
                        uint32(1))
 

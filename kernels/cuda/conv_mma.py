@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .conv_epilogue import ending, residual_request, second_half
-from .conv_gemm import Tile, frame, keep, next_tap, sums_pitch
+from . import vector
+from .conv_epilogue import ending, residual_request
+from .conv_gemm import Tile, frame, keep, next_tap
+from .conv_sums import tensor_core_sums
 from .ptx import (
-    asm_op,
     cp_async_16,
     cp_async_16_zfill,
     cp_async_commit,
     cp_async_wait,
     cuda,
-    float32,
     ldmatrix_x4,
     mma_bf16,
     mma_f16,
@@ -34,22 +34,19 @@ MMA = {"float16": mma_f16, "bfloat16": mma_bf16, "tf32": mma_tf32}
 SHORT = {"float16": "f16", "bfloat16": "bf16", "tf32": "tf32"}
 STORED_AS = {"float16": "float16", "bfloat16": "bfloat16", "tf32": "float32"}
 
-st_shared_v2_f32 = asm_op("st_shared_v2_f32", "st.shared.v2.f32 [$0], {$1, $2};", None,
-                          [uint32, float32, float32], memory=True)
 
 
 def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
     """end: one of conv_gemm.ENDINGS."""
-    pitch = sums_pitch(tile.warp_n)
     if (tile.chunks not in (4, 8) or tile.rows % 8 or tile.block_m % tile.rows
-            or tile.block_n % tile.rows or tile.warp_m % 16 or tile.warp_n % 16 or tile.stages < 2
-            or tile.threads // 32 * 16 * pitch > tile.shared_bytes):
+            or tile.block_n % tile.rows or tile.warp_m % 16 or tile.warp_n % 32 or tile.stages < 2):
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 64 or 128, warps "
-                         f"multiples of 16x16, and a round of copies ({tile.rows} rows) a "
+                         f"multiples of 16x32, and a round of copies ({tile.rows} rows) a "
                          f"multiple of 8 and a divisor of block_m and block_n")
     stored_as = STORED_AS[dtype]
-    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile), ending(
-        end, stored_as, tile, tile.warp_n, pitch, put_rows, activation_name))
+    sums = tensor_core_sums(tile.warp_m, tile.warp_n, vector.lanes(stored_as))
+    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile),
+                 ending(end, stored_as, tile, sums, activation_name))
 
 
 def multiply_slices(dtype: str, tile: Tile) -> Callable:
@@ -88,7 +85,6 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
             if slot == uint32(stages * stage):
                 slot = uint32(0)
             done = uint32(done + uint32(1))
-        cuda.syncthreads()                      # the epilogue writes over the ring
 
     return multiply_all
 
@@ -232,22 +228,3 @@ def multiply_slice(dtype: str, tile: Tile) -> Callable:
                     acc[o + 3] = d[3]
 
     return multiply
-
-
-def put_rows(stored_as: str, width: int, pitch: int) -> Callable:
-    """Device function: 16 rows of a warp's sums into shared memory, as `epilogue` takes it. An mma
-    leaves a lane two neighbouring columns of a row, and four lanes 8 of them."""
-    ni_count, half = width // 8, second_half(stored_as, width)
-    step = 16 if half else 32               # bytes from 8 columns to the next 8
-    half = half or 16
-
-    @cuda.jit(device=True, inline="always")
-    def put(acc, first, lane, part):
-        to = uint32(first + (lane >> uint32(2)) * uint32(pitch) + ((lane & uint32(1)) << uint32(3))
-                    + ((lane >> uint32(1)) & uint32(1)) * uint32(half))
-        for ni in range(ni_count):
-            o = (part * ni_count + ni) * 4
-            st_shared_v2_f32(uint32(to + uint32(ni * step)), acc[o], acc[o + 1])
-            st_shared_v2_f32(uint32(to + uint32(ni * step + 8 * pitch)), acc[o + 2], acc[o + 3])
-
-    return put

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from . import vector
 from .conv_epilogue import ending, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
+from .conv_sums import Sums
 from .ptx import (
     asm_op,
     cuda,
@@ -41,9 +42,8 @@ def make(tile: Tile, activation_name: str, end: str) -> Callable:
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 32 or 64, stages 2, "
                          f"warps 32x32 or 32x64, and a round of copies ({tile.rows} rows) a "
                          f"divisor of block_m and block_n")
-    pitch = tile.warp_n * 4
-    return frame(tile, residual_request("float32", tile), multiply_slices(tile), ending(
-        end, "float32", tile, tile.warp_n, pitch, put_rows, activation_name))
+    return frame(tile, residual_request("float32", tile), multiply_slices(tile),
+                 ending(end, "float32", tile, sums_of(tile), activation_name))
 
 
 def multiply_slices(tile: Tile) -> Callable:
@@ -164,17 +164,21 @@ def lane_column(tid):
     return uint32((tid >> uint32(1)) & uint32(7))
 
 
-def put_rows(stored_as: str, width: int, pitch: int) -> Callable:
-    """Device function: 16 rows of a warp's sums into shared memory, as `epilogue` takes it."""
-    columns = width // 8
+def sums_of(tile: Tile) -> Sums:
+    """Where a lane's 8 rows and its runs of 4 columns lie in the warp's tile."""
+    columns = tile.warp_n // 8
 
     @cuda.jit(device=True, inline="always")
-    def put(acc, first, lane, p):
-        to = uint32(first + lane_row(lane) * uint32(4 * pitch) + lane_column(lane) * uint32(16))
-        for r in range(4):
-            for q in range(columns // 4):
-                o = (p * 4 + r) * columns + q * 4
-                st_shared_v4_f32(uint32(to + uint32(r * pitch + q * 128)), acc[o], acc[o + 1],
-                                 acc[o + 2], acc[o + 3])
+    def row(lane, i):
+        return uint32(uint32(i // 4 * 16 + i % 4) + lane_row(lane) * uint32(4))
 
-    return put
+    @cuda.jit(device=True, inline="always")
+    def column(lane):
+        return uint32(lane_column(lane) * uint32(4))
+
+    @cuda.jit(device=True, inline="always")
+    def take(value, acc, i, g):
+        for k in range(4):
+            value[k] = acc[i * columns + g * 4 + k]
+
+    return Sums(4, 8, 32, row, column, take)

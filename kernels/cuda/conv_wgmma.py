@@ -14,31 +14,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from . import vector
 from .conv_epilogue import ending, residual_request
-from .conv_gemm import Tile, frame, keep, sums_pitch
-from .conv_mma import put_rows, ring_copies
+from .conv_gemm import Tile, frame, keep
+from .conv_mma import ring_copies
+from .conv_sums import tensor_core_sums
 from .ptx import cp_async_wait, cuda, uint32, uint64
-from .wgmma import ROW_BYTES, descriptor, fence_proxy_async, products, wait, wait_for_sums
+from .wgmma import (
+    ROW_BYTES,
+    descriptor,
+    fence_proxy_async,
+    products,
+    wait,
+    wait_for_sums,
+    warpgroup,
+)
 
 DTYPES = ("float16", "bfloat16")
 ARCH = "sm_90a"
-WIDEST = 128        # columns of sums that the epilogue takes at a time
 
 
 def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
     """end: one of conv_gemm.ENDINGS."""
-    width = min(tile.block_n, WIDEST)
-    pitch = sums_pitch(width)
     if (not tile.wgmma or tile.row_bytes != ROW_BYTES or tile.block_n not in (64, 128, 256)
             or tile.block_m % 64 or tile.block_m % tile.rows or tile.warp_m != 16
-            or tile.warp_n != tile.block_n or ahead(tile) < 1
-            or tile.threads // 32 * 16 * pitch > tile.shared_bytes):
+            or tile.warp_n != tile.block_n or ahead(tile) < 1):
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be {ROW_BYTES}, block_n "
                          f"64, 128 or 256, block_m a multiple of 64 and of a round of copies "
                          f"({tile.rows} rows), warps 16 x block_n, and stages 2, or 3 for one "
                          f"block, or more")
-    return frame(tile, residual_request(dtype, tile), multiply_slices(dtype, tile), ending(
-        end, dtype, tile, width, pitch, put_rows, activation_name))
+    sums = tensor_core_sums(tile.warp_m, tile.warp_n, vector.lanes(dtype))
+    return frame(tile, residual_request(dtype, tile), multiply_slices(dtype, tile),
+                 ending(end, dtype, tile, sums, activation_name))
 
 
 def in_flight(tile: Tile) -> int:
@@ -67,7 +74,7 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
         copy_to = keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
         tap, weight = first_slices(copy_to, x, base, outside, tap, walk, weight, count)
 
-        a_first = descriptor(uint32(smem + (tid >> uint32(7)) * uint32(64 * ROW_BYTES)))
+        a_first = descriptor(uint32(smem + warpgroup(tid) * uint32(64 * ROW_BYTES)))
         b_first = descriptor(uint32(smem + uint32(a_bytes)))
         slot, free = uint32(0), uint32(first * stage)           # byte offsets into the ring
         done = uint32(0)
@@ -87,6 +94,5 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
                 free = uint32(0)
             done = uint32(done + uint32(1))
         wait_for_all(acc)
-        cuda.syncthreads()                      # the epilogue writes over the ring
 
     return multiply_all

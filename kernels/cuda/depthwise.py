@@ -7,6 +7,7 @@ overlap on it. Rows that overlap are left to the L1 cache. So are the weights, w
 that costs a load more per tap and saves converting every weight in every thread. The border costs
 no branch: a column outside the image is a predicated load that gives zeros, so that all loads of
 a window are in flight together. The grid is exact: each thread has enough to do to need no loop.
+Where there are many pixels, depthwise_run.py takes less from L2.
 """
 from __future__ import annotations
 
@@ -31,9 +32,8 @@ def make(dtype: str, lanes: int, pixels: int, kernel: int, stride: int, activati
          ) -> Callable:
     """kernel, stride: of a square window without dilation, compiled in; 0 for any window."""
     size, total = vector.STORAGE[dtype].bytes, pixels * lanes
-    load, store = vector.load(dtype, lanes), vector.store(dtype, lanes)
     load_bias = vector.load("float32", lanes)
-    activate = activation(activation_name)
+    end = finish(dtype, lanes, pixels, activation(activation_name, vector.arch(dtype)))
     if kernel:
         accumulate = square_window(dtype, lanes, pixels, kernel, stride)
     else:
@@ -60,20 +60,35 @@ def make(dtype: str, lanes: int, pixels: int, kernel: int, stride: int, activati
                    uint32(out_row * stride_h - top), uint32(column * stride_w - left),
                    kernel_h, kernel_w, stride_w, dilation_h, dilation_w)
 
-        first = uint32((row * out_width + column) * channels + channel)
-        added = cuda.local.array(lanes, float32)
-        for p in range(pixels):
-            if uint32(column + uint32(p)) < out_width:
-                offset = uint64(uint32(first + uint32(p) * channels)) * uint64(size)
-                if has_residual:
-                    load(added, 0, residual + offset)
-                    for k in range(lanes):
-                        acc[p * lanes + k] += added[k]
-                for k in range(lanes):
-                    acc[p * lanes + k] = activate(acc[p * lanes + k], low, high)
-                store(y + offset, acc, p * lanes)
+        offset = uint64(uint32((row * out_width + column) * channels + channel)) * uint64(size)
+        end(y + offset, acc, 0, residual + offset, has_residual, uint32(out_width - column),
+            uint32(channels * uint32(size)), low, high)
 
     return depthwise
+
+
+def finish(dtype: str, lanes: int, pixels: int, activate: Callable) -> Callable:
+    """Device function that stores the sums from acc[first] on, `pixels` neighbours, of which so
+    many lie in the image, at `y`."""
+    total = pixels * lanes
+    load, store = vector.load(dtype, lanes, fill=0.0), vector.store(dtype, lanes)
+
+    @cuda.jit(device=True, inline="always")
+    def end(y, acc, first, residual, has_residual, inside, pitch, low, high):
+        value = cuda.local.array(total, float32)
+        if has_residual:
+            for p in range(pixels):
+                load(value, p * lanes, residual + uint64(uint32(p)) * uint64(pitch),
+                     uint32(p) < inside)
+            for k in range(total):
+                acc[first + k] += value[k]
+        for p in range(pixels):
+            if uint32(p) < inside:
+                for k in range(p * lanes, p * lanes + lanes):
+                    value[k] = activate(acc[first + k], low, high)
+                store(y + uint64(uint32(p)) * uint64(pitch), value, p * lanes)
+
+    return end
 
 
 @cuda.jit(device=True, inline="always")

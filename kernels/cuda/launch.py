@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from ..step import Array, Options
 from .compiler import Kernel
+from .conv_cluster import MOST_OF_A_CLUSTER
 from .conv_gemm import Tile
 
 MOST_BLOCKS = (2 ** 31 - 1, 65535, 65535)      # of a grid (CUDA C++ Programming Guide, table 30)
-MOST_OF_A_CLUSTER = 8       # blocks that every GPU with clusters admits
 
 
 @dataclass(frozen=True)

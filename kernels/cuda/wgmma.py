@@ -21,10 +21,11 @@ from collections.abc import Callable
 from llvmlite import ir
 from numba import types
 
-from .ptx import asm_op, cuda, intrinsic, uint32, uint64
+from .ptx import asm_op, cuda, int32, intrinsic, uint32, uint64
 
 ROW_BYTES = 128                 # of an operand, the span of the swizzle
 K_BYTES = 32                    # of a row that one instruction multiplies, 16 values
+ALL_LANES = 0xFFFFFFFF
 SHORT = {"float16": "f16", "bfloat16": "bf16"}
 # Of a matrix descriptor all but the address: in units of 16 bytes, from 8 rows to the next 8 (bits
 # 32 to 45) and along k (16 to 29, unused where a row is the span of the swizzle); the swizzle (62).
@@ -39,6 +40,13 @@ fence_proxy_async = asm_op("fence_proxy_async", "fence.proxy.async.shared::cta;"
 def descriptor(address):
     """uint64, of the operand at a shared address. One that lies n bytes further: + n // 16."""
     return uint64(LAYOUT) | uint64(uint32((address & uint32(0x3FFFF)) >> uint32(4)))
+
+
+@cuda.jit(device=True, inline="always")
+def warpgroup(tid):
+    """The thread's: number of its four warps. Taken from one lane, so that the compiler knows it to
+    be the same in all of them, and descriptors cost the lanes no instructions."""
+    return uint32(cuda.shfl_sync(ALL_LANES, int32(tid >> uint32(7)), 0))
 
 
 def products(dtype: str, n: int) -> Callable:

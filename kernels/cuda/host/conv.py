@@ -65,13 +65,11 @@ def _kernel(name: str, make: Callable, config: tuple, tile: Tile, end: str, arch
 
 def kernels(dtype: str) -> list[Kernel]:
     """All tiles, whole and split, for the activations that are compiled in; SiLU for the rest."""
-    trial = trial_kernels()
-    ends = ENDINGS if trial else (WHOLE, PLANE)
-    return [*(conv_kernel(dtype, tile, "clip", end) for tile in TILES[dtype] for end in ends),
+    return [*(conv_kernel(dtype, tile, "clip", end) for tile in TILES[dtype] for end in ENDINGS),
             *(conv_kernel(dtype, tile, "silu", WHOLE) for tile in TILES[dtype]),
             fold_kernel(vector.STORAGE[stored_as(dtype)].bytes),
-            *(conv_image.kernels(dtype) if trial and dtype in conv_image.DTYPES else ()),
-            *(conv_halo.kernels(dtype) if trial and dtype in conv_halo.DTYPES else ())]
+            *(conv_image.kernels(dtype) if dtype in conv_image.DTYPES else ()),
+            *(conv_halo.kernels(dtype) if trial_kernels() and dtype in conv_halo.DTYPES else ())]
 
 
 def check_dtype(what: str, options: CudaOptions) -> None:
@@ -97,7 +95,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         return depthwise.prepare_depthwise(op, inputs, output, weights, options)
     check_dtype("Conv2d", options)
     check_sizes(op.kind, inputs[0], output)
-    if trial_kernels() and tile is None and conv_image.fits(op, inputs, options.dtype):
+    if tile is None and conv_image.fits(op, inputs, options.dtype):
         return conv_image.prepare_conv_image(op, inputs, output, weights, options)
     if trial_kernels() and tile is None:
         halo = conv_halo.choose(op, inputs, output, options)
@@ -161,7 +159,8 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
     kernel = conv_kernel(dtype, tile, "clip" if end == PLANE else name, end)
 
     def packing(w: Array) -> Array:
-        return options.upload(stored(pack(w, plain, conv, tile, cut, dtype == "float32"), dtype))
+        packed = pack(w, plain, conv, tile, cut, lanes, tensor_cores=dtype != "float32")
+        return options.upload(stored(packed, dtype))
 
     packed = options.pack(weight, f"conv_{dtype}_{tile.block_n}x{cut.row}_{plain.kernel}"
                                   f"_{conv.fold}", packing)

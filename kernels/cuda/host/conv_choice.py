@@ -71,7 +71,7 @@ SETUP_CYCLES = 200          # of a block, on instructions outside of its loop, i
 BLOCK_CYCLES = 3600         # if nobody does, until its first product and after its last,
 WARP_CYCLES = 1.3           # and this for each of a warp's outputs
 REDUCTION_CYCLES = 4000     # one more launch, to add up planes of splits
-CLUSTER_CYCLES = 1500       # splits that are one cluster: waiting for one another, twice, and reads
+CLUSTER_CYCLES = 2500       # of a block in a cluster, which waits for the others twice, and reads
 # One multiprocessor's share, in bytes a cycle: of y into device memory, of partial sums out of L2,
 STORE_BYTES_PER_CYCLE = 19
 SUMS_BYTES_PER_CYCLE = 29
@@ -121,7 +121,7 @@ def trial_kernels() -> bool:
 
 def clusters(arch: str) -> bool:
     """Whether the splits of a sum may form a cluster on this architecture."""
-    return arch in CLUSTER_ARCHS and trial_kernels()
+    return arch in CLUSTER_ARCHS
 
 
 def cycles(choice: Choice, pixels: int, out_channels: int, depth: int, groups: int,
@@ -148,15 +148,14 @@ def cycles(choice: Choice, pixels: int, out_channels: int, depth: int, groups: i
     planes = splits > 1 and not cluster
     stores = outputs * (4 * splits if planes else size) / work / STORE_BYTES_PER_CYCLE
     loop = max(products(resident), copies)
+    meeting = CLUSTER_CYCLES if cluster else 0
     # Either something is always at work, once it has begun and until it ends, or each block waits
     # for itself.
-    busy = SETUP_CYCLES + max(loop, stores)
+    busy = SETUP_CYCLES + max(loop, stores) + meeting
     alone = (BLOCK_CYCLES + WARP_CYCLES * tile.warp_m * tile.warp_n
-             + max(products(1), copies))
+             + max(products(1), copies) + meeting)
     total = max(waves * busy + WAVE_CYCLES + min(loop, stores), waves * alone / resident)
-    if cluster:
-        total += CLUSTER_CYCLES
-    elif planes:
+    if planes:
         total += REDUCTION_CYCLES + 4 * splits * outputs / (SUMS_BYTES_PER_CYCLE * processors)
     return total
 

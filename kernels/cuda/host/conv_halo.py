@@ -1,4 +1,5 @@
-"""Convolution of stride 1 from pixels in shared memory: when it serves, its strips, its weights."""
+"""Convolution of stride 1 and 64 channels from pixels in shared memory: when it serves, its strips,
+its weights."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,38 +8,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...ops import Conv2d, TensorSpec, count, known
+from ...ops import Conv2d, Pair, TensorSpec, count, known
 from ...step import Array, Step, weight_and_bias
 from .. import conv_halo, vector
 from ..activation import activation_of
 from ..compiler import Kernel
-from ..conv_halo import ARCH, CHANNELS, LEAST_TAPS, REACH, HaloTile
+from ..conv_halo import ARCH, CHANNELS, OUTPUTS, REACH, RUN, HaloTile
+from ..conv_sums import spread
 from ..index import divisor
 from ..launch import CudaOptions, Launch
 from .arguments import Grid
 from .weights import stored
 
 DTYPES = ("float16", "bfloat16")
-TILES = (
-    HaloTile(256, 64, 1, 4, 2),
-    HaloTile(128, 64, 2, 3, 2),
-    HaloTile(256, 128, 2, 4, 1),
-    HaloTile(128, 128, 2, 3, 2),
-)
+TILE = HaloTile(256, 3, 2, 2)
+LEAST_TAPS = 9              # so many that copying patches takes most of the time
 MOST_TAPS = 5               # along either axis
 MOST_WASTE = 1.2            # sums that are computed, for each of y
 LEAST_BLOCKS = 2            # for each multiprocessor
 
 
-def kernel_of(dtype: str, tile: HaloTile, activation: str) -> Kernel:
-    name = (f"conv_halo_{vector.short(dtype)}_{tile.block_m}x{tile.block_n}x{CHANNELS}"
-            f"_b{tile.buffers}_s{tile.stages}_{activation}")
-    return Kernel(name, conv_halo.make, (dtype, tile, activation), conv_halo.SIGNATURE,
+def kernel_of(dtype: str, tile: HaloTile, kernel: Pair, activation: str) -> Kernel:
+    name = (f"conv_halo_{vector.short(dtype)}_{tile.block_m}x{OUTPUTS}x{CHANNELS}"
+            f"_{kernel[0]}x{kernel[1]}_t{tile.taps}_s{tile.stages}_{activation}")
+    return Kernel(name, conv_halo.make, (dtype, tile, kernel, activation), conv_halo.SIGNATURE,
                   tile.threads, tile.shared_bytes, ARCH, tile.blocks)
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    return [kernel_of(dtype, tile, "clip") for tile in TILES]
+    return [kernel_of(dtype, TILE, (3, 3), "clip")]
 
 
 class Strips(NamedTuple):
@@ -48,11 +46,10 @@ class Strips(NamedTuple):
     pitch: int
     lines: int              # of an image
     positions: int          # of all images
-    reach: int              # from the first tap of an output to its last
 
     @classmethod
     def of(cls, op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Strips:
-        """The widest whose reach fits a tile."""
+        """The widest whose taps reach no further than a tile holds pixels."""
         _, kh, kw, _ = known(inputs[1].shape)
         batch, out_height, out_width, _ = known(output.shape)
         top, left, bottom, right = op.padding
@@ -64,65 +61,65 @@ class Strips(NamedTuple):
             number += 1
             columns = -(-out_width // number)
             pitch = columns + kw - 1
-        return cls(number, columns, pitch, lines, batch * lines * pitch, (kh - 1) * pitch + kw - 1)
+        return cls(number, columns, pitch, lines, batch * lines * pitch)
 
     def grid(self, tile: HaloTile, out_channels: int) -> Grid:
-        n_tiles = -(-out_channels // tile.block_n)
+        n_tiles = -(-out_channels // OUTPUTS)
         return -(-self.positions // tile.block_m) * n_tiles, self.number, 1
+
+    def further(self, positions: int, height: int, width: int) -> tuple[int, int, int]:
+        """So many positions as (lines, columns, pixels of x), the lines of images left out of the
+        first."""
+        lines, columns = divmod(positions, self.pitch)
+        images, lines = divmod(lines, self.lines)
+        return lines, columns, (images * height + lines) * width + columns
 
 
 def fits(op: Conv2d, inputs: Sequence[TensorSpec], dtype: str) -> bool:
-    """Whether some tile can compute the layer."""
+    """Whether the kernel can compute the layer."""
     out_channels, kh, kw, channels = known(inputs[1].shape)
     top, left, bottom, right = op.padding
     return (dtype in DTYPES and op.stride == op.dilation == (1, 1) and op.groups == 1
             and kh * kw >= LEAST_TAPS and max(kh, kw) <= MOST_TAPS
             and max(top, bottom) < kh and max(left, right) < kw
-            and channels % CHANNELS == 0 and out_channels % vector.lanes(dtype) == 0)
+            and channels == CHANNELS and out_channels % RUN == 0)
 
 
 def choose(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec, options: CudaOptions
            ) -> HaloTile | None:
-    """The tile of a layer that is large enough for it, and of which the strips waste little."""
+    """The tile of a layer that is large enough for it, and of which the strips waste little. Of
+    more outputs than a block computes it was no faster than conv_wgmma.py."""
     if options.arch != ARCH or not fits(op, inputs, options.dtype):
         return None
-    strips, sums = Strips.of(op, inputs, output), count(output.shape)
-    channels, out_channels = known(inputs[0].shape)[3], known(output.shape)[3]
-    block_n = 64 if out_channels <= 64 else 128
-    for tile in TILES:
-        blocks = prod(strips.grid(tile, out_channels))
-        if (tile.block_n == block_n and (channels == CHANNELS or tile.buffers == 2)
-                and blocks >= LEAST_BLOCKS * options.multiprocessors
-                and blocks * tile.block_m * block_n < MOST_WASTE * sums):
-            return tile
-    return None
+    out_channels = known(output.shape)[3]
+    blocks = prod(Strips.of(op, inputs, output).grid(TILE, out_channels))
+    sums = blocks * TILE.block_m * OUTPUTS
+    serves = (out_channels <= OUTPUTS and blocks >= LEAST_BLOCKS * options.multiprocessors
+              and sums < MOST_WASTE * count(output.shape))
+    return TILE if serves else None
 
 
 def prepare_conv_halo(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                       weights: list[Array | None], options: CudaOptions, tile: HaloTile) -> Step:
     """Inputs x, weight (O, KH, KW, C), [bias], [residual]; weight and bias are constants."""
     weight, bias = weight_and_bias(op.kind, weights)
-    _, height, width, channels = known(inputs[0].shape)
-    _, kh, kw, _ = known(inputs[1].shape)
-    _, out_height, out_width, out_channels = known(output.shape)
+    batch, height, width, _ = known(inputs[0].shape)
+    out_channels, kh, kw, _ = known(inputs[1].shape)
     strips, dtype = Strips.of(op, inputs, output), options.dtype
     activation, low, high = activation_of(op.activation)
-    kernel = kernel_of(dtype, tile, activation)
-    n_tiles = -(-out_channels // tile.block_n)
+    kernel = kernel_of(dtype, tile, (kh, kw), activation)
+    n_tiles = -(-out_channels // OUTPUTS)
 
-    def packing(w: Array) -> Array:
-        return options.upload(stored(pack(w, tile.block_n, n_tiles), dtype))
-
-    packed = options.pack(weight, f"conv_halo_{dtype}_{tile.block_n}", packing)
-    padded = np.zeros(n_tiles * tile.block_n, np.float32)
+    packed = options.pack(weight, f"conv_halo_{dtype}",
+                          lambda w: options.upload(stored(pack(w, n_tiles), dtype)))
+    padded = np.zeros(n_tiles * OUTPUTS, np.float32)
     if bias is not None:
         padded[:out_channels] = bias
     packed_bias = options.upload(padded)
-    rounds = -(-(tile.block_m + strips.reach) // tile.round_rows)
     grid = strips.grid(tile, out_channels)
-    numbers = (low, high, strips.positions, height, width, channels // vector.lanes(dtype),
-               out_height, out_width, out_channels, *op.padding[:2], strips.columns, kh * kw, kw,
-               rounds, *divisor(n_tiles), *divisor(strips.pitch), *divisor(strips.lines))
+    numbers = (low, high, batch, height, width, *known(output.shape)[1:], *op.padding[:2],
+               strips.columns, *strips.further(tile.round_rows, height, width),
+               *divisor(n_tiles), *divisor(strips.pitch), *divisor(strips.lines))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         added = (arrays[3], 1) if len(arrays) > 3 else (arrays[0], 0)
@@ -131,10 +128,11 @@ def prepare_conv_halo(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     return Step(kernel.name, bind)
 
 
-def pack(weight: Array, block_n: int, n_tiles: int) -> Array:
-    """float32 [tiles along n][channels / 64][taps][block_n][64], zeros beyond the weights."""
+def pack(weight: Array, n_tiles: int) -> Array:
+    """float32 [tiles along n][taps][64 outputs in the order of columns][64 channels], zeros beyond
+    the weights."""
     out_channels, kh, kw, channels = weight.shape
-    rows = np.zeros((n_tiles * block_n, kh * kw, channels), np.float32)
+    rows = np.zeros((n_tiles * OUTPUTS, kh * kw, channels), np.float32)
     rows[:out_channels] = weight.reshape(out_channels, kh * kw, channels)
-    tiles = rows.reshape(n_tiles, block_n, kh * kw, channels // CHANNELS, CHANNELS)
-    return np.ascontiguousarray(tiles.transpose(0, 3, 2, 1, 4))
+    tiles = spread(rows.reshape(len(rows), -1), RUN).reshape(n_tiles, OUTPUTS, kh * kw, channels)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3))

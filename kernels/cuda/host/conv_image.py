@@ -11,6 +11,7 @@ from .. import conv_image, vector
 from ..activation import activation_of
 from ..compiler import Kernel
 from ..conv_image import MOST_CHANNELS, THREADS, TILE_H, TILE_W, Window
+from ..conv_sums import spread
 from ..index import divisor
 from ..launch import CudaOptions, Launch
 from .weights import stored
@@ -61,7 +62,7 @@ def prepare_conv_image(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     n_tiles = -(-out_channels // window.block_n)
 
     def packing(w: Array) -> Array:
-        return options.upload(stored(pack(w, window, n_tiles), dtype))
+        return options.upload(stored(spread(pack(w, window, n_tiles), vector.lanes(dtype)), dtype))
 
     packed = options.pack(weight, f"conv_image_{dtype}_{window}", packing)
     padded = np.zeros(n_tiles * window.block_n, np.float32)

@@ -10,6 +10,7 @@ from ...step import Array
 from .. import conv_fold
 from ..compiler import Kernel
 from ..conv_gemm import Tile
+from ..conv_sums import spread
 from ..index import divisor
 from ..launch import Launch
 from .arguments import blocks
@@ -49,6 +50,12 @@ class Conv(NamedTuple):
     def depth(self) -> int:
         """Length of the sum behind each output."""
         return self.kernel[0] * self.kernel[1] * self.group_channels
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a pixel of y is made of the same pixel of x."""
+        return (self.kernel == self.stride == (1, 1) and self.top == self.left == 0
+                and (self.height, self.width) == (self.out_height, self.out_width))
 
 
 def problem(conv: Conv, dtype: str) -> str:
@@ -117,9 +124,14 @@ def fold_launch(plain: Conv, conv: Conv, lanes: int, x: Array, image: Array) -> 
                    *divisor(conv.group_channels)))
 
 
-def pack(weight: Array, plain: Conv, conv: Conv, tile: Tile, cut: Cut, k_first: bool) -> Array:
-    """float32 [groups][tiles along n][slices][block_n][row], zeros beyond the weights; k_first
-    swaps the last two. A slice of zeros ends it, for a kernel may load one slice too many."""
+def pack(weight: Array, plain: Conv, conv: Conv, tile: Tile, cut: Cut, lanes: int,
+         tensor_cores: bool) -> Array:
+    """float32 [groups][tiles along n][slices][block_n][row], zeros beyond the weights: the channels
+    that tensor cores want at each column. CUDA cores want k first, the last two swapped. A slice of
+    zeros ends it, for a kernel may load one slice too many.
+
+    lanes: elements of y in 16 bytes
+    """
     fold, (kh, kw) = max(1, conv.fold), conv.kernel
     taps = np.zeros((plain.out_channels, kh, kw * fold, plain.group_channels), np.float32)
     taps[:, :, :plain.kernel[1]] = weight.reshape(plain.out_channels, *plain.kernel, -1)
@@ -127,8 +139,10 @@ def pack(weight: Array, plain: Conv, conv: Conv, tile: Tile, cut: Cut, k_first: 
     columns[..., :fold * plain.group_channels] = taps.reshape(plain.out_channels, kh, kw, -1)
     rows = np.zeros((plain.groups, cut.padded_out, cut.slices * cut.row), np.float32)
     rows[:, :plain.group_out, :conv.depth] = columns.reshape(plain.groups, plain.group_out, -1)
+    if tensor_cores:
+        rows = spread(rows, lanes)
     tiles = rows.reshape(plain.groups * cut.n_tiles, tile.block_n, cut.slices, cut.row)
-    tiles = tiles.transpose(0, 2, 3, 1) if k_first else tiles.transpose(0, 2, 1, 3)
+    tiles = tiles.transpose(0, 2, 1, 3) if tensor_cores else tiles.transpose(0, 2, 3, 1)
     return np.append(tiles.reshape(-1), np.zeros(tile.block_n * cut.row, np.float32))
 
 
@@ -147,8 +161,8 @@ def arguments(conv: Conv, lanes: int, cut: Cut) -> tuple[int, ...]:
     next_column = conv.dilation[1] * chunks - group_chunks
     next_row = (conv.dilation[0] * conv.width - conv.kernel[1] * conv.dilation[1]) * chunks
     return (conv.pixels, conv.out_channels, conv.group_out, cut.padded_out,
-            int(conv.group_out % lanes == 0), chunks, conv.height, conv.width, *conv.stride,
-            conv.top, conv.left, *conv.dilation, conv.kernel[0], next_column % (1 << 32),
-            next_row % (1 << 32), cut.slices, cut.split_slices, *divisor(cut.n_tiles),
-            *divisor(conv.out_width), *divisor(conv.out_height), *divisor(group_chunks),
-            *divisor(conv.kernel[1]))
+            int(conv.group_out % lanes == 0), int(conv.pointwise), chunks, conv.height, conv.width,
+            *conv.stride, conv.top, conv.left, *conv.dilation, conv.kernel[0],
+            next_column % (1 << 32), next_row % (1 << 32), cut.slices, cut.split_slices,
+            *divisor(cut.n_tiles), *divisor(conv.out_width), *divisor(conv.out_height),
+            *divisor(group_chunks), *divisor(conv.kernel[1]))
