@@ -1,7 +1,7 @@
 """Which CUDA kernels a network will launch on a GPU, found without one."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from kernels.cuda.backend import PROBABILITIES
 from kernels.cuda.compiler import Kernel
@@ -10,6 +10,7 @@ from kernels.ops import Shape, Softmax
 
 from . import passes, zoo
 from .cuda_devices import CudaKernels
+from .devices import Run
 from .emulated_device import EmulatedDevice
 from .errors import ModelError
 from .executor import Program, specialise
@@ -53,6 +54,6 @@ class Recorder(EmulatedDevice):
     def options(self) -> CudaOptions:
         return self._wanted
 
-    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
         self.launches += [launch for _, of_step in steps for launch in of_step]
-        return lambda: None
+        return lambda stream: None

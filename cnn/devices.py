@@ -18,8 +18,11 @@ from .errors import DeviceError
 from .image import Photos
 
 logger = logging.getLogger("cnn")
-Fill = Callable[[Any], None]        # with Photos or a float32 array, which may be one of the GPU's
-Fetch = Callable[[bool], Callable[[], Array]]   # what that returns waits for the copy, float32
+# Of a run; `Any` is the stream that its Turn gives it.
+Turn = Callable[[bool], contextlib.AbstractContextManager[Any]]
+Fill = Callable[[Any, Any], None]   # with Photos or a float32 array, which may be one of the GPU's
+Run = Callable[[Any], None]
+Fetch = Callable[[bool, Any], Callable[[], Array]]  # what that returns waits for the copy, float32
 CPU_DTYPES = ("float32", "bfloat16")
 
 
@@ -55,12 +58,13 @@ class Device(Protocol):
     def constant(self, array: Array, options: Any) -> Array:
         """A constant that a kernel reads as it is, copied once for all programs of `options`."""
 
-    def compile(self, steps: Sequence[tuple[str, Any]]) -> Callable[[], None]:
+    def compile(self, steps: Sequence[tuple[str, Any]]) -> Run:
         """What runs all that the steps of a program's layers, each with its name, have bound."""
 
-    def guarded(self) -> contextlib.AbstractContextManager[None]:
-        """What has to be around all that `compile`, `inlet` and `fetcher` return: entered once a
-        run, for that takes time. DeviceError for what goes wrong inside."""
+    def turns(self) -> Turn:
+        """What has to be around each run of a program, all that `compile`, `inlet` and `fetcher`
+        return: it gives the stream for them. True: inputs lie on a GPU, and results stay there.
+        DeviceError for what goes wrong inside."""
 
     def adopt(self, array: Any) -> Any:
         """Any library's array of a GPU as this device's; DeviceError where it is elsewhere."""
@@ -132,16 +136,16 @@ class CpuDevice:
     def constant(self, array: Array, options: Options) -> Array:
         return array
 
-    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
         network = together([launch for _, launches in steps for launch in launches])
 
-        def run() -> None:
+        def run(stream: Any) -> None:
             with team(self.count):
                 network()
         return run
 
-    def guarded(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def turns(self) -> Turn:
+        return contextlib.nullcontext
 
     def adopt(self, array: Any) -> Any:
         raise not_there(self.name)
@@ -149,7 +153,7 @@ class CpuDevice:
     def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
         exchange = Exchange(value, readers)
 
-        def fill(array: Any) -> None:
+        def fill(array: Any, stream: Any) -> None:
             given = value
             if isinstance(array, Photos):
                 self.normalise(array, value)
@@ -172,7 +176,7 @@ class CpuDevice:
         return value, []        # outputs are float32
 
     def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
-        def fetch(on_gpu: bool) -> Callable[[], Array]:
+        def fetch(on_gpu: bool, stream: Any) -> Callable[[], Array]:
             copy = value.copy()
             return lambda: copy
         return fetch

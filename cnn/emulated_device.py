@@ -15,7 +15,7 @@ from kernels.ops import TensorSpec, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
-from .devices import Fetch, Fill, not_there
+from .devices import Fetch, Fill, Run, Turn, not_there
 from .errors import DeviceError
 
 
@@ -37,27 +37,27 @@ class EmulatedDevice(CudaKernels):
     def view(self, block: Array, spec: TensorSpec) -> Array:
         return block.view(NUMPY[spec.dtype]).reshape(known(spec.shape))
 
-    def guarded(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def turns(self) -> Turn:
+        return contextlib.nullcontext
 
     def adopt(self, array: Any) -> Any:
         raise not_there(self.name)
 
     def inlet(self, value: Array, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
-        def fill(array: Any) -> None:
+        def fill(array: Any, stream: Any) -> None:
             memory, source = source_of(array, "float32")
             self._emulate(entry(source, spec).bind([memory], value, value))
         return fill
 
     def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
-        def fetch(on_gpu: bool) -> Callable[[], Array]:
+        def fetch(on_gpu: bool, stream: Any) -> Callable[[], Array]:
             host = np.empty(value.shape, np.float32)
             self._emulate(widen(spec).bind([value], host, value))
             return lambda: host
         return fetch
 
-    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
-        def run() -> None:
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
+        def run(stream: Any) -> None:
             for layer, launches in steps:
                 self._emulate(launches, f"layer {layer!r}: ")
         return run

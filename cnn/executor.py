@@ -99,7 +99,7 @@ class Program:
         self._run = device.compile([*self.steps, ("(output)", last)] if last else self.steps)
         self._fetches = {name: self._fetcher(name)
                          for name in {*graph.outputs, *keep, *self._outlets}}
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), device.turns()
 
     def _readers(self, name: str, shared: dict[str, str], keep: frozenset[str]) -> list[Any]:
         """The launches that read an input, none where it is also given back."""
@@ -166,11 +166,12 @@ class Program:
         A GPU works meanwhile, also on runs that are begun before this one is waited for. on_gpu
         leaves the copies there.
         """
-        with self._lock, self.device.guarded():
+        with self._lock, self._turn(on_gpu) as stream:
             for name, fill in self._inlets.items():
-                fill(inputs[name])
-            self._run()
-            copies = {name: self._fetches[name](on_gpu) for name in values or self.graph.outputs}
+                fill(inputs[name], stream)
+            self._run(stream)
+            copies = {name: self._fetches[name](on_gpu, stream)
+                      for name in values or self.graph.outputs}
         return lambda: {name: wait() for name, wait in copies.items()}
 
     def _fetcher(self, name: str) -> Fetch:
@@ -181,7 +182,7 @@ class Program:
         if name in self.values:
             return self.device.fetcher(self.values[name], self._specs[name])
         constant = self.graph.constants[name]
-        return lambda on_gpu: constant.copy
+        return lambda on_gpu, stream: constant.copy
 
 
 def without_parts(layer: Layer, parts: Mapping[str, Part]) -> Layer:

@@ -1,7 +1,8 @@
 """A GPU: CuPy owns its memory and streams, and a whole network is one CUDA graph.
 
-A batch goes through three streams, so that the upload of the next one and the download of the last
-one overlap with the kernels of this one. Events order them; the host waits only for a result.
+A batch of the host's goes through three streams, so that the upload of the next one and the
+download of the last one overlap with the kernels of this one. Events order them; the host waits
+only for a result. What lies on the GPU is run on the caller's stream, see Turns.
 """
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ from kernels.ops import Shape, TensorSpec, count, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
-from .devices import Fetch, Fill
+from .devices import Fetch, Fill, Run, Turn
 from .errors import DeviceError, OutOfMemory
 
+PER_THREAD = 2              # cudaStreamPerThread: another stream in each thread
 WORDS = {4: np.uint32, 2: np.uint16}
 NAMES = {dtype: name for name, dtype in NUMPY.items()}      # an array tells its own slowly
 
@@ -44,23 +46,10 @@ class CudaDevice(CudaKernels):
         if dtype != "float32" and number_of(self._gpu.arch) < 80:
             raise DeviceError(f"dtype={dtype!r} needs a GPU of sm_80 or newer, and {self.name}, "
                               f"{self._gpu.name}, is {self._gpu.arch}; use dtype='float32'")
-        self._device = self._cupy.cuda.Device(index)
-        with self.guarded():
+        self.guard = Guard(index, self._cupy.cuda.Device(index))
+        with self.guard:
             self.stream, self._uploads, self._downloads = (
                 self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
-
-    @contextlib.contextmanager
-    def guarded(self, stream: Any = None) -> Iterator[None]:
-        """Inside, the GPU is CuPy's current device and `stream` its stream; DeviceError for what
-        the GPU refuses or reports."""
-        try:
-            gpu.check_context(self.index)
-            with self._device, stream or contextlib.nullcontext():
-                yield
-        except CudaError as error:
-            raise DeviceError(str(error)) from error
-        except gpu.faults() as error:
-            raise DeviceError(gpu.explain(error, self.index)) from error
 
     # ---- memory -------------------------------------------------------------------------------
 
@@ -77,14 +66,14 @@ class CudaDevice(CudaKernels):
             raise OutOfMemory(self.name, error.needed, error.free, (
                 "the weights of one more layer", "release() another model, or end the process "
                 "that takes the memory")) from None
-        with self.guarded(self.stream):
+        with self.guard, self.stream:
             there.set(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         words = array.dtype if array.dtype != NUMPY["bfloat16"] else WORDS[2]
         return there.view(words).reshape(array.shape)
 
     def allocate(self, size: int) -> Any:
         """OutOfMemory where CuPy's pool can not get as many bytes, even after freeing its own."""
-        with self.guarded(self.stream):
+        with self.guard, self.stream:
             return self._empty((size,), np.uint8)
 
     def _empty(self, shape: Shape, dtype: type[np.generic]) -> Any:
@@ -101,37 +90,49 @@ class CudaDevice(CudaKernels):
         return block[:count(spec.shape) * size].view(WORDS[size]).reshape(known(spec.shape))
 
     def synchronize(self) -> None:
-        with self.guarded():
+        with self.guard:
             for stream in (self._uploads, self.stream, self._downloads):
                 stream.synchronize()
 
     def release(self) -> None:
         """Give memory that nobody holds any more back to the driver."""
-        with self.guarded():
+        with self.guard:
             self._cupy.get_default_memory_pool().free_all_blocks()
             self._cupy.get_default_pinned_memory_pool().free_all_blocks()
 
     # ---- running ------------------------------------------------------------------------------
 
-    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+    def turns(self) -> Turn:
+        return Turns(self)
+
+    def event(self) -> Any:
+        """What waits for an event waits for what was recorded last: one serves run after run."""
+        with self.guard:
+            return self._cupy.cuda.Event(disable_timing=True)
+
+    def callers_stream(self) -> Any:
+        """Outside of `with self.stream`."""
+        return self._cupy.cuda.get_current_stream(self.index)
+
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
         """All steps as one CUDA graph."""
         launches = [launch for _, of_step in steps for launch in of_step]
         if os.environ.get("CNN_DEBUG") == "1" or not launches:
-            return lambda: self._one_by_one(steps)
-        with self.guarded(self.stream):
+            return lambda stream: self._one_by_one(steps, stream)
+        with self.guard, self.stream:
             graph = gpu.capture(launches)
 
-        def replay() -> None:
+        def replay(stream: Any) -> None:
             assert launches         # they hold the memory that the graph uses
-            graph.launch(self.stream)
+            graph.launch(stream)
         return replay
 
-    def _one_by_one(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> None:
+    def _one_by_one(self, steps: Sequence[tuple[str, Sequence[Launch]]], stream: Any) -> None:
         for layer, launches in [("(input)", ()), *steps]:
             try:
-                with self.guarded(self.stream):
+                with self.guard, stream:
                     gpu.execute(launches)
-                    self.stream.synchronize()
+                    stream.synchronize()
             except DeviceError as error:
                 raise DeviceError(f"layer {layer!r}: {error}") from error
 
@@ -140,7 +141,7 @@ class CudaDevice(CudaKernels):
     def adopt(self, array: Any) -> Any:
         cupy = self._cupy
         if not isinstance(array, cupy.ndarray):
-            with self.guarded():
+            with self.guard:
                 array = (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
                          else cupy.from_dlpack(array))
         index = array.data.device_id        # array.device is an object, made anew
@@ -152,84 +153,135 @@ class CudaDevice(CudaKernels):
     def inlet(self, value: Any, spec: TensorSpec, readers: Sequence[Any]) -> Fill:
         stages: list[Stage] = []
         as_it_is, size = NUMPY[spec.dtype], value.nbytes
-        event = self._event()
+        event = self.event()
 
-        def fill(array: Any) -> None:
+        def fill(array: Any, stream: Any) -> None:
             if not on_gpu(array):
-                self._send(array, value, spec, stages)
+                self._send(array, value, spec, stages, stream)
                 return
-            follow(self.stream, self._callers_stream(), event)
+            if stream is self.stream:
+                follow(stream, self.callers_stream(), event)
             if array.dtype == as_it_is and array.flags.c_contiguous:
-                value.data.copy_from_device_async(array.data, size, self.stream)
+                value.data.copy_from_device_async(array.data, size, stream)
                 return
             memory, source = source_of(array, NAMES[array.dtype])
-            with self.stream:
+            with stream:
                 gpu.execute(entry(source, spec).bind([gpu.aligned(memory)], value, value))
         return fill
 
-    def _callers_stream(self) -> Any:
-        """Outside of `with self.stream`."""
-        return self._cupy.cuda.get_current_stream(self.index)
-
-    def _event(self) -> Any:
-        """What waits for an event waits for what was recorded last: one serves run after run."""
-        with self.guarded():
-            return self._cupy.cuda.Event(disable_timing=True)
-
-    def _send(self, array: Array, value: Any, spec: TensorSpec, stages: list[Stage]) -> None:
+    def _send(self, array: Array, value: Any, spec: TensorSpec, stages: list[Stage],
+              stream: Any) -> None:
         """Fill from memory of the host."""
         memory, source = source_of(array, "float32")
-        with self.stream:
-            stage = self._free_stage(stages, memory.nbytes)
-            there = stage.upload(memory, self._uploads)
-            self.stream.wait_event(stage.uploaded)
+        stage = self._free_stage(stages, memory.nbytes)
+        there = stage.upload(memory, self._uploads)
+        stream.wait_event(stage.uploaded)
+        with stream:
             gpu.execute(entry(source, spec).bind([there], value, value))
-            stage.consumed.record(self.stream)
+        stage.consumed.record(stream)
 
     def _free_stage(self, stages: list[Stage], size: int) -> Stage:
         """One that no batch is in; a second one comes with the first batch that would wait."""
         free = next((stage for stage in stages if stage.consumed.done), None)
         if free is None and len(stages) < 2:
-            stages.append(Stage(self._cupy, self.allocate(size), size))
+            stages.append(self._new_stage(size))
             return stages[-1]
         free = free or stages[0]
         free.consumed.synchronize()
         if free.size < size:
-            stages[stages.index(free)] = free = Stage(self._cupy, self.allocate(size), size)
+            stages[stages.index(free)] = free = self._new_stage(size)
         stages.append(stages.pop(stages.index(free)))       # the one used longest ago is first
         return free
 
+    def _new_stage(self, size: int) -> Stage:
+        stage = Stage(self._cupy, self.allocate(size), size)
+        # That memory may have been in use on the stream whose it was.
+        follow(self._uploads, self.stream, stage.uploaded)
+        return stage
+
     def fetcher(self, value: Array, spec: TensorSpec) -> Fetch:
         shape = known(spec.shape)
-        event = self._event()
+        event = self.event()
 
-        def fetch(on_gpu: bool) -> Callable[[], Any]:
-            if not on_gpu:
-                with self.stream:
-                    there = self._empty(shape, np.float32)
-                self._copy(value, spec, there)
-                follow(self._downloads, self.stream, event)
-                return Download(self, there, self._downloads)
-            caller, there = self._callers_stream(), self._empty(shape, np.float32)
-            follow(self.stream, caller, event)      # which may have had that memory in use
-            self._copy(value, spec, there)
-            follow(caller, self.stream, event)      # also before it may overwrite the inputs
-            return lambda: there
+        def fetch(on_gpu: bool, stream: Any) -> Callable[[], Any]:
+            with stream:
+                there = self._empty(shape, np.float32)
+                if spec.dtype == "float32":
+                    there.data.copy_from_device_async(value.data, there.nbytes, stream)
+                else:
+                    gpu.execute(widen(spec).bind([value], there, value))
+            if on_gpu:
+                return lambda: there
+            follow(self._downloads, stream, event)
+            return Download(self, there, self._downloads)
         return fetch
-
-    def _copy(self, value: Any, spec: TensorSpec, there: Any) -> None:
-        """A value into float32 memory."""
-        if spec.dtype == "float32":
-            there.data.copy_from_device_async(value.data, there.nbytes, self.stream)
-            return
-        with self.stream:
-            gpu.execute(widen(spec).bind([value], there, value))
 
 
 def follow(stream: Any, other: Any, event: Any) -> None:
     """What `stream` is given from now on comes after all that the other one has in hand."""
     event.record(other)
     stream.wait_event(event)
+
+
+class Guard:
+    """Inside, a GPU is CuPy's current device; DeviceError for what it refuses or reports.
+
+    Entered once a call, before anything else: it is no generator, which would take longer.
+    """
+
+    def __init__(self, index: int, device: Any) -> None:
+        self._index, self._device = index, device
+
+    def __enter__(self) -> None:
+        try:
+            gpu.check_context(self._index)
+        except CudaError as error:
+            raise DeviceError(str(error)) from error
+        self._device.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._device.__exit__(kind, error, trace)
+        if isinstance(error, CudaError):
+            raise DeviceError(str(error)) from error
+        if error and isinstance(error, gpu.faults()):
+            raise DeviceError(gpu.explain(error, self._index)) from error
+
+
+class Turns:
+    """Gives the runs of a program, which share its arena, their turn, each with a stream for all
+    that it does.
+
+    That is the device's own for what comes from the host. For arrays of the GPU it is the caller's,
+    with no event between input, graph and result; the device's stream waits for it at the end. So
+    whatever is put there afterwards comes after all runs: other callers' runs, synchronize(), and
+    the use of memory that has gone back to CuPy's pool.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device, self._event = device, device.event()
+        # The caller's of the run before, if it was one's. It is compared as an object, and held:
+        # the address of a stream that is gone may be given to another one.
+        self._before: Any = None
+
+    @contextlib.contextmanager
+    def __call__(self, on_gpu: bool) -> Iterator[Any]:
+        own = self._device.stream
+        with self._device.guard:
+            if not on_gpu:
+                self._before = None
+                yield own
+                return
+            stream = self._device.callers_stream()
+            if stream is not self._before or stream.ptr == PER_THREAD:
+                follow(stream, own, self._event)
+            self._before = stream
+            try:
+                yield stream
+            except BaseException:
+                with contextlib.suppress(*gpu.faults()):    # it is about the same failure
+                    follow(own, stream, self._event)
+                raise
+            follow(own, stream, self._event)
 
 
 class Stage:
@@ -267,7 +319,7 @@ class Download:
         self._done.record(stream)
 
     def __call__(self) -> Array:
-        with self._device.guarded():
+        with self._device.guard:
             self._done.synchronize()
         return self._host.copy()
 

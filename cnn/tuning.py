@@ -29,7 +29,7 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),
                          specs[node.output]) for node in graph.nodes if node.output not in free]
     here = gpu.gpu(device.index)
-    with device.guarded(device.stream):
+    with device.guard, device.stream:
         try:
             return tune.tune(layers, replace(options, packed={}), here, budget, progress)
         except ValueError as error:

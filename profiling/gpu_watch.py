@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import gpu_timing
 from gpu_timing import interleave
 from layer_cases import Arrays, gemm
 from torch_rivals import Torch
 
+from cnn.devices import Run
 from cnn.gpu_device import CudaDevice
 from kernels.cuda import gpu
 from kernels.cuda.launch import Launch
@@ -50,37 +52,38 @@ class GpuWatch(CudaDevice):
         self._scratch = self.allocate(SCRATCH_BYTES)
         self._queueing = 0.0        # seconds that it took the last time
 
-    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
-        with self.guarded(self.stream):
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
+        with self.guard, self.stream:
             self.facts = [[facts(launch, self.index) for launch in launches]
                           for _, launches in steps]
             events = [gpu.cupy().cuda.Event() for _ in range(len(steps) + 1)]
 
-        def run() -> None:
-            with self.guarded(self.stream):
+        def run(stream: Any) -> None:
+            with self.guard, stream:
                 for _ in range(1 + int(self._queueing * FASTEST_WRITE / SCRATCH_BYTES)):
                     self._scratch.fill(0)
                 start = time.perf_counter()
-                self._queue(steps, events)
+                self._queue(steps, events, stream)
                 self._queueing = time.perf_counter() - start
-                self.stream.synchronize()
+                stream.synchronize()
                 marks = [gpu.cupy().cuda.get_elapsed_time(events[0], event) for event in events]
             self.runs.append(list(pairwise(marks)))
         return run
 
-    def _queue(self, steps: Sequence[tuple[str, Sequence[Launch]]], events: Sequence) -> None:
+    def _queue(self, steps: Sequence[tuple[str, Sequence[Launch]]], events: Sequence,
+               stream: Any) -> None:
         nvtx = gpu.cupy().cuda.nvtx
-        events[0].record(self.stream)
+        events[0].record(stream)
         for (layer, launches), event in zip(steps, events[1:], strict=True):
             nvtx.RangePush(layer)
             gpu.execute(launches)
             nvtx.RangePop()
-            event.record(self.stream)
+            event.record(stream)
 
     def limits(self, peak_tflops: float | None) -> tuple[float, str, float]:
         """(FLOP/s, where they come from, bytes/s of a copy) at best; a peak that is None is
         measured. ValueError where PyTorch is missing for that."""
-        with self.guarded(self.stream):
+        with self.guard, self.stream:
             bandwidth = gpu_timing.copy_bandwidth(self.stream)
             if peak_tflops is not None:
                 return peak_tflops * 1e12, "as given by --peak", bandwidth

@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ import roofline
 
 from cnn import passes
 from cnn.by_image import for_one_image
-from cnn.devices import CPU_DTYPES, CpuDevice
+from cnn.devices import CPU_DTYPES, CpuDevice, Run
 from cnn.errors import Error
 from cnn.executor import Program, specialise
 from cnn.onnx_import import load_onnx
@@ -99,11 +99,11 @@ class CpuWatch(CpuDevice):
         self.runs: list[list[Span]] = []
         self.facts: list[list[Any]] = []        # nothing more is known of a CPU's kernels
 
-    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Callable[[], None]:
+    def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
         self.facts = [[] for _ in steps]
         layers = [together(launches) for _, launches in steps]
 
-        def run() -> None:
+        def run(stream: Any) -> None:
             spans, start = [], time.perf_counter()
             with team(self.count):
                 for layer in layers:

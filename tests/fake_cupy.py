@@ -7,6 +7,7 @@ stream runs everything at once. What it can not show is whether a driver takes t
 """
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from types import SimpleNamespace
@@ -110,9 +111,11 @@ class Device:
 class Stream:
     """A queue, or, while it captures, the works of a graph."""
     null: Stream
+    pointers = itertools.count(1 << 20)
 
-    def __init__(self, cupy=None, null=False, non_blocking=False):
+    def __init__(self, cupy=None, null=False, non_blocking=False, ptds=False):
         self.cupy, self.immediate, self.queue, self.captured = cupy, null, deque(), None
+        self.ptr = 0 if null else 2 if ptds else next(self.pointers)
 
     def __enter__(self):
         here.streams.append(self)
@@ -182,6 +185,8 @@ class Event:
         self.captured = False
 
     def record(self, stream=None):
+        self.cupy.check()
+
         def mark():
             mark.time = self.cupy.milliseconds
         mark.time = None

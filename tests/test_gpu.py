@@ -2,6 +2,8 @@
 shows that these tests are sound where there is no GPU."""
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -83,6 +85,27 @@ def test_arrays_of_the_gpu_on_a_stream_of_the_caller(cupy, model, on_cpu, dtype)
         assert isinstance(y, cupy.ndarray)
         found = y.get()
     assert_near(found, on_cpu.predict(batch.astype(np.float32)))
+
+
+def test_streams_and_the_host_take_turns(cupy, model, on_cpu, request):
+    """No run is awaited before all are begun, and each input is overwritten at once."""
+    rounds = 50 if "gpu" in request.node.callspec.id else 2
+    given = batches(4 * rounds, 16)
+    a, b = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    begun = []
+    for batch, stream in zip(given, itertools.cycle([a, b, cupy.cuda.Stream.null, None]),
+                             strict=False):
+        if stream is None:
+            begun.append(model._start(batch))
+            continue
+        with stream:
+            x = cupy.empty(batch.shape, batch.dtype)
+            x.set(batch)
+            y = model.predict(x)
+            x.set(np.full_like(batch, np.nan))
+        begun.append(functools.partial(y.get, stream))
+    for finish, batch in zip(begun, given, strict=True):
+        assert_near(finish(), on_cpu.predict(batch))
 
 
 class Foreign:

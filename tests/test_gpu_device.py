@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import cnn
+from cnn.executor import Program
 from cnn.gpu_device import CudaDevice
+from cnn.graph import Graph, Node
 from kernels.cuda import gpu
+from kernels.ops import Add, TensorSpec
 
 PHOTO = Path(__file__).parent / "data" / "coffee.png"
 RNG = np.random.default_rng(0)
@@ -190,7 +193,8 @@ def test_what_is_to_lie_there_as_it_is_needs_no_kernel_outside_the_graph(
 
 
 def test_the_host_does_little_before_the_graph_is_launched(cupy, small_model, monkeypatch):
-    """For so long the GPU waits: the device is entered once a call, no event is made."""
+    """For so long the GPU waits: the device is entered once a call, no event is made, and none is
+    waited for before the end."""
     model, x = load(small_model), cupy.asarray(batches(1)[0].astype(np.float16))
     model.predict(x)
     seen = []
@@ -206,8 +210,92 @@ def test_the_host_does_little_before_the_graph_is_launched(cupy, small_model, mo
         watch(kind, name)
     monkeypatch.setattr(cupy.cuda, "Event", lambda **options: pytest.fail("an event was made"))
     model.predict(x)
-    brought = ["Event.record", "Stream.wait_event", "Memory.copy_from_device_async"]
-    assert seen == ["Device.__enter__", *brought, "Graph.launch", *brought, *brought[:2]]
+    assert seen == ["Device.__enter__", "Memory.copy_from_device_async", "Graph.launch",
+                    "Stream.__enter__", "Memory.copy_from_device_async",
+                    "Event.record", "Stream.wait_event"]
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """(a stream, the one that it waits for), as it is said."""
+    said, wait_event = [], fake_cupy.Stream.wait_event
+    monkeypatch.setattr(fake_cupy.Stream, "wait_event", lambda stream, event: (
+        said.append((stream, event.stream)), wait_event(stream, event))[1])
+    return said
+
+
+def test_runs_of_a_program_are_in_order_on_whatever_streams(cupy, small_model, waits):
+    model, (batch,) = load(small_model), batches(1)
+    x, device = cupy.asarray(batch), model._device
+    a, b = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    null, each_threads = cupy.cuda.Stream.null, cupy.cuda.Stream(ptds=True)
+
+    def assert_waits(stream, before):
+        waits.clear()
+        with stream:
+            model.predict(x)
+        assert waits == [*before, (device.stream, stream)]
+    model._program({"input": batch.shape})          # whose weights are on their way
+    for stream, is_another in [(a, True), (a, False), (a, False), (b, True), (a, True),
+                               (null, True), (null, False), (each_threads, True),
+                               (each_threads, True), (a, True), (a, False)]:
+        assert_waits(stream, [(stream, device.stream)] * is_another)
+    waits.clear()
+    model.predict(batch)
+    first, *others = waits
+    assert first == (device._uploads, device.stream)        # a new stage, of memory used before
+    assert others == [(device.stream, device._uploads), (device._downloads, device.stream)]
+    assert_waits(a, [(a, device.stream)])
+
+
+def test_the_address_of_a_stream_that_is_gone_is_not_taken_for_it(cupy, small_model, waits):
+    model, x = load(small_model), cupy.asarray(batches(1)[0])
+    for _ in range(2):
+        stream = cupy.cuda.Stream(non_blocking=True)
+        stream.ptr = 1 << 20
+        waits.clear()
+        with stream:
+            model.predict(x)
+        assert waits[0] == (stream, model._device.stream)
+
+
+def test_after_a_failure_the_devices_stream_still_waits_for_the_callers(
+        cupy, small_model, waits):
+    model, batch = load(small_model), batches(1)[0]
+    x, own = cupy.asarray(batch), model._device.stream
+    expected = load(small_model, "emulator").predict(batch)
+    a, b = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    for stream in (a, a, b):
+        with stream:
+            model.predict(x)
+            cupy.launch_error = "cudaErrorInvalidConfiguration"
+            waits.clear()
+            with pytest.raises(cnn.DeviceError, match="could not be launched on GPU 0 with grid"):
+                model.predict(x)
+            cupy.launch_error = ""
+            assert waits == [(own, stream)]
+            np.testing.assert_array_equal(cupy.asnumpy(model.predict(x)), expected)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_inputs_of_the_host_and_of_the_gpu(cupy, waits, on_gpu):
+    spec = TensorSpec((2, 4, 4, 8))
+    device = CudaDevice(0)
+    graph = Graph({"x": spec, "z": spec}, ("y",), (Node(Add(), ("x", "z"), "y", "sum"),))
+    program = Program(graph, device, device.options())
+    x, z = (RNG.standard_normal((2, 4, 4, 8)).astype(np.float32) for _ in range(2))
+    with cupy.cuda.Stream(non_blocking=True) as caller:
+        there = cupy.empty(x.shape)
+        caller.put(lambda: np.copyto(np.asarray(there), x))     # still under way
+        found = program.start({"x": there, "z": z}, on_gpu=on_gpu)()["y"]
+        caller.put(lambda: there.fill(np.nan) if on_gpu else None)
+    stream = caller if on_gpu else device.stream
+    assert (device._uploads, device.stream) in waits
+    assert (stream, device._uploads) in waits
+    assert waits[0] == ((caller, device.stream) if on_gpu else (device.stream, caller))
+    assert isinstance(found, cupy.ndarray) == on_gpu
+    caller.synchronize()
+    np.testing.assert_array_equal(found, x + z)
 
 
 def test_calls_in_flight_on_streams_of_their_own(cupy, small_model):
@@ -328,13 +416,22 @@ def test_an_illegal_access_is_said_of_arrays_of_the_gpu_too(cupy, small_model, d
     model, x = load(small_model), cupy.asarray(batches(1)[0].astype(dtype))
     model.predict(x)
     cupy.illegal = {conv_kernel(model)}
-    model.predict(x)
+    with cupy.cuda.Stream(non_blocking=True):
+        model.predict(x)
     with pytest.raises(cnn.DeviceError, match=r"illegal memory access.*context is lost.*restart"):
         model._device.synchronize()
     replays = cupy.replays
     with pytest.raises(cnn.DeviceError, match=r"context is lost.*CNN_DEBUG=1"):
         model.predict(x)
     assert cupy.replays == replays
+
+
+def test_what_comes_of_a_lost_context_does_not_hide_what_was_launched(cupy, small_model):
+    model, x = load(small_model), cupy.asarray(batches(1)[0])
+    model.predict(x)
+    cupy.dead = fake_cupy.Error("cudaErrorIllegalAddress", fake_cupy.ILLEGAL_ADDRESS)
+    with pytest.raises(cnn.DeviceError, match=r"copy_f32_f16.* with grid .*context is lost"):
+        model.predict(x)
 
 
 def test_the_callers_device_and_stream_are_current_after_a_fault(cupy, small_model):

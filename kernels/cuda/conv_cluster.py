@@ -69,7 +69,7 @@ def sum_of_blocks(total, read, address):
 def put_sums(tile: Tile, sums: Sums) -> Callable:
     """Device function: a warp's sums, into the block's rows of them at `smem`."""
     warp_m, warp_n, warps_n = tile.warp_m, tile.warp_n, tile.block_n // tile.warp_n
-    run, rows, columns, row_of, column_of, take = sums
+    run, rows, columns, row_of, column_of, take, _ = sums
     pitch, runs = tile.sums_pitch, warp_n // columns
 
     @cuda.jit(device=True, inline="always")

@@ -1,7 +1,8 @@
-"""The end of a convolution's block: y = activation(sums + bias + residual).
+"""What a convolution's sums begin with, and how they end: y = activation(sums + residual).
 
-A lane has runs of neighbouring channels in its registers (conv_sums.py), and moves 16 bytes of
-residual and y for each. Nothing passes through shared memory, and no warp waits for another one.
+They begin as the bias, which comes while the first slices do. In the end a lane has runs of
+neighbouring channels in its registers (conv_sums.py), and moves 16 bytes of residual and y for
+each. Nothing passes through shared memory, and no warp waits for another one.
 """
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from . import vector
 from .activation import activation
 from .conv_cluster import cluster_epilogue
-from .conv_gemm import CLUSTER, PLANE, Tile
+from .conv_gemm import CLUSTER, PLANE, WHOLE, Tile
 from .conv_sums import Sums
 from .ptx import asm_op, cuda, float32, uint32, uint64
 
@@ -41,6 +42,29 @@ def residual_request(stored_as: str, tile: Tile) -> Callable:
     return request
 
 
+def first_sums(how: str, tile: Tile, sums: Sums) -> Callable:
+    """Device function: acc = the bias, or zeros where only the end adds it; how: one of
+    conv_gemm.ENDINGS."""
+    warps_n, warp_n, runs = tile.block_n // tile.warp_n, tile.warp_n, tile.warp_n // sums.columns
+    run, rows, columns, column_of, put = sums.run, sums.rows, sums.columns, sums.column, sums.put
+    whole, load = how == WHOLE, vector.load("float32", run)
+
+    @cuda.jit(device=True, inline="always")
+    def begin_sums(acc, tid, first_n, bias):
+        column = uint32(first_n + column_of(uint32(tid & uint32(31)))
+                        + uint32((tid >> uint32(5)) % uint32(warps_n)) * uint32(warp_n))
+        value = cuda.local.array(run, float32)
+        for k in range(run):
+            value[k] = float32(0)
+        for g in range(runs):
+            if whole:
+                load(value, 0, bias + uint64(uint32(column + uint32(g * columns))) * uint64(4))
+            for i in range(rows):
+                put(acc, i, g, value)
+
+    return begin_sums
+
+
 def ending(how: str, stored_as: str, tile: Tile, sums: Sums, activation_name: str) -> Callable:
     """Device function: what `frame` finishes with; how: one of conv_gemm.ENDINGS."""
     if how == CLUSTER:
@@ -59,7 +83,7 @@ def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, parti
              pixel_of: Callable = rows_are_pixels) -> Callable:
     """Device function: a warp's part of y.
 
-    partial   y is one plane of split sums: no bias, no residual, no activation
+    partial   y is one plane of split sums: no residual, no activation
     pixel_of  device function (row, pixels) -> (pixel of y, whether there is one); `pixels` is
               what the caller gives by that name
     """
@@ -83,11 +107,10 @@ def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, parti
         if partial:
             plane += uint64(cuda.blockIdx.y) * uint64(pixels) * uint64(out_channels)
         where = lane, first_m, first_n, plane, pixels, out_channels, group_out
-        bias += uint64(uint32(group * padded_out)) * uint64(4)
         if whole:
-            store_runs(acc, where, bias, residual, has_residual, y, low, high)
+            store_runs(acc, where, residual, has_residual, y, low, high)
         else:
-            store_elements(acc, where, bias, residual, has_residual, y, low, high)
+            store_elements(acc, where, residual, has_residual, y, low, high)
 
     return finish
 
@@ -117,15 +140,12 @@ def whole_runs(stored_as: str, runs: int, sums: Sums, place: Callable, activatio
     run, rows, take = sums.run, sums.rows, sums.take
     at_once = min(runs, at_once)
     added_count = at_once * run
-    # "Shared with stores" although it is not: else all biases were loaded before the first store.
-    load_bias = vector.load("float32", run, shared_with_stores=True)
     load, store = vector.load(stored_as, run, fill=0.0), vector.store(stored_as, run)
     activate = activation(activation_name, vector.arch(stored_as))
 
     @cuda.jit(device=True, inline="always")
-    def store_runs(acc, where, bias, residual, has_residual, y, low, high):
+    def store_runs(acc, where, residual, has_residual, y, low, high):
         value = cuda.local.array(run, float32)
-        biases = cuda.local.array(run, float32)
         added = cuda.local.array(added_count, float32)
         for first in range(0, runs, at_once):
             if not partial and has_residual:
@@ -133,12 +153,9 @@ def whole_runs(stored_as: str, runs: int, sums: Sums, place: Callable, activatio
                     at, _, inside = place(first + p, where)
                     load(added, p * run, residual + at, inside)
             for p in range(at_once):
-                at, column, inside = place(first + p, where)
+                at, _, inside = place(first + p, where)
                 take(value, acc, (first + p) % rows, (first + p) // rows)
                 if not partial:
-                    load_bias(biases, 0, bias + uint64(column) * uint64(4))
-                    for k in range(run):
-                        value[k] += biases[k]
                     if has_residual:
                         for k in range(run):
                             value[k] += added[p * run + k]
@@ -155,12 +172,11 @@ def single_elements(stored_as: str, runs: int, sums: Sums, place: Callable, acti
     """Device function: the same where rows of y are not aligned to 16 bytes, one element at a
     time."""
     size, run, rows, take = vector.STORAGE[stored_as].bytes, sums.run, sums.rows, sums.take
-    load_bias, load = vector.load("float32", 1), vector.load(stored_as, 1)
-    store, activate = vector.store(stored_as, 1), activation(activation_name,
-                                                             vector.arch(stored_as))
+    load, store = vector.load(stored_as, 1), vector.store(stored_as, 1)
+    activate = activation(activation_name, vector.arch(stored_as))
 
     @cuda.jit(device=True, inline="always")
-    def store_elements(acc, where, bias, residual, has_residual, y, low, high):
+    def store_elements(acc, where, residual, has_residual, y, low, high):
         group_out = where[-1]
         value = cuda.local.array(run, float32)
         added = cuda.local.array(1, float32)
@@ -171,8 +187,6 @@ def single_elements(stored_as: str, runs: int, sums: Sums, place: Callable, acti
                 there, here = at + uint64(k * size), uint32(column + uint32(k))
                 if inside and here < group_out:
                     if not partial:
-                        load_bias(added, 0, bias + uint64(here) * uint64(4))
-                        value[k] += added[0]
                         if has_residual:
                             load(added, 0, residual + there)
                             value[k] += added[0]

@@ -100,14 +100,18 @@ SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uin
              + DIVISOR * 5)
 
 
-def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -> Callable:
+def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
+          multiply: Callable, finish: Callable) -> Callable:
     """The kernel.
 
+    start       device function (smem, tid, x, base, outside, tap, walk, weight, count): starts
+                copying the first slices, and waits for the inputs before it reads x; the tap and
+                the weight that `multiply` goes on with. base and outside are those of
+                `row_setup`, tap and walk those of `next_tap`, weight is the thread's first chunk
+                of the first slice
     multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count):
-                acc += the products of `count` slices. base and outside are those of `row_setup`,
-                tap and walk those of `next_tap`, weight is the thread's first chunk of the first
-                slice. It waits for the inputs before it reads x
-    request, finish     conv_epilogue.py's, what it does in the beginning and at the end
+                acc += the products of `count` slices
+    request, begin_sums, finish     conv_epilogue.py's, what it does in the beginning and at the end
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
     a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
@@ -153,9 +157,9 @@ def frame(tile: Tile, request: Callable, multiply: Callable, finish: Callable) -
 
         if has_residual:
             request(tid, first_m, first_n, group, residual, pixels, out_channels, group_out)
+        tap, weight = start(smem, tid, x, base, outside, tap, walk, weight, count)
         acc = cuda.local.array(acc_count, float32)
-        for i in range(acc_count):
-            acc[i] = float32(0)
+        begin_sums(acc, tid, first_n, bias + uint64(uint32(group * padded_out)) * uint64(4))
         multiply(acc, smem, tid, x, base, outside, tap, walk, weight, count)
         let_next_begin()
 

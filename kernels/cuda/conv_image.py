@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import vector
-from .conv_epilogue import epilogue
-from .conv_gemm import Tile
+from .conv_epilogue import epilogue, first_sums
+from .conv_gemm import WHOLE, Tile
 from .conv_mma import MMA
 from .conv_sums import tensor_core_sums
 from .index import DIVISOR, split
@@ -108,9 +108,10 @@ def make(dtype: str, window: Window, activation_name: str) -> Callable:
     copy_image, multiply = image_copy(window), multiply_patches(dtype, window)
     # To the epilogue 16 pixels of each warp are a tile, those of a warp 16 after those of the one
     # before: `first` takes that back.
-    store_rows = epilogue(dtype, Tile(16 * WARPS, block_n, 0, 0, 16, block_n, 0),
-                          tensor_core_sums(16, block_n, vector.lanes(dtype)), activation_name,
-                          partial=False)
+    tile_of_warps = Tile(16 * WARPS, block_n, 0, 0, 16, block_n, 0)
+    sums = tensor_core_sums(16, block_n, vector.lanes(dtype))
+    begin_sums = first_sums(WHOLE, tile_of_warps, sums)
+    store_rows = epilogue(dtype, tile_of_warps, sums, activation_name, partial=False)
 
     def conv_image(x, weight, bias, y, low, high, height, width, out_height, out_width,
                    out_channels, top, left, count, across, across_m, across_s, down, down_m,
@@ -138,9 +139,8 @@ def make(dtype: str, window: Window, activation_name: str) -> Callable:
             row, column = uint32(tile_h * uint32(TILE_H)), uint32(tile_w * uint32(TILE_W))
             copy_image(patch, x, tid, uint32(row * uint32(stride_h) - top),
                        uint32(column * uint32(stride_w) - left), image, height, width)
-            for i in range(acc_count):
-                upper[i] = float32(0)
-                lower[i] = float32(0)
+            begin_sums(upper, tid, first_n, bias)
+            begin_sums(lower, tid, first_n, bias)
             multiply(upper, lower, a_first, b_first)
             tile = uint32(tile + uint32(cuda.gridDim.x))
             if tile >= count:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .conv_epilogue import ending, residual_request
+from .conv_epilogue import ending, first_sums, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
 from .conv_sums import tensor_core_sums
 from .ptx import (
@@ -45,12 +45,12 @@ def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
                          f"multiple of 8 and a divisor of block_m and block_n")
     stored_as = STORED_AS[dtype]
     sums = tensor_core_sums(tile.warp_m, tile.warp_n, vector.lanes(stored_as))
-    return frame(tile, residual_request(stored_as, tile), multiply_slices(dtype, tile),
-                 ending(end, stored_as, tile, sums, activation_name))
+    return frame(tile, residual_request(stored_as, tile), first_sums(end, tile, sums),
+                 *multiply_slices(dtype, tile), ending(end, stored_as, tile, sums, activation_name))
 
 
-def multiply_slices(dtype: str, tile: Tile) -> Callable:
-    """Device function: the sum over slices, as `frame` takes it."""
+def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
+    """Device functions: the beginning and the sum over slices, as `frame` takes them."""
     block_m, block_n, row_bytes, stages, warp_m, warp_n = tile[:6]
     chunks = tile.chunks
     stage, warps_n = (block_m + block_n) * row_bytes, block_n // warp_n
@@ -62,12 +62,19 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     fragment_addresses, multiply = fragments(tile, shift, mask), multiply_slice(dtype, tile)
 
     @cuda.jit(device=True, inline="always")
-    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+    def place(smem, tid):
+        """Where a thread's first chunk goes in the first slot."""
         row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
         swizzled = uint32(chunk ^ ((row >> uint32(shift)) & uint32(mask)))
-        copy_to = keep(uint32(smem + row * uint32(row_bytes) + (swizzled << uint32(4))))
-        tap, weight = first_slices(copy_to, x, base, outside, tap, walk, weight, count)
+        return keep(uint32(smem + row * uint32(row_bytes) + (swizzled << uint32(4))))
 
+    @cuda.jit(device=True, inline="always")
+    def start(smem, tid, x, base, outside, tap, walk, weight, count):
+        return first_slices(place(smem, tid), x, base, outside, tap, walk, weight, count)
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+        copy_to = place(smem, tid)
         warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
         a_lane, b_lane = fragment_addresses(
             smem, lane, uint32(uint32(warp // uint32(warps_n)) * uint32(warp_m)),
@@ -86,7 +93,7 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
                 slot = uint32(0)
             done = uint32(done + uint32(1))
 
-    return multiply_all
+    return start, multiply_all
 
 
 def ring_copies(tile: Tile, ahead: int) -> tuple[Callable, Callable]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .conv_epilogue import ending, residual_request
+from .conv_epilogue import ending, first_sums, residual_request
 from .conv_gemm import Tile, frame, keep, next_tap
 from .conv_sums import Sums
 from .ptx import (
@@ -42,12 +42,13 @@ def make(tile: Tile, activation_name: str, end: str) -> Callable:
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 32 or 64, stages 2, "
                          f"warps 32x32 or 32x64, and a round of copies ({tile.rows} rows) a "
                          f"divisor of block_m and block_n")
-    return frame(tile, residual_request("float32", tile), multiply_slices(tile),
-                 ending(end, "float32", tile, sums_of(tile), activation_name))
+    sums = sums_of(tile)
+    return frame(tile, residual_request("float32", tile), first_sums(end, tile, sums),
+                 *multiply_slices(tile), ending(end, "float32", tile, sums, activation_name))
 
 
-def multiply_slices(tile: Tile) -> Callable:
-    """Device function: the sum over slices, as `frame` takes it."""
+def multiply_slices(tile: Tile) -> tuple[Callable, Callable]:
+    """Device functions: the beginning and the sum over slices, as `frame` takes them."""
     block_m, block_n, row_bytes, _, warp_m, warp_n = tile[:6]
     threads, chunks, rows = tile.threads, tile.chunks, tile.rows
     a_rounds, b_rounds = block_m // rows, block_n // rows
@@ -80,23 +81,34 @@ def multiply_slices(tile: Tile) -> Callable:
                              b[i * 4 + 2], b[i * 4 + 3])
 
     @cuda.jit(device=True, inline="always")
+    def places(smem, tid):
+        """Where a thread stores its chunks of either tile."""
+        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
+        column = uint32(row ^ bank_of_chunk(chunk))
+        return (keep(uint32(smem + (chunk * uint32(4 * block_m) + column) * uint32(4))),
+                keep(uint32(smem + uint32(a_bytes) + tid * uint32(16))))
+
+    @cuda.jit(device=True, inline="always")
+    def start(smem, tid, x, base, outside, tap, walk, weight, count):
+        a = cuda.local.array(a_count, float32)
+        b = cuda.local.array(b_count, float32)
+        a_to, b_to = places(smem, tid)
+        wait_for_inputs()
+        load_slice(a, b, x, base, outside, tap, weight)
+        store_slice(a_to, b_to, a, b)
+        cuda.syncthreads()
+        return tap, weight
+
+    @cuda.jit(device=True, inline="always")
     def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
         a = cuda.local.array(a_count, float32)
         b = cuda.local.array(b_count, float32)
-        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
-        column = uint32(row ^ bank_of_chunk(chunk))
-        a_to = keep(uint32(smem + (chunk * uint32(4 * block_m) + column) * uint32(4)))
-        b_to = keep(uint32(smem + uint32(a_bytes) + tid * uint32(16)))
+        a_to, b_to = places(smem, tid)
         warp, lane_m, lane_n = uint32(tid >> uint32(5)), lane_row(tid), lane_column(tid)
         a_from = keep(uint32(smem + uint32(uint32(warp // uint32(warps_n)) * uint32(warp_m * 4))
                              + lane_m * uint32(16)))
         b_from = keep(uint32(smem + uint32(a_bytes) + lane_n * uint32(16)
                              + uint32(uint32(warp % uint32(warps_n)) * uint32(warp_n * 4))))
-
-        wait_for_inputs()
-        load_slice(a, b, x, base, outside, tap, weight)
-        store_slice(a_to, b_to, a, b)
-        cuda.syncthreads()
         slot = uint32(0)                        # byte offset of the slice to multiply
         done = uint32(0)
         while done < count:
@@ -109,7 +121,7 @@ def multiply_slices(tile: Tile) -> Callable:
             store_slice(uint32(a_to + slot), uint32(b_to + slot), a, b)
             cuda.syncthreads()                  # the next slice is here, and this one is used up
 
-    return multiply_all
+    return start, multiply_all
 
 
 def multiply_slice(tile: Tile) -> Callable:
@@ -181,4 +193,9 @@ def sums_of(tile: Tile) -> Sums:
         for k in range(4):
             value[k] = acc[i * columns + g * 4 + k]
 
-    return Sums(4, 8, 32, row, column, take)
+    @cuda.jit(device=True, inline="always")
+    def put(acc, i, g, value):
+        for k in range(4):
+            acc[i * columns + g * 4 + k] = value[k]
+
+    return Sums(4, 8, 32, row, column, take, put)

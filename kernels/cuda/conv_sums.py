@@ -25,6 +25,7 @@ class Sums(NamedTuple):
     row      device function (lane, i): the i-th of its rows in the tile
     column   device function (lane): the first channel of its first run
     take     device function (value, acc, i, g): value[:run] = the g-th run of the i-th row
+    put      device function (acc, i, g, value): the other way round
     """
     run: int
     rows: int
@@ -32,6 +33,7 @@ class Sums(NamedTuple):
     row: Callable
     column: Callable
     take: Callable
+    put: Callable
 
 
 def tensor_core_sums(warp_m: int, warp_n: int, run: int) -> Sums:
@@ -54,7 +56,14 @@ def tensor_core_sums(warp_m: int, warp_n: int, run: int) -> Sums:
             value[2 * j] = acc[o]
             value[2 * j + 1] = acc[o + 1]
 
-    return Sums(run, warp_m // 8, 4 * run, row, column, take)
+    @cuda.jit(device=True, inline="always")
+    def put(acc, i, g, value):
+        for j in range(of_run):
+            o = (i // 2 * tiles + g * of_run + j) * 4 + i % 2 * 2
+            acc[o] = value[2 * j]
+            acc[o + 1] = value[2 * j + 1]
+
+    return Sums(run, warp_m // 8, 4 * run, row, column, take, put)
 
 
 def spread(rows: Any, run: int) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .conv_epilogue import ending, residual_request
+from .conv_epilogue import ending, first_sums, residual_request
 from .conv_gemm import Tile, frame, keep
 from .conv_mma import ring_copies
 from .conv_sums import tensor_core_sums
@@ -44,8 +44,8 @@ def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
                          f"({tile.rows} rows), warps 16 x block_n, and stages 2, or 3 for one "
                          f"block, or more")
     sums = tensor_core_sums(tile.warp_m, tile.warp_n, vector.lanes(dtype))
-    return frame(tile, residual_request(dtype, tile), multiply_slices(dtype, tile),
-                 ending(end, dtype, tile, sums, activation_name))
+    return frame(tile, residual_request(dtype, tile), first_sums(end, tile, sums),
+                 *multiply_slices(dtype, tile), ending(end, dtype, tile, sums, activation_name))
 
 
 def in_flight(tile: Tile) -> int:
@@ -58,8 +58,8 @@ def ahead(tile: Tile) -> int:
     return tile.stages - 1 - in_flight(tile)
 
 
-def multiply_slices(dtype: str, tile: Tile) -> Callable:
-    """Device function: the sum over slices, as `frame` takes it."""
+def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
+    """Device functions: the beginning and the sum over slices, as `frame` takes them."""
     a_bytes, b_bytes = tile.block_m * ROW_BYTES, tile.block_n * ROW_BYTES
     stage, first, chunks = a_bytes + b_bytes, ahead(tile), tile.chunks
     ring = tile.stages * stage
@@ -68,12 +68,19 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
     multiply, wait_for_all = products(dtype, tile.block_n), wait_for_sums(tile.block_n)
 
     @cuda.jit(device=True, inline="always")
-    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+    def place(smem, tid):
+        """Where a thread's first chunk goes in the first slot."""
         row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
         swizzled = uint32(chunk ^ (row & uint32(7)))
-        copy_to = keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
-        tap, weight = first_slices(copy_to, x, base, outside, tap, walk, weight, count)
+        return keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
 
+    @cuda.jit(device=True, inline="always")
+    def start(smem, tid, x, base, outside, tap, walk, weight, count):
+        return first_slices(place(smem, tid), x, base, outside, tap, walk, weight, count)
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+        copy_to = place(smem, tid)
         a_first = descriptor(uint32(smem + warpgroup(tid) * uint32(64 * ROW_BYTES)))
         b_first = descriptor(uint32(smem + uint32(a_bytes)))
         slot, free = uint32(0), uint32(first * stage)           # byte offsets into the ring
@@ -95,4 +102,4 @@ def multiply_slices(dtype: str, tile: Tile) -> Callable:
             done = uint32(done + uint32(1))
         wait_for_all(acc)
 
-    return multiply_all
+    return start, multiply_all
