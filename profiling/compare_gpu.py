@@ -43,7 +43,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 import gpu_engines
 import gpu_timing
-from gpu_engines import COMPILE, JAX, OURS, RIVALS, TRIAL, Engine
+from gpu_engines import COMPILE, JAX, OURS, RIVALS, Engine
 from gpu_timing import Rival, Times
 from layer_cases import ROUNDOFF, SUM_ROUNDOFF
 
@@ -132,8 +132,8 @@ class Bench:
         errors: dict[str, str] = {}
         for name in (OURS, *self.engines):
             try:
-                if name in (OURS, TRIAL):
-                    engine = gpu_engines.ours(network.path, case.dtype, self.index, batches, name)
+                if name == OURS:
+                    engine = gpu_engines.ours(network.path, case.dtype, self.index, batches)
                 else:
                     engine = self.rival(rivals, name)
                 found = engine.to_host(engine.call(0))
@@ -195,13 +195,12 @@ class Bench:
 def row(case: Case, timed: dict[str, tuple[Engine, Times]], wrong_by: dict[str, float],
         errors: dict[str, str]) -> dict[str, Any]:
     """Everything about one case, as it goes to JSON; "best" is the fastest of PyTorch,
-    "speedup" its time over ours, "trial" ours over that with kernels on trial."""
-    best = min((name for name in timed if name not in (OURS, TRIAL, JAX)),
+    "speedup" its time over ours."""
+    best = min((name for name in timed if name not in (OURS, JAX)),
                key=lambda name: timed[name][1].median_ms, default=None)
-    def ratio(name: str | None, to: str) -> float | None:
-        return timed[name][1].ratio(timed[to][1]) if name in timed and to in timed else None
+    speedup = timed[best][1].ratio(timed[OURS][1]) if best and OURS in timed else None
     return {**asdict(case), "measured": "latency" if case.batch <= LATENCY else "throughput",
-            "best": best, "speedup": ratio(best, OURS), "trial": ratio(OURS, TRIAL),
+            "best": best, "speedup": speedup,
             "engines": {name: {"min_ms": found.min_ms, "median_ms": found.median_ms,
                                "images_per_s": 1e3 * case.batch / found.median_ms,
                                "bytes": engine.bytes, "max_abs_error": wrong_by[name],
@@ -251,8 +250,6 @@ def headline(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The few figures that matter, by what they are."""
     found: dict[str, float] = {}
     for each in rows:
-        if each["trial"] is not None:
-            found[f"{label(each)}: our time / on trial"] = each["trial"]
         if each["speedup"] is None:
             continue
         mine, theirs = each["engines"][OURS], each["engines"][each["best"]]
@@ -268,8 +265,7 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table("network", "dtype", box=box.SIMPLE, padding=(0, 1),
                   title=f"{result['provenance']['gpu']['name']}: ms a call, median (minimum) of "
                         f"{result['settings']['rounds']} rounds")
-    tried = any(TRIAL in each["engines"] or TRIAL in each["errors"] for each in result["rows"])
-    names = (OURS, *[TRIAL] * tried, *RIVALS)
+    names = (OURS, *RIVALS)
     for heading in ("batch", *names, "images/s\nof ours", "MB\nof ours", "MB of\nPyTorch",
                     "its time\n/ ours"):
         shown.add_column(heading, justify="right")
@@ -311,9 +307,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                         metavar="DTYPE", help=f"default: {' '.join(FIRST_DTYPES)}")
     parser.add_argument("--batches", nargs="+", type=positive, default=BATCHES, metavar="N",
                         help="the first two of them before others, default: 256 1 64 8")
-    parser.add_argument("--engines", nargs="+", choices=(*RIVALS, TRIAL), default=RIVALS,
-                        metavar="ENGINE", help=f"default: {', '.join(RIVALS)}; also {TRIAL!r}: "
-                                               f"ours, with kernels that no GPU has run yet")
+    parser.add_argument("--engines", nargs="+", choices=RIVALS, default=RIVALS, metavar="ENGINE",
+                        help=f"default: {', '.join(RIVALS)}")
     parser.add_argument("--compile-mode", choices=gpu_engines.COMPILE_MODES,
                         default=gpu_engines.COMPILE_MODES[0],
                         help=f"of torch.compile, default {gpu_engines.COMPILE_MODES[0]}")

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from torch_setup import load_torch, set_tf32
@@ -27,7 +26,6 @@ import cnn
 from kernels.cuda import gpu
 
 OURS, EAGER, COMPILE, JAX = "ours", "eager", "compile", "jax"
-TRIAL = "ours on trial"             # with kernels on trial, docs/cuda.md; if it is asked for
 IN_GRAPH = " in a graph"
 RIVALS = (EAGER, EAGER + IN_GRAPH, COMPILE, COMPILE + IN_GRAPH,
           *[JAX] * bool(find_spec("jax")))
@@ -52,18 +50,16 @@ class Engine:
     bytes: int
 
 
-def ours(path: Path, dtype: str, index: int, batches: Sequence[Any], name: str = OURS) -> Engine:
-    """For CuPy's arrays, (N, H, W, C); name: OURS or TRIAL. `bytes` are those that CuPy's pool has
-    given out."""
+def ours(path: Path, dtype: str, index: int, batches: Sequence[Any]) -> Engine:
+    """For CuPy's arrays, (N, H, W, C). `bytes` are those that CuPy's pool has given out."""
     cupy = gpu.cupy()
     pool = cupy.get_default_memory_pool()
     before = pool.used_bytes()
-    with patch.dict(os.environ, CNN_TRIAL_KERNELS="1" if name == TRIAL else "0"):
-        model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
-        logits = model.predict(batches[0])
+    model = cnn.load(path, device=f"cuda:{index}", dtype=dtype, activation="none")
+    logits = model.predict(batches[0])
     used = pool.used_bytes() - before       # the logits are still held
     del logits
-    return Engine(name, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
+    return Engine(OURS, lambda i: model.predict(batches[i]), cupy.asnumpy, used)
 
 
 class Torch:

@@ -1,4 +1,6 @@
 """The convolution from pixels in shared memory: strips, tiles, waits, machine code, its choice."""
+import contextlib
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -14,7 +16,6 @@ from kernels.cuda import compiler, conv_halo, emulate, sass
 from kernels.cuda.activation import ACTIVATIONS
 from kernels.cuda.conv_halo import HaloTile
 from kernels.cuda.errors import CudaError
-from kernels.cuda.host import conv
 from kernels.cuda.host import conv_halo as host
 from kernels.cuda.host.conv_halo import TILE
 from kernels.cuda.launch import CudaOptions
@@ -43,20 +44,18 @@ PROBLEMS = {        # (op, (batch, height, width, channels, outputs, kernel))
 }
 
 
-@pytest.fixture(autouse=True)
-def on_trial(monkeypatch):
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
-
-
 @pytest.fixture
 def runner(runner):
     skip_on_others(runner, f"wgmma needs {conv_halo.ARCH}", lambda arch: arch == conv_halo.ARCH)
     return runner
 
 
-def chosen(tile):
-    """Where the host would ask which tile a layer gets."""
-    return mock.patch.object(host, "choose", return_value=tile)
+@contextlib.contextmanager
+def chosen(tile, prepare=host.prepare_conv_halo):
+    """Inside, every layer gets this tile."""
+    with (mock.patch.object(host, "serves", return_value=True),
+          mock.patch.object(host, "prepare_conv_halo", partial(prepare, tile=tile))):
+        yield
 
 
 def check(op, *inputs, tile=SMALL, dtype="float16", **options):
@@ -202,7 +201,7 @@ def test_no_other_architecture_runs_it():
         compiler.cubin(host.kernel_of("float16", TILE, (3, 3), "clip"), "sm_100a")
 
 
-def choice(op=None, shape=(256, 56, 56, 64, 64, (3, 3)), dtype="float16", arch="sm_90a",
+def serves(op=None, shape=(256, 56, 56, 64, 64, (3, 3)), dtype="float16", arch="sm_90a",
            residual=False):
     """The tile that a layer gets on an H200."""
     op = op or Conv2d((1, 1), SAME)
@@ -210,18 +209,18 @@ def choice(op=None, shape=(256, 56, 56, 64, 64, (3, 3)), dtype="float16", arch="
     given = [(batch, h, w, channels), (outputs, *kernel, channels // op.groups), (outputs,)]
     output = TensorSpec(ops.known(op.output_shape(*given)), dtype)
     inputs = [TensorSpec(s, dtype) for s in given] + [output] * residual
-    return host.choose(op, inputs, output, CudaOptions(dtype=dtype, arch=arch, multiprocessors=132))
+    return host.serves(op, inputs, output, CudaOptions(dtype=dtype, arch=arch, multiprocessors=132))
 
 
-@pytest.mark.parametrize(("shape", "serves"), [
+@pytest.mark.parametrize(("shape", "expected"), [
     ((256, 56, 56, 64, 64, (3, 3)), True), ((32, 224, 224, 64, 64, (3, 3)), True),
     ((22, 56, 56, 64, 64, (3, 3)), True), ((16, 56, 56, 64, 64, (3, 3)), False),
     ((1, 56, 56, 64, 64, (3, 3)), False), ((2, 224, 224, 64, 64, (3, 3)), True),
     ((1024, 14, 14, 64, 64, (3, 3)), True), ((1024, 7, 7, 64, 64, (3, 3)), False),
     ((64, 56, 56, 64, 56, (3, 3)), True), ((64, 56, 56, 64, 40, (3, 3)), False),
     ((64, 112, 112, 64, 128, (3, 3)), False), ((256, 28, 28, 128, 64, (3, 3)), False)], ids=str)
-def test_it_is_chosen_for_large_layers_of_which_little_is_wasted(shape, serves):
-    assert choice(shape=shape) == choice(shape=shape, residual=True) == (TILE if serves else None)
+def test_it_serves_large_layers_of_which_little_is_wasted(shape, expected):
+    assert serves(shape=shape) == serves(shape=shape, residual=True) == expected
 
 
 @pytest.mark.parametrize("other", [
@@ -232,18 +231,7 @@ def test_it_is_chosen_for_large_layers_of_which_little_is_wasted(shape, serves):
     {"shape": (256, 56, 56, 64, 60, (3, 3))}, {"dtype": "float32"}, {"dtype": "tf32"},
     {"arch": "sm_90"}, {"arch": "sm_100a"}], ids=str)
 def test_other_layers_are_left_to_other_kernels(other):
-    assert choice(**other) is None
-
-
-def test_it_is_not_chosen_unless_it_is_wanted(monkeypatch):
-    monkeypatch.delenv("CNN_TRIAL_KERNELS")
-    op, shape = PROBLEMS["several images"]
-    with chosen(SMALL):
-        assert_exact(op, *arrays(signs, *shape), weights=WEIGHTS, dtype="float16",
-                     kernel="conv_wgmma_")
-    assert not any(kernel.name.startswith("conv_halo") for kernel in conv.kernels("float16"))
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
-    assert set(host.kernels("float16")) <= set(conv.kernels("float16"))
+    assert not serves(**other)
 
 
 def test_strips_are_as_wide_as_a_tile_reaches():

@@ -16,7 +16,7 @@ from test_cuda_conv import WEIGHTS, arrays, representable, signs
 
 from kernels import ops
 from kernels.cuda import compiler, emulate, sass
-from kernels.cuda.host import conv, conv_image
+from kernels.cuda.host import conv_image
 from kernels.emulator import EmulatorError
 from kernels.ops import Conv2d, TensorSpec
 
@@ -144,9 +144,3 @@ def specs(channels=3, outputs=64, kernel=(7, 7), groups=1, residual=False):
 def test_other_layers_are_left_to_other_kernels(op, given, dtype):
     assert conv_image.fits(Conv2d(), specs(), "float16")
     assert not conv_image.fits(op, given, dtype)
-
-
-def test_what_the_variable_may_be_is_said(monkeypatch):
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "yes")
-    with pytest.raises(ValueError, match="CNN_TRIAL_KERNELS is 'yes'; it must be 0 or 1"):
-        conv.kernels("float16")

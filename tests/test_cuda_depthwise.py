@@ -16,11 +16,6 @@ from kernels.ops import Conv2d, TensorSpec
 FEWER = ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(autouse=True)
-def on_trial(monkeypatch):
-    monkeypatch.setenv("CNN_TRIAL_KERNELS", "1")
-
-
 @pytest.mark.parametrize("dtype", FEWER)
 @pytest.mark.parametrize("pixels", depthwise.PIXELS)
 @pytest.mark.parametrize(("kernel", "stride"), depthwise.COMPILED_IN)

@@ -24,7 +24,7 @@ from ..step import Array
 from . import backend, tuned, vector
 from .compiler import Kernel
 from .gpu import Gpu, capture, cupy, execute
-from .host import conv, depthwise, gemv, matmul
+from .host import conv, gemv, matmul
 from .host.conv_choice import candidates
 from .host.conv_shape import Conv, Cut, folded, problem
 from .host.weights import stored
@@ -253,8 +253,8 @@ def problems_of(layers: Sequence[Layer], options: CudaOptions) -> list[Problem]:
     """Those not tuned yet first, and then those that take most of the time."""
     found: dict[str, Problem] = {}
     for layer in layers:
-        if not isinstance(layer.op, (Conv2d, Linear)) or (
-                isinstance(layer.op, Conv2d) and depthwise.fits(layer.op, list(layer.inputs))):
+        if not isinstance(layer.op, (Conv2d, Linear)) or (isinstance(layer.op, Conv2d) and (
+                conv.own_kernel(layer.op, list(layer.inputs), layer.output, options))):
             continue
         one = Problem(layer, options)
         found.setdefault(one.name, one).layers.append(layer.name)

@@ -19,7 +19,7 @@ from ..cache import cache_root, replace
 from .conv_gemm import Tile
 from .gpu import Gpu
 from .host import conv, gemv, splitk
-from .host.conv_choice import MOST_SPLITS, TILES, clusters, fits
+from .host.conv_choice import MOST_SPLITS, TILES, fits, has_clusters
 from .launch import MOST_OF_A_CLUSTER, Choice
 from .sources import source_hash
 
@@ -76,7 +76,7 @@ def _exists(problem: str, choice: Choice, gpu: Gpu) -> bool:
     most = MOST_OF_A_CLUSTER if choice.cluster else MOST_SPLITS
     return (choice.tile in tiles and fits(choice.tile, gpu.arch)
             and isinstance(choice.splits, int) and 1 <= choice.splits <= most
-            and (not choice.cluster or clusters(gpu.arch)))
+            and (not choice.cluster or has_clusters(gpu.arch)))
 
 
 def save(gpu: Gpu, choices: Mapping[str, Choice]) -> Path:

@@ -16,7 +16,7 @@ from ..conv_gemm import CLUSTER, ENDINGS, PLANE, WHOLE, Tile
 from ..launch import Choice, CudaOptions, Launch
 from . import conv_halo, conv_image, depthwise
 from .arguments import check_sizes
-from .conv_choice import TILES, choose, trial_kernels
+from .conv_choice import TILES, choose
 from .conv_shape import (
     Conv,
     Cut,
@@ -69,7 +69,7 @@ def kernels(dtype: str) -> list[Kernel]:
             *(conv_kernel(dtype, tile, "silu", WHOLE) for tile in TILES[dtype]),
             fold_kernel(vector.STORAGE[stored_as(dtype)].bytes),
             *(conv_image.kernels(dtype) if dtype in conv_image.DTYPES else ()),
-            *(conv_halo.kernels(dtype) if trial_kernels() and dtype in conv_halo.DTYPES else ())]
+            *(conv_halo.kernels(dtype) if dtype in conv_halo.DTYPES else ())]
 
 
 def check_dtype(what: str, options: CudaOptions) -> None:
@@ -95,12 +95,9 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         return depthwise.prepare_depthwise(op, inputs, output, weights, options)
     check_dtype("Conv2d", options)
     check_sizes(op.kind, inputs[0], output)
-    if tile is None and conv_image.fits(op, inputs, options.dtype):
-        return conv_image.prepare_conv_image(op, inputs, output, weights, options)
-    if trial_kernels() and tile is None:
-        halo = conv_halo.choose(op, inputs, output, options)
-        if halo is not None:
-            return conv_halo.prepare_conv_halo(op, inputs, output, weights, options, halo)
+    own = own_kernel(op, inputs, output, options)
+    if own is not None and tile is None:
+        return own(op, inputs, output, weights, options)
     weight, bias = weight_and_bias(op.kind, weights)
     plain = as_gemm(op, inputs, output)
     if plain.groups < op.groups:
@@ -109,6 +106,19 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                               lambda w: merge(w, op.groups, together))
     return prepare_gemm(plain, op.activation, weight, bias, options,
                         decide(plain, options, tile, splits, cluster))
+
+
+def own_kernel(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, options: CudaOptions
+               ) -> Callable[..., Step] | None:
+    """What prepares a layer for which there is a kernel of its own, without tiles to choose
+    among; None for all others."""
+    if depthwise.fits(op, inputs):
+        return depthwise.prepare_depthwise
+    if conv_image.fits(op, inputs, options.dtype):
+        return conv_image.prepare_conv_image
+    if conv_halo.serves(op, inputs, output, options):
+        return conv_halo.prepare_conv_halo
+    return None
 
 
 def as_gemm(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:

@@ -13,8 +13,6 @@ fastest tile in the mean (profiling/NOTES.md). Nothing else is measured. What me
 """
 from __future__ import annotations
 
-import os
-
 from ..conv_gemm import Tile
 from ..conv_wgmma import ARCH as WGMMA_ARCH
 from ..launch import MOST_OF_A_CLUSTER, Choice, CudaOptions
@@ -110,18 +108,23 @@ def full_rate(tile: Tile, dtype: str, arch: str) -> float:
     return RATE[dtype] * MMA_EFFICIENCY[warp]
 
 
-def trial_kernels() -> bool:
-    """Whether kernels that no GPU has run yet are to be used: the environment variable
-    CNN_TRIAL_KERNELS. ValueError where it is neither 0, as if it were not set, nor 1."""
-    asked = os.environ.get("CNN_TRIAL_KERNELS", "0")
-    if asked not in ("0", "1"):
-        raise ValueError(f"CNN_TRIAL_KERNELS is {asked!r}; it must be 0 or 1")
-    return asked == "1"
-
-
-def clusters(arch: str) -> bool:
-    """Whether the splits of a sum may form a cluster on this architecture."""
+def has_clusters(arch: str) -> bool:
     return arch in CLUSTER_ARCHS
+
+
+def clusters(choice: Choice, pixels: int, out_channels: int, groups: int, options: CudaOptions
+             ) -> bool:
+    """Whether the splits can form a cluster, and each block has a multiprocessor of its own: where
+    several shared one, a product of 1024x1024 matrices took half as long again on an H200."""
+    return (has_clusters(options.arch) and 1 < choice.splits <= MOST_OF_A_CLUSTER
+            and blocks_of(choice, pixels, out_channels, groups) <= options.multiprocessors)
+
+
+def blocks_of(choice: Choice, pixels: int, out_channels: int, groups: int) -> int:
+    """Of the grid; out_channels are those of one group."""
+    tile, splits, _ = choice
+    assert tile is not None
+    return -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
 
 
 def cycles(choice: Choice, pixels: int, out_channels: int, depth: int, groups: int,
@@ -132,7 +135,7 @@ def cycles(choice: Choice, pixels: int, out_channels: int, depth: int, groups: i
     processors, size = max(1, options.multiprocessors), ITEMSIZE[dtype]
     slices = -(-depth * size // tile.row_bytes)
     block_depth = -(-slices // splits) * tile.row_bytes // size     # zeros are multiplied, too
-    work = -(-pixels // tile.block_m) * -(-out_channels // tile.block_n) * groups * splits
+    work = blocks_of(choice, pixels, out_channels, groups)
     waves = -(-work // processors)              # blocks that the busiest multiprocessor gets
     resident = min(waves, most_blocks(tile, options.arch))      # and those that are there at once
 
@@ -171,8 +174,8 @@ def candidates(pixels: int, out_channels: int, depth: int, groups: int, dtype: s
         counts = range(1, most + 1) if splits is None else (splits,)
         if fits(t, options.arch):
             choices = [Choice(t, s) for s in counts]
-            if clusters(options.arch):
-                choices += [Choice(t, s, True) for s in counts if 1 < s <= MOST_OF_A_CLUSTER]
+            choices += [choice._replace(cluster=True) for choice in choices
+                        if clusters(choice, pixels, out_channels, groups, options)]
             found += [(cycles(choice, pixels, out_channels, depth, groups, dtype, options), choice)
                       for choice in choices]
     return sorted(found, key=lambda candidate: candidate[0])

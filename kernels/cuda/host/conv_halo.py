@@ -85,22 +85,22 @@ def fits(op: Conv2d, inputs: Sequence[TensorSpec], dtype: str) -> bool:
             and channels == CHANNELS and out_channels % RUN == 0)
 
 
-def choose(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec, options: CudaOptions
-           ) -> HaloTile | None:
-    """The tile of a layer that is large enough for it, and of which the strips waste little. Of
-    more outputs than a block computes it was no faster than conv_wgmma.py."""
+def serves(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec, options: CudaOptions
+           ) -> bool:
+    """Whether a layer is large enough for it, and the strips waste little. Of more outputs than a
+    block computes it was no faster than conv_wgmma.py."""
     if options.arch != ARCH or not fits(op, inputs, options.dtype):
-        return None
+        return False
     out_channels = known(output.shape)[3]
     blocks = prod(Strips.of(op, inputs, output).grid(TILE, out_channels))
     sums = blocks * TILE.block_m * OUTPUTS
-    serves = (out_channels <= OUTPUTS and blocks >= LEAST_BLOCKS * options.multiprocessors
-              and sums < MOST_WASTE * count(output.shape))
-    return TILE if serves else None
+    return (out_channels <= OUTPUTS and blocks >= LEAST_BLOCKS * options.multiprocessors
+            and sums < MOST_WASTE * count(output.shape))
 
 
 def prepare_conv_halo(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
-                      weights: list[Array | None], options: CudaOptions, tile: HaloTile) -> Step:
+                      weights: list[Array | None], options: CudaOptions, tile: HaloTile = TILE
+                      ) -> Step:
     """Inputs x, weight (O, KH, KW, C), [bias], [residual]; weight and bias are constants."""
     weight, bias = weight_and_bias(op.kind, weights)
     batch, height, width, _ = known(inputs[0].shape)

@@ -13,7 +13,6 @@ from ..compiler import Kernel
 from ..index import divisor
 from ..launch import CudaOptions, Launch
 from .arguments import blocks, check_sizes
-from .conv_choice import trial_kernels
 
 COMPILED_IN = ((3, 1), (3, 2), (5, 1), (5, 2))      # (kernel, stride) of square windows
 PIXELS = (4, 2)     # windows a thread; fewer share less, but make more threads of a small map
@@ -47,7 +46,7 @@ def kernels(dtype: str) -> list[Kernel]:
     wide, windows = vector.lanes(dtype), (*COMPILED_IN, (0, 0))
     return [*(kernel_of(dtype, wide, pixels, window, "clip") for window in windows
               for pixels in PIXELS),
-            *(run_kernel(dtype, window, "clip") for window in RUNS if trial_kernels()),
+            *(run_kernel(dtype, window, "clip") for window in RUNS),
             kernel_of(dtype, wide, PIXELS[0], (5, 1), "silu"),
             *(kernel_of(dtype, 1, PIXELS[0], window, "clip") for window in ((3, 1), (0, 0)))]
 
@@ -92,7 +91,7 @@ def run_of_rows(op: Conv2d, x: TensorSpec, y: TensorSpec, weight: tuple[int, ...
     """The same of threads with a run of rows; None where there is no such kernel, or too little
     to do for it."""
     window = window_of(op, weight)
-    if not trial_kernels() or window not in RUNS or weight[0] % RUNS[window][0]:
+    if window not in RUNS or weight[0] % RUNS[window][0]:
         return None
     activation, low, high = activation_of(op.activation)
     kernel = run_kernel(y.dtype, window, activation)
