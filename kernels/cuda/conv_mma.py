@@ -52,25 +52,10 @@ def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
 def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
     """Device functions: the beginning and the sum over slices, as `frame` takes them."""
     block_m, block_n, row_bytes, stages, warp_m, warp_n = tile[:6]
-    chunks = tile.chunks
     stage, warps_n = (block_m + block_n) * row_bytes, block_n // warp_n
-    # Chunk c of row r is stored at chunk c ^ (r >> shift & mask), so that the eight rows which one
-    # phase of ldmatrix reads, and eight neighbouring chunks being written, lie in distinct banks.
-    shift, mask = {4: 1, 8: 0}[chunks], chunks - 1
     wait_for_oldest = cp_async_wait(stages - 2)
-    first_slices, next_slice = ring_copies(tile, stages - 1)
-    fragment_addresses, multiply = fragments(tile, shift, mask), multiply_slice(dtype, tile)
-
-    @cuda.jit(device=True, inline="always")
-    def place(smem, tid):
-        """Where a thread's first chunk goes in the first slot."""
-        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
-        swizzled = uint32(chunk ^ ((row >> uint32(shift)) & uint32(mask)))
-        return keep(uint32(smem + row * uint32(row_bytes) + (swizzled << uint32(4))))
-
-    @cuda.jit(device=True, inline="always")
-    def start(smem, tid, x, base, outside, tap, walk, weight, count):
-        return first_slices(place(smem, tid), x, base, outside, tap, walk, weight, count)
+    place, start, next_slice = ring_copies(tile, stages - 1)
+    fragment_addresses, multiply = fragments(tile), multiply_slice(dtype, tile)
 
     @cuda.jit(device=True, inline="always")
     def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
@@ -96,21 +81,36 @@ def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
     return start, multiply_all
 
 
-def ring_copies(tile: Tile, ahead: int) -> tuple[Callable, Callable]:
-    """Device functions that start copies into the ring, a group a slice, also an empty one, which
-    keeps the count of groups. They give the tap and the weights of the slice after.
+def swizzle(tile: Tile) -> tuple[int, int]:
+    """(shift, mask): chunk c of row r is stored at chunk c ^ (r >> shift & mask), so that the eight
+    rows which one phase of ldmatrix reads, and eight neighbouring chunks being written, lie in
+    distinct banks. Of 128 bytes it is the one that wgmma wants."""
+    return {4: 1, 8: 0}[tile.chunks], tile.chunks - 1
 
-    first_slices  (copy_to, x, base, outside, tap, walk, weight, count): of the first `ahead`
-                  slices, if there are so many; it waits for the inputs, which weights are none of
-    next_slice    (target, x, base, outside, tap, walk, weight, more): of one slice, if there is one
+
+def ring_copies(tile: Tile, ahead: int) -> tuple[Callable, Callable, Callable]:
+    """Device functions that start copies into the ring, a group a slice, also an empty one, which
+    keeps the count of groups. The latter two give the tap and the weights of the slice after.
+
+    place       (smem, tid): where a thread's first chunk goes in the first slot
+    start       as `frame` takes it, of the first `ahead` slices, if there are so many; it waits
+                for the inputs, which weights are none of
+    next_slice  (target, x, base, outside, tap, walk, weight, more): of one slice, if there is one
     """
     copy_weights, copy_patches = weight_copy(tile), patch_copy(tile)
-    advance = next_tap(tile.chunks)
-    b_bytes = tile.block_n * tile.row_bytes
-    stage = tile.block_m * tile.row_bytes + b_bytes
+    advance, (shift, mask) = next_tap(tile.chunks), swizzle(tile)
+    row_bytes, chunks, b_bytes = tile.row_bytes, tile.chunks, tile.block_n * tile.row_bytes
+    stage = tile.block_m * row_bytes + b_bytes
 
     @cuda.jit(device=True, inline="always")
-    def first_slices(copy_to, x, base, outside, tap, walk, weight, count):
+    def place(smem, tid):
+        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
+        swizzled = uint32(chunk ^ ((row >> uint32(shift)) & uint32(mask)))
+        return keep(uint32(smem + row * uint32(row_bytes) + (swizzled << uint32(4))))
+
+    @cuda.jit(device=True, inline="always")
+    def start(smem, tid, x, base, outside, tap, walk, weight, count):
+        copy_to = place(smem, tid)
         for s in range(ahead):
             if uint32(s) < count:
                 copy_weights(uint32(copy_to + uint32(s * stage)), weight)
@@ -133,7 +133,7 @@ def ring_copies(tile: Tile, ahead: int) -> tuple[Callable, Callable]:
         cp_async_commit()
         return tap, weight
 
-    return first_slices, next_slice
+    return place, start, next_slice
 
 
 def patch_copy(tile: Tile) -> Callable:
@@ -172,12 +172,13 @@ def weight_copy(tile: Tile) -> Callable:
     return copy_weights
 
 
-def fragments(tile: Tile, shift: int, mask: int) -> Callable:
+def fragments(tile: Tile) -> Callable:
     """Device function: shared addresses of the first chunks that this lane names to ldmatrix.
 
     One ldmatrix.x4 reads 16 rows x 2 chunks of A, or 2 n8 tiles x 2 chunks of B.
     """
-    row_bytes, a_bytes = tile.row_bytes, tile.block_m * tile.row_bytes
+    (shift, mask), row_bytes = swizzle(tile), tile.row_bytes
+    a_bytes = tile.block_m * row_bytes
 
     @cuda.jit(device=True, inline="always")
     def fragment_addresses(smem, lane, warp_row, warp_col):

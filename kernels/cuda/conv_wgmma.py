@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from . import vector
 from .conv_epilogue import ending, first_sums, residual_request
-from .conv_gemm import Tile, frame, keep
+from .conv_gemm import Tile, frame
 from .conv_mma import ring_copies
 from .conv_sums import tensor_core_sums
 from .ptx import cp_async_wait, cuda, uint32, uint64
@@ -61,22 +61,11 @@ def ahead(tile: Tile) -> int:
 def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
     """Device functions: the beginning and the sum over slices, as `frame` takes them."""
     a_bytes, b_bytes = tile.block_m * ROW_BYTES, tile.block_n * ROW_BYTES
-    stage, first, chunks = a_bytes + b_bytes, ahead(tile), tile.chunks
+    stage, first = a_bytes + b_bytes, ahead(tile)
     ring = tile.stages * stage
     wait_for_oldest, wait_for_older = cp_async_wait(first - 1), wait(in_flight(tile))
-    first_slices, next_slice = ring_copies(tile, first)
+    place, start, next_slice = ring_copies(tile, first)
     multiply, wait_for_all = products(dtype, tile.block_n), wait_for_sums(tile.block_n)
-
-    @cuda.jit(device=True, inline="always")
-    def place(smem, tid):
-        """Where a thread's first chunk goes in the first slot."""
-        row, chunk = uint32(tid // uint32(chunks)), uint32(tid % uint32(chunks))
-        swizzled = uint32(chunk ^ (row & uint32(7)))
-        return keep(uint32(smem + row * uint32(ROW_BYTES) + (swizzled << uint32(4))))
-
-    @cuda.jit(device=True, inline="always")
-    def start(smem, tid, x, base, outside, tap, walk, weight, count):
-        return first_slices(place(smem, tid), x, base, outside, tap, walk, weight, count)
 
     @cuda.jit(device=True, inline="always")
     def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
