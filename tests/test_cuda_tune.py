@@ -187,6 +187,15 @@ def test_only_layers_among_whose_kernels_there_is_a_choice_are_searched(found):
     assert [one.layers for one in report.outcomes] == [("a",)]
 
 
+@pytest.mark.parametrize(("dtype", "count"), [("float16", 0), ("float32", 1)])
+def test_a_layer_that_has_a_kernel_of_its_own_is_left_out(dtype, count):
+    shapes = (1, 5, 6, 3), (CHANNELS, 3, 3, 3), (1, 5, 6, CHANNELS)
+    *inputs, output = (TensorSpec(shape, dtype) for shape in shapes)
+    first = Layer("first", Conv2d(padding=(1, 1, 1, 1)), inputs, output)
+    options = CudaOptions(dtype=dtype, arch="sm_90a")
+    assert len(tune.problems_of([first], options)) == count
+
+
 def test_a_budget_of_nothing_searches_nothing(found):
     clock = Clock(lambda timed: 10.0)
     report = found([layer("a"), linear("fc", 9)], clock, budget=0.0)
