@@ -144,7 +144,7 @@ def test_clusters_are_offered_where_each_block_has_a_multiprocessor_of_its_own(a
         and arch in ("sm_90a", "sm_100")}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])     # others meet with larger tiles
 def test_clusters_take_the_place_of_planes(dtype):
     """Of one image, on a GPU that has them; planes are left to more splits than a cluster has, and
     to more blocks than there are multiprocessors."""

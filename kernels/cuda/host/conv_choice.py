@@ -69,7 +69,8 @@ SETUP_CYCLES = 200          # of a block, on instructions outside of its loop, i
 BLOCK_CYCLES = 3600         # if nobody does, until its first product and after its last,
 WARP_CYCLES = 1.3           # and this for each of a warp's outputs
 REDUCTION_CYCLES = 4000     # one more launch, to add up planes of splits
-CLUSTER_CYCLES = 2500       # of a block in a cluster, which waits for the others twice, and reads
+CLUSTER_CYCLES = 1500       # of a block in a cluster, which waits for the others twice, and reads
+MEETING_BYTES_PER_CYCLE = 20    # as many of their sums as it has itself
 # One multiprocessor's share, in bytes a cycle: of y into device memory, of partial sums out of L2,
 STORE_BYTES_PER_CYCLE = 19
 SUMS_BYTES_PER_CYCLE = 29
@@ -151,12 +152,12 @@ def cycles(choice: Choice, pixels: int, out_channels: int, depth: int, groups: i
     planes = splits > 1 and not cluster
     stores = outputs * (4 * splits if planes else size) / work / STORE_BYTES_PER_CYCLE
     loop = max(products(resident), copies)
-    meeting = CLUSTER_CYCLES if cluster else 0
+    meeting = CLUSTER_CYCLES + 4 * tile.block_m * tile.block_n / MEETING_BYTES_PER_CYCLE
     # Either something is always at work, once it has begun and until it ends, or each block waits
     # for itself.
-    busy = SETUP_CYCLES + max(loop, stores) + meeting
+    busy = SETUP_CYCLES + max(loop, stores) + meeting * cluster
     alone = (BLOCK_CYCLES + WARP_CYCLES * tile.warp_m * tile.warp_n
-             + max(products(1), copies) + meeting)
+             + max(products(1), copies) + meeting * cluster)
     total = max(waves * busy + WAVE_CYCLES + min(loop, stores), waves * alone / resident)
     if planes:
         total += REDUCTION_CYCLES + 4 * splits * outputs / (SUMS_BYTES_PER_CYCLE * processors)
