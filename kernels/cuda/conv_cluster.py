@@ -15,7 +15,7 @@ from . import vector
 from .activation import activation
 from .conv_gemm import Tile
 from .conv_sums import Sums
-from .ptx import Regs, asm_op, cuda, float32, uint32, uint64
+from .ptx import Regs, asm_op, cuda, float32, st_shared_v4_f32, uint32, uint64
 
 LANES = 4           # sums of an access
 MOST_OF_A_CLUSTER = 8   # blocks that every GPU with clusters admits
@@ -33,8 +33,6 @@ cluster_wait = asm_op("cluster_wait", "barrier.cluster.wait.acquire;", memory=Tr
 # (address of this block, rank) -> the same place in the shared memory of the block of that rank
 map_to_rank = asm_op("map_to_rank", "mapa.shared::cluster.u32 $0, $1, $2;", uint32,
                      [uint32, uint32], pure=True)
-st_shared_v4_f32 = asm_op("st_shared_v4_f32", "st.shared.v4.f32 [$0], {$1, $2, $3, $4};", None,
-                          [uint32, float32, float32, float32, float32], memory=True)
 ld_cluster_v4_f32 = asm_op("ld_cluster_v4_f32",
                            "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];",
                            Regs(float32, LANES), [uint32], memory=True)

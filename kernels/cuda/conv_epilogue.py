@@ -73,23 +73,15 @@ def ending(how: str, stored_as: str, tile: Tile, sums: Sums, activation_name: st
                     how == PLANE)
 
 
-@cuda.jit(device=True, inline="always")
-def rows_are_pixels(row, pixels):
-    """(pixel of a row, whether there is one)"""
-    return row, row < pixels
-
-
-def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, partial: bool,
-             pixel_of: Callable = rows_are_pixels) -> Callable:
+def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, partial: bool
+             ) -> Callable:
     """Device function: a warp's part of y.
 
     partial   y is one plane of split sums: no residual, no activation
-    pixel_of  device function (row, pixels) -> (pixel of y, whether there is one); `pixels` is
-              what the caller gives by that name
     """
     size, warps_n = vector.STORAGE[stored_as].bytes, tile.block_n // tile.warp_n
     warp_m, warp_n, column_of = tile.warp_m, tile.warp_n, sums.column
-    place = run_places(size, sums, pixel_of)
+    place = run_places(size, sums)
     shape = stored_as, warp_n // sums.columns * sums.rows, sums, place, activation_name, partial
     # Fewer where sums leave few registers free.
     at_once = 2 if warp_n > 128 or tile.threads * tile.blocks > 512 else 4
@@ -115,7 +107,7 @@ def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, parti
     return finish
 
 
-def run_places(size: int, sums: Sums, pixel_of: Callable) -> Callable:
+def run_places(size: int, sums: Sums) -> Callable:
     """Device function (n, where): of a lane's n-th run the bytes from the beginning of y, its first
     channel, and whether it is there. Runs of the same columns follow one another."""
     rows, columns, row_of = sums.rows, sums.columns, sums.row
@@ -124,9 +116,9 @@ def run_places(size: int, sums: Sums, pixel_of: Callable) -> Callable:
     def place(n, where):
         lane, first_m, first_n, plane, pixels, out_channels, group_out = where
         column = uint32(first_n + uint32(n // rows * columns))
-        pixel, inside = pixel_of(uint32(first_m + row_of(lane, n % rows)), pixels)
+        pixel = uint32(first_m + row_of(lane, n % rows))
         at = uint64(plane + uint64(pixel) * uint64(out_channels) + uint64(column))
-        return at * uint64(size), column, inside and column < group_out
+        return at * uint64(size), column, pixel < pixels and column < group_out
 
     return place
 

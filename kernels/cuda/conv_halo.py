@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 from . import vector
 from .activation import activation
-from .conv_epilogue import prefetch_l2
-from .conv_gemm import keep
+from .conv_epilogue import first_sums, prefetch_l2
+from .conv_gemm import WHOLE, Tile, keep
+from .conv_sums import Sums, tensor_core_sums
 from .index import DIVISOR, split
 from .ptx import (
     cp_async_16,
@@ -118,7 +119,9 @@ def make(dtype: str, tile: HaloTile, kernel: tuple[int, int], activation_name: s
         raise ValueError(f"{tile} can not be cut evenly: block_m must be 64, 128 or 256, and taps "
                          f"times all stages but one 1 to {taps}")
     start, multiply = first_copies(tile), multiply_taps(dtype, tile, kernel)
-    begin_sums, finish, sums = first_sums(), store_runs(dtype, activation_name), RUNS * RUN
+    sums, count = tensor_core_sums(16, OUTPUTS, RUN), RUNS * RUN
+    begin_sums = first_sums(WHOLE, Tile(block_m, OUTPUTS, 0, 0, 16, OUTPUTS, 0), sums)
+    finish = store_runs(dtype, sums, activation_name)
 
     def conv_halo(x, weight, bias, residual, has_residual, y, low, high, images, height, width,
                   out_height, out_width, out_channels, top, left, strip, round_lines,
@@ -137,8 +140,8 @@ def make(dtype: str, tile: HaloTile, kernel: tuple[int, int], activation_name: s
         copy_to, weight = start(tid, x, weight, first_m, row, image, further)
 
         # While the copies come: what the sums begin with, and where they go.
-        acc = cuda.local.array(sums, float32)
-        begin_sums(acc, tid, bias + uint64(first_n) * uint64(4))
+        acc = cuda.local.array(count, float32)
+        begin_sums(acc, tid, first_n, bias)
         outputs = (images, out_height, out_width, out_channels, begin,
                    min(strip, uint32(out_width - begin)))
         places = find_places(tid, first_m, first_n, row, outputs)
@@ -266,29 +269,6 @@ def multiply_taps(dtype: str, tile: HaloTile, kernel: tuple[int, int]) -> Callab
 
 
 @cuda.jit(device=True, inline="always")
-def sum_of(run, i):
-    """Where in the accumulators sum i of a run is; runs of both rows take turns."""
-    return run // 2 * (2 * RUN) + i // 2 * 4 + run % 2 * 2 + i % 2
-
-
-def first_sums() -> Callable:
-    """Device function: acc = the bias."""
-    load = vector.load("float32", RUN)
-
-    @cuda.jit(device=True, inline="always")
-    def begin_sums(acc, tid, bias):
-        value = cuda.local.array(RUN, float32)
-        bias += uint64(uint32((tid & uint32(3)) * uint32(4 * RUN)))
-        for run in range(0, RUNS, 2):
-            load(value, 0, bias + uint64(run // 2 * 4 * RUN_COLUMNS))
-            for i in range(RUN):
-                acc[sum_of(run, i)] = value[i]
-                acc[sum_of(run + 1, i)] = value[i]
-
-    return begin_sums
-
-
-@cuda.jit(device=True, inline="always")
 def place_of(position, channel, row, outputs):
     """Which element of y a channel of a position is, OUTSIDE if the strip has no such output."""
     images, out_height, out_width, out_channels, begin, columns = outputs
@@ -329,14 +309,15 @@ def request(residual, places):
             prefetch_l2(residual + at)
 
 
-def store_runs(dtype: str, activation_name: str) -> Callable:
-    """Device function: y = activation(acc + residual), of a lane's runs."""
+def store_runs(dtype: str, sums: Sums, activation_name: str) -> Callable:
+    """Device function: y = activation(acc + residual), of a lane's runs; those of both rows take
+    turns."""
     load, store = vector.load(dtype, RUN, fill=0.0), vector.store(dtype, RUN)
-    activate, sums = activation(activation_name, ARCH), RUNS * RUN
+    activate, take, put, count = activation(activation_name, ARCH), sums.take, sums.put, RUNS * RUN
 
     @cuda.jit(device=True, inline="always")
     def finish(acc, places, residual, has_residual, y, low, high):
-        added = cuda.local.array(sums, float32)
+        added = cuda.local.array(count, float32)
         value = cuda.local.array(RUN, float32)
         if has_residual:
             # Loads together: their latency passes once, not once a run.
@@ -344,11 +325,14 @@ def store_runs(dtype: str, activation_name: str) -> Callable:
                 at, there = place_of_run(places, run)
                 load(added, run * RUN, residual + at, there)
             for run in range(RUNS):
+                take(value, acc, run % 2, run // 2)
                 for i in range(RUN):
-                    acc[sum_of(run, i)] += added[run * RUN + i]
+                    value[i] += added[run * RUN + i]
+                put(acc, run % 2, run // 2, value)
         for run in range(RUNS):
+            take(value, acc, run % 2, run // 2)
             for i in range(RUN):
-                value[i] = activate(acc[sum_of(run, i)], low, high)
+                value[i] = activate(value[i], low, high)
             at, there = place_of_run(places, run)
             if there:
                 store(y + at, value, 0)

@@ -22,6 +22,7 @@ from .ptx import (
     cuda,
     float32,
     ld_shared_v4_f32,
+    st_shared_v4_f32,
     uint32,
     uint64,
     wait_for_inputs,
@@ -31,8 +32,6 @@ WARP_M = 32         # 4 lanes of 8 rows; 8 lanes share the columns of a warp
 
 st_shared_f32 = asm_op("st_shared_f32", "st.shared.f32 [$0], $1;", None, [uint32, float32],
                        memory=True)
-st_shared_v4_f32 = asm_op("st_shared_v4_f32", "st.shared.v4.f32 [$0], {$1, $2, $3, $4};", None,
-                          [uint32, float32, float32, float32, float32], memory=True)
 
 
 def make(tile: Tile, activation_name: str, end: str) -> Callable:

@@ -39,7 +39,7 @@ from numba.cuda.extending import intrinsic
 __all__ = ["Regs", "asm_op", "cp_async_16", "cp_async_16_zfill", "cp_async_commit",
            "cp_async_wait", "cuda", "dynamic_smem", "float32", "int32", "int64", "intrinsic",
            "ld_shared_v4_f32", "ldmatrix_x4", "let_next_begin", "mma_bf16", "mma_f16", "mma_tf32",
-           "uint32", "uint64", "wait_for_inputs"]
+           "st_shared_v4_f32", "uint32", "uint64", "wait_for_inputs"]
 
 # Numba scalar type -> (LLVM type, register letter of inline PTX).
 _OPERAND = {
@@ -147,6 +147,8 @@ def dynamic_smem(typingctx):
 # Numba reads a vector as so many single elements; this stays one 16-byte access.
 ld_shared_v4_f32 = asm_op("ld_shared_v4_f32", f"ld.shared.v4.f32 {_list(0, 4)}, [$4];",
                           Regs(float32, 4), [uint32], memory=True)
+st_shared_v4_f32 = asm_op("st_shared_v4_f32", "st.shared.v4.f32 [$0], {$1, $2, $3, $4};", None,
+                          [uint32, float32, float32, float32, float32], memory=True)
 
 # Asynchronous copies, sm_80 and later. Both addresses are multiples of 16.
 # cp_async_16(shared, global) copies 16 bytes past the registers and past L1.
