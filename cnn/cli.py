@@ -42,6 +42,17 @@ def _debug(function: Callable) -> Callable:
                         help="Show the traceback of an error.")(function)
 
 
+def _input_shape(function: Callable) -> Callable:
+    """The option --input-shape, where a model is loaded."""
+    def read(context: click.Context, _: click.Parameter, text: str | None) -> Any:
+        sizes = [] if text is None else text.lower().split("x")
+        if not all(size.isdecimal() for size in sizes) or len(sizes) not in (0, 3, 4):
+            raise click.BadParameter(f"{text!r} is not HxWxC or NxHxWxC, such as 224x224x3")
+        return tuple(int(size) for size in sizes) or None
+    return click.option("--input-shape", metavar="HxWxC", callback=read,
+                        help="Size of the images, where the file leaves it open.")(function)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog="""\b
 Examples:
   cnn classify cat.jpg
@@ -68,6 +79,7 @@ Examples:
                    "torchvision's networks) or a JSON object (fields of cnn.Preprocess).")
 @click.option("--labels", metavar="FILE", default=None,
               help="Names of the classes: a text file with one a line, or imagenet.")
+@_input_shape
 @click.option("--device", default="auto", show_default=True,
               help="auto, cpu, cuda, cuda:N or emulator.")
 @click.option("--dtype", default="float32", show_default=True, help="Compute type.")
@@ -80,8 +92,8 @@ Examples:
 @click.option("--csv", "form", flag_value="csv", help="Print CSV instead of a table.")
 @_debug
 def classify(images: Sequence[str], source: str | None, preprocess: str | None,
-             labels: str | None, device: str, dtype: str, threads: int | None, top: int,
-             batch: int | None, form: str | None) -> None:
+             labels: str | None, input_shape: Any, device: str, dtype: str, threads: int | None,
+             top: int, batch: int | None, form: str | None) -> None:
     """Say what the images show.
 
     A folder stands for all pictures in it and below. Among several, a file that can not be read is
@@ -90,7 +102,7 @@ def classify(images: Sequence[str], source: str | None, preprocess: str | None,
     from .model import load
     files = list(_expand(images))
     begin = time.perf_counter()
-    model = load(source, device=device, dtype=dtype, threads=threads,
+    model = load(source, device=device, dtype=dtype, threads=threads, input_shape=input_shape,
                  labels=_read_labels(labels), preprocess=_read_preprocess(preprocess))
     batch = batch or _batch_for(model, len(files))
     _warm(model, batch)
@@ -245,15 +257,16 @@ Examples:
   cnn summary
   cnn summary net.onnx --batch 8""")
 @click.argument("source", metavar="MODEL", required=False)
+@_input_shape
 @click.option("--device", default="auto", show_default=True,
               help="auto, cpu, cuda, cuda:N or emulator.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Images to run at once.")
 @_debug
-def summary(source: str | None, device: str, batch: int) -> None:
+def summary(source: str | None, input_shape: Any, device: str, batch: int) -> None:
     """List a model's layers: kernel, output shape, parameters, MACs, bytes."""
     from .model import load
-    result = load(source, device=device).summary(batch)
+    result = load(source, device=device, input_shape=input_shape).summary(batch)
     table = Table(title=result.model, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(result.HEADER):
         table.add_column(name, justify="left" if i < 3 else "right", overflow="fold")
@@ -268,6 +281,7 @@ Examples:
   cnn tune --dtype float16
   cnn tune resnet50.onnx --dtype float16 --batch 256 --budget 120""")
 @click.argument("source", metavar="MODEL", required=False)
+@_input_shape
 @click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
 @click.option("--dtype", default="float32", show_default=True, help="Compute type.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
@@ -275,13 +289,14 @@ Examples:
 @click.option("--budget", type=click.FloatRange(0), default=60.0, show_default=True,
               help="Seconds to search for, compiling included.")
 @_debug
-def tune(source: str | None, device: str, dtype: str, batch: int, budget: float) -> None:
+def tune(source: str | None, input_shape: Any, device: str, dtype: str, batch: int,
+         budget: float) -> None:
     """Measure which kernels run a model fastest on this GPU, and save the choice.
 
     Ctrl-C ends the search and keeps what it found.
     """
     from .model import load
-    model = load(source, device=device, dtype=dtype)
+    model = load(source, device=device, dtype=dtype, input_shape=input_shape)
     columns = (TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("{task.description}"))
     with Progress(*columns, console=err, transient=True) as bar:

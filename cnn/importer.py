@@ -102,7 +102,8 @@ class Importer:
         spec = self.specs[value]
         if spec is None:
             raise self.error(f"the shape of its input {value!r} can not be known: it comes from "
-                             f"{self._origin(value)}, whose result depends on the batch")
+                             f"{self._origin(value)}, whose result depends on the batch; "
+                             f"input_shape=(N, H, W, C) fixes that")
         return spec.shape
 
     def _origin(self, value: Value) -> str:
@@ -116,7 +117,7 @@ class Importer:
         """Channels, height and width, which must be known."""
         shape = self.shape(value)
         if len(shape) != 4 or None in shape[1:]:
-            raise ValueError(f"it takes an image whose size is in the file, not shape {shape}")
+            raise ValueError(f"it takes an image whose size is known, not shape {shape}")
         return ops.known(shape[1:])
 
     def by_rows(self, op: Op, axis: int, x: Value, *rest: Value) -> Value:

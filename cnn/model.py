@@ -72,6 +72,9 @@ class Model:
             if input_shape is None:
                 raise ModelError("Model(net) needs input_shape=(H, W, C), the size of its images")
             network = network.graph((None, *input_shape[-3:]))
+        elif input_shape is not None:
+            raise ModelError(f"input_shape={input_shape!r} is for a Sequential; this network has "
+                             f"its own. For a file, give it to cnn.load or load_onnx")
         # The file's own inputs, for `run`: an image of a file may be NCHW, ours are NHWC.
         self._channels_first: frozenset[str] = getattr(network, "channels_first", frozenset())
         self._source: Graph = network if isinstance(network, Graph) else network.graph
@@ -424,7 +427,8 @@ class Model:
 def load(source: str | os.PathLike | None = None, *, device: str = "auto",
          dtype: str = "float32", threads: int | None = None, activation: str = "auto",
          labels: Sequence[str] | None = None,
-         preprocess: Preprocess | Literal["imagenet"] | None = None) -> Model:
+         preprocess: Preprocess | Literal["imagenet"] | None = None,
+         input_shape: Shape | None = None) -> Model:
     """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
 
     device      "auto", "cpu", "cuda", "cuda:N", "emulator" (the CUDA kernels on the CPU, slowly);
@@ -438,6 +442,8 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
     labels      names of the classes, instead of those in the file; "imagenet" for its 1000
     preprocess  how a photo becomes an input, instead of what the file says; "imagenet" for what
                 torchvision's networks expect (centre 87.5%, bilinear, ImageNet's mean and std)
+    input_shape (H, W, C) or (N, H, W, C) of the one image that the network takes, for sizes that
+                the file leaves open; some networks can only be understood when they are known
 
     ModelError for a file that is missing, broken, or holds an operator that we lack.
     """
@@ -448,11 +454,11 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
     if path.suffix == ".safetensors":
         from .weights import load_layers
         net, stored = load_layers(path)
-        return Model(net, input_shape=stored.get("input_shape"),
+        return Model(net, input_shape=input_shape or stored.get("input_shape"),
                      labels=labels or stored.get("labels"),
                      preprocess=preprocess or stored.get("preprocess"), **common)
     from .onnx_import import load_onnx
-    imported = load_onnx(path)
+    imported = load_onnx(path, input_shape)
     return Model(imported, labels=labels or zoo.labels_of(imported.metadata, path),
                  preprocess=preprocess or zoo.preprocess_of(imported.metadata, path), **common)
 

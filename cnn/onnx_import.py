@@ -5,7 +5,7 @@ What each operator becomes is said by operators/; the rest of a file is read her
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import onnx
 from onnx import TensorProto
 
 from kernels import ops
-from kernels.ops import TensorSpec
+from kernels.ops import Shape, TensorSpec
 
-from . import fold, onnx_file
+from . import arguments, fold, onnx_file
 from .errors import ModelError
 from .graph import Glue, Graph
 from .importer import BATCHES, TO_NCHW, TO_NHWC, Importer, PerBatch, Value
@@ -36,29 +36,34 @@ class Imported:
     metadata: dict[str, str]
 
 
-def load_onnx(path: str | os.PathLike) -> Imported:
+def load_onnx(path: str | os.PathLike, input_shape: Shape | None = None) -> Imported:
     """The network in an ONNX file (opsets 7 and up).
 
-    float16 weights and values become float32. ModelError, with the file and the node, for what is
-    broken, not supported, or neither of both.
+    float16 weights and values become float32. input_shape, (H, W, C) or (N, H, W, C), is that of
+    the one image which the network takes, where the file leaves sizes of it open. ModelError, with
+    the file and the node, for what is broken, not supported, or neither of both.
     """
     path = Path(path)
     model = onnx_file.read_model(path)
     net = Importer(onnx_file.opset(model, path))
+    inputs: dict[str, TensorSpec] = {}
     try:
         _require_operators(model)
         for tensor in model.graph.initializer:
             net.add_constant(tensor.name, single(onnx_file.read_tensor(tensor, path)))
-        inputs = {}
-        for info in model.graph.input:
-            if info.name not in net.constants:
-                inputs[info.name] = _input(net, info)
+        given = [info for info in model.graph.input if info.name not in net.constants]
+        if input_shape is not None and len(given) != 1:
+            raise ModelError(f"input_shape={input_shape!r} is of one input, and the file has "
+                             f"{len(given)}: {[info.name for info in given]}")
+        for info in given:
+            inputs[info.name] = _input(net, info, input_shape)
         names = _unique_names(model.graph.node)
         for node, net.name in zip(model.graph.node, names, strict=True):
             _import_node(net, node, path)
         outputs = tuple(_output(net, info.name) for info in model.graph.output)
     except ModelError as error:
-        raise ModelError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise ModelError(f"{where}{error}{_open_sizes(inputs)}") from None
     used = {name for node in net.nodes for name in node.inputs}
     constants = {name: array for name, array in net.constants.items() if name in used}
     graph = Graph(inputs, outputs, tuple(net.nodes), constants)
@@ -97,11 +102,21 @@ def _unique_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     return names
 
 
-def _input(net: Importer, info: onnx.ValueInfoProto) -> TensorSpec:
+def _open_sizes(inputs: Mapping[str, TensorSpec]) -> str:
+    """What may help where the network could not be understood, as its images are of any size."""
+    for name, spec in inputs.items():
+        if len(spec.shape) == 4 and None in spec.shape[1:]:
+            return (f". The file leaves sizes of its input {name!r} open, (N, H, W, C) is "
+                    f"{spec.shape}: give input_shape=(H, W, C), on the command line "
+                    f"--input-shape HxWxC")
+    return ""
+
+
+def _input(net: Importer, info: onnx.ValueInfoProto, wanted: Shape | None) -> TensorSpec:
     """Declare an input of the file; one of four axes is an image, ours are NHWC.
 
     It is NCHW in the file unless its last axis alone has as many channels as a photo: that is how
-    TensorFlow's networks are exported.
+    TensorFlow's networks are exported. Sizes that the file leaves open are as `wanted`.
     """
     tensor = info.type.tensor_type
     if tensor.elem_type not in FLOATS:
@@ -110,13 +125,27 @@ def _input(net: Importer, info: onnx.ValueInfoProto) -> TensorSpec:
     if not tensor.HasField("shape"):
         raise ModelError(f"input {info.name!r} has no shape in the file")
     shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
-    if len(shape) != 4 or (shape[3] in PHOTO_CHANNELS and shape[1] not in PHOTO_CHANNELS):
-        net.specs[info.name] = TensorSpec(shape)
-        return TensorSpec(shape)
-    spec = TensorSpec(tuple(shape[i] for i in TO_NHWC))
+    channels_first = len(shape) == 4 and (
+        shape[3] not in PHOTO_CHANNELS or shape[1] in PHOTO_CHANNELS)
+    if channels_first:
+        shape = tuple(shape[i] for i in TO_NHWC)
+    spec = TensorSpec(shape if wanted is None else _filled(info.name, shape, wanted))
     net.specs[info.name], net.name = spec, info.name
-    net.aliases[info.name] = net.emit(ops.Transpose(TO_NCHW), info.name, suffix=":nchw")
+    if channels_first:
+        net.aliases[info.name] = net.emit(ops.Transpose(TO_NCHW), info.name, suffix=":nchw")
     return spec
+
+
+def _filled(name: str, shape: Shape, wanted: Shape) -> Shape:
+    """The file's shape of an image, with the sizes that it leaves open as wanted."""
+    given = arguments.shape(wanted, "input_shape")
+    full = (None, *given) if len(given) == 3 else given
+    if len(shape) != 4 or len(full) != 4 or any(
+            None not in (size, want) and size != want
+            for size, want in zip(shape, full, strict=True)):
+        raise ModelError(f"input_shape={wanted!r}, (H, W, C) or (N, H, W, C), does not fit input "
+                         f"{name!r}, whose shape in the file is {shape}")
+    return tuple(want if size is None else size for size, want in zip(shape, full, strict=True))
 
 
 def _output(net: Importer, name: str) -> Value:

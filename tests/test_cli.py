@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from onnx_models import build, node, saved, whole
 from PIL import Image
 
 from cnn import cli
@@ -125,6 +126,27 @@ def test_summary_lists_every_layer_and_the_totals(cnn):
     assert "depthwise_3x3_f32" in out
     assert "1x1000" in out
     assert "activation of the output: softmax" in out
+
+
+def test_sizes_that_a_file_leaves_open_can_be_given(cnn, tmp_path):
+    path = saved(tmp_path, build([
+        node("Conv", ["x", "w"], ["c"], auto_pad="SAME_UPPER", strides=[2, 2]),
+        node("GlobalAveragePool", ["c"], ["g"]), node("Flatten", ["g"], ["y"])],
+        {"x": ["N", 3, "H", "W"]}, constants={"w": whole(4, 3, 3, 3)}))
+    status, _, err = cnn("summary", path)
+    assert status == 1
+    assert "on the command line --input-shape HxWxC" in err
+    status, out, _ = cnn("summary", path, "--input-shape", "30x40x3")
+    assert status == 0
+    assert "1x15x20x4" in out
+    status, out, _ = cnn("classify", CAT, "--model", path, "--input-shape", "30X40x3",
+                         "--preprocess", "imagenet", "--csv", "--batch", "2")
+    assert status == 0
+    assert len(out.splitlines()) == 1 + 4
+    for text in ("30x40", "30,40,3", "x30x40x3", "-1x40x3", "30x40x3.5"):
+        status, _, err = cnn("summary", path, "--input-shape", text)
+        assert status == 2
+        assert f"'{text}' is not HxWxC" in err
 
 
 def test_doctor_names_versions_cpu_threads_settings_and_cache(cnn, monkeypatch):

@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import build, compare, node, saved, whole
@@ -54,6 +55,42 @@ def test_every_other_operator_in_one_network(tmp_path):
         node("Identity", ["r"], ["s"]), node("Softmax", ["s"], ["y"], axis=-1)]
     constants.update(w2=whole(6, 12, 1, 1), one=np.int64([1]), two=np.int64([2]))
     compare(tmp_path, build(nodes, IMAGE, ("y", "h", "n"), constants), x=X)
+
+
+@pytest.mark.parametrize(("first", "sizes", "given"), [
+    (True, ["N", 3, "H", "W"], (9, 8, 3)), (True, ["N", "C", "H", "W"], (2, 9, 8, 3)),
+    (True, ["N", 3, "H", 8], (None, 9, None, 3)), (False, ["N", "H", "W", 3], (9, 8, 3))])
+def test_sizes_that_a_file_leaves_open_can_be_given(tmp_path, first, sizes, given):
+    """Padding that the size decides can then be known; NumPy's ints and lists do, too."""
+    turn = [node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])]
+    conv = node("Conv", ["x" if first else "t", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2])
+    path = saved(tmp_path, build([*([] if first else turn), conv], {"x": sizes},
+                                 constants={"w": whole(4, 3, 3, 3)}))
+    network = cnn.load(path, device="cpu", input_shape=[n and np.int64(n) for n in given])
+    assert network.input_shape == (2 if len(given) == 4 and given[0] else None, 9, 8, 3)
+    x = X if first else X.transpose(0, 2, 3, 1)
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    np.testing.assert_allclose(network.run({"x": x})["y"], expected, rtol=0, atol=1e-3)
+    with pytest.raises(ModelError, match="input_shape=\\(H, W, C\\), on the command line"):
+        cnn.load(path, device="cpu")
+
+
+@pytest.mark.parametrize("given", [(9, 8, 4), (9, 7, 3), (9, 8), (1, 2, 9, 8, 3), 9, "9x8x3"])
+def test_sizes_that_do_not_fit_the_file_are_refused(tmp_path, given):
+    path = saved(tmp_path, build([node("Relu", ["x"], ["y"])], IMAGE))
+    with pytest.raises(ModelError, match="input_shape="):
+        cnn.load(path, device="cpu", input_shape=given)
+
+
+def test_sizes_are_of_the_one_image_of_a_file(tmp_path):
+    two = saved(tmp_path, build([node("Add", ["x", "z"], ["y"])], {**IMAGE, "z": ["N", 3, 9, 8]}))
+    with pytest.raises(ModelError, match=r"of one input, and the file has 2: \['x', 'z'\]"):
+        load_onnx(two, (9, 8, 3))
+    rows = saved(tmp_path, build([node("Relu", ["x"], ["y"])], {"x": ["N", 3]}))
+    with pytest.raises(ModelError, match="does not fit input 'x'"):
+        load_onnx(rows, (9, 8, 3))
+    with pytest.raises(ModelError, match="for a Sequential"):
+        cnn.Model(load_onnx(rows), input_shape=(9, 8, 3), device="cpu")
 
 
 def test_flatten_reshape_and_dynamic_batch_as_torch_exports_them(tmp_path):
@@ -134,7 +171,7 @@ def test_constants_among_the_inputs_of_old_files_are_no_inputs(tmp_path):
      ["node 'p'", "its exponent must be a constant"]),
     (build([node("Conv", ["x", "w"], ["y"], name="c", auto_pad="SAME_UPPER")],
            {"x": [1, 3, "H", "W"]}, constants={"w": whole(2, 3, 3, 3)}),
-     ["node 'c'", "export the model with fixed height and width"]),
+     ["node 'c'", "needs the image's size", "input_shape=(H, W, C)"]),
     (build([node("Relu", ["x"], ["y"])], {"x": [3]}, kind=TensorProto.DOUBLE),
      ["input 'x' is of type DOUBLE; only float32"]),
     (build([node("Relu", ["x"], ["y"])], {"x": [3]}, opset=6), ["uses opset 6; supported are 7"]),

@@ -214,7 +214,44 @@ def test_a_constant_of_any_shape_added_to_one_output(shape):
     net = Net(1, 1, 6)
     y = net.add(ops.Linear(), net.add(ops.Flatten(1), net.x), net.weight(1, 6))
     done = check(net.graph(net.add(ops.Add(), net.weight(*shape), y)))
-    assert ("Add" not in kinds(done)) == (shape in [(1,), (1, 1)])
+    assert ("Add" not in kinds(done)) == (shape in [(), (1,), (1, 1)])
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_products_and_sums_with_constants_go_into_the_layer_before_them(groups):
+    """As TensorFlow writes a batch norm, in any order and also for one number."""
+    net = Net(5, 6, 4)
+    y = net.conv(net.x, 4, 8, groups=groups)
+    for op, shape in ((ops.Mul(), (8, 1, 1)), (ops.Add(), (1, 8, 1, 1)), (ops.Add(), ()),
+                      (ops.Mul(), (1, 1)), (ops.Mul(), (8, 1, 1)), (ops.Add(), (8, 1, 1))):
+        y = net.add(op, net.weight(*shape), y)
+    y = net.norm(y, 8)
+    done = check(net.graph(net.add(ops.Transpose(TO_NHWC), net.add(ops.Relu(), y))))
+    assert kinds(done) == ["Conv2d", "Reshape"]         # a view, which the output is named after
+    assert done.nodes[0].op.activation == ops.Relu()
+
+
+def test_a_factor_that_can_not_go_into_a_weight_stays():
+    net = Net(5, 6, 4)
+    a, b = net.conv(net.x, 4, 4), net.conv(net.x, 4, 4, k=1)
+    by_row, shared = net.add(ops.Mul(), a, net.weight(5, 1)), net.conv(net.x, 4, 4)
+    active = net.add(ops.Mul(), net.add(ops.Relu(), b), net.weight(4, 1, 1))
+    twice = net.add(ops.Mul(), net.add(ops.Mul(), shared, net.weight(4, 1, 1)), shared)
+    done = check(net.graph(*(net.add(ops.Transpose(TO_NHWC), y)
+                             for y in (by_row, active, twice))))
+    assert kinds(done).count("Mul") == 4
+
+
+def test_a_product_and_a_sum_without_a_layer_become_one_batch_norm():
+    net = Net(5, 6, 4)
+    pooled = net.image(ops.MaxPool2d((2, 2)), net.x)
+    each = net.add(ops.Add(), net.add(ops.Mul(), pooled, net.weight(4, 1, 1)), net.weight())
+    by_row = net.add(ops.Add(), net.add(ops.Mul(), net.x, net.weight(5, 1)), net.weight(1))
+    y = net.conv(net.add(ops.Relu(), each), 4, 4)
+    done = check(net.graph(*(net.add(ops.Transpose(TO_NHWC), y) for y in (y, by_row))))
+    assert set(kinds(done)) == {"Add", "BatchNorm", "Conv2d", "MaxPool2d", "Mul", "Reshape"}
+    assert next(node.op for node in done.nodes if node.op.kind == "BatchNorm") == ops.BatchNorm(
+        0.0, ops.Relu())
 
 
 def test_a_bias_that_is_no_constant_stays_what_it_is():

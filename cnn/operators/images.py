@@ -96,8 +96,8 @@ def _padding(net: Importer, x: Value, auto_pad: str, pads: Ints | None, kernel: 
     begin, end = [], []
     for size, k, s, d in zip(net.shape(x)[2:], kernel, stride, dilation, strict=True):
         if size is None:
-            raise ValueError(f"auto_pad {auto_pad!r} needs the image's size in the file; export "
-                             f"the model with fixed height and width")
+            raise ValueError(f"auto_pad {auto_pad!r} needs the image's size, which is open in "
+                             f"shape {net.shape(x)}")
         total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
         begin.append(total // 2 if auto_pad == "SAME_UPPER" else total - total // 2)
         end.append(total - begin[-1])

@@ -5,7 +5,7 @@ Values named in `keep` stay values that the network computes, whatever could be 
 from __future__ import annotations
 
 from ..graph import Graph
-from . import batch_norm, bias, expand, fuse, layout, pad, parallel, prune, written_out
+from . import affine, expand, fuse, layout, pad, parallel, prune, written_out
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -21,10 +21,10 @@ def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
 
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
-    """Fewer layers: batch norms folded, sums of convolutions joined; biases, activations and
+    """Fewer layers: batch norms and biases folded, sums of convolutions joined; activations and
     residual adds fused."""
     graph = pad.absorb(written_out.join(graph), keep)
     graph = prune.prune(graph, keep)        # what is left over would still be a reader
-    for merge in (bias.absorb, batch_norm.fold, parallel.join, batch_norm.fold):
+    for merge in (affine.fold, parallel.join, affine.fold, affine.join):
         graph = merge(graph, keep)
     return prune.prune(fuse.fuse(prune.prune(graph, keep), keep), keep)

@@ -1,6 +1,6 @@
 """Walks the layers in order and merges into a layer what follows it.
 
-What may be merged, and how, is said by rules: see bias.py, batch_norm.py and fuse.py. One walk is
+What may be merged, and how, is said by rules: see affine.py, parallel.py and fuse.py. One walk is
 enough for a rule: when a node is visited, the layer before it has already taken in all that it can.
 """
 from __future__ import annotations
