@@ -57,6 +57,17 @@ def test_global_average(shape):
     assert_within(bound, GlobalAvgPool2d(), x, kernel="global_avg_pool2d_f32")
 
 
+@pytest.mark.parametrize("op", [GlobalAvgPool2d(), AvgPool2d((16, 12))])
+def test_means_are_of_the_sums_of_lines(op):
+    """So that an error is of one line and of as many sums as lines, not of as many as pixels: after
+    the first one here, one sum of all would take none of the other pixels in."""
+    x = np.ones((1, 16, 12, 70), np.float32)
+    x[:, 0, 0] = 2 ** 24
+    bound = (16 + 12 + 2) * EPS * reference.run(op, x)
+    assert_within(bound, op, x, kernel="global_avg_pool2d_f32" if op == GlobalAvgPool2d() else
+                  "avg_pool2d_16x12_f32")
+
+
 @pytest.mark.parametrize("shape", GLOBAL)
 def test_global_maximum(shape):
     x = normal(np.random.default_rng(0), *shape) - 3

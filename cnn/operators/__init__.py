@@ -10,9 +10,10 @@ from collections.abc import Callable
 from inspect import isfunction
 
 from ..importer import Value
-from . import elementwise, images, norms, products, reductions, resize, shapes
+from . import elementwise, images, norms, products, reductions, resize, shapes, transposed
 
 OPERATORS: dict[str, Callable[..., Value | tuple[Value, ...]]] = {
-    name: function for family in (images, resize, products, reductions, elementwise, norms, shapes)
+    name: function for family in (images, transposed, resize, products, reductions, elementwise,
+                                    norms, shapes)
     for name, function in vars(family).items()
     if name[0].isupper() and isfunction(function) and function.__module__ == family.__name__}

@@ -18,8 +18,12 @@ def BatchNormalization(net: Importer, x: Value, scale: Value, b: Value, mean: Va
     op, rank = ops.BatchNorm(epsilon), len(net.shape(x))
     if rank == 4:
         return net.channels_last(op, x, scale, b, mean, var)
+    if rank == 3:       # channels of one axis: an image of one row
+        row = net.emit(ops.Reshape((0, 0, 1, -1)), x, suffix=":row")
+        return net.emit(ops.Reshape((0, 0, -1)),
+                        net.channels_last(op, row, scale, b, mean, var))
     if rank != 2:
-        raise net.error(f"BatchNormalization of {rank} axes is not supported, only of 2 or 4")
+        raise net.error(f"BatchNormalization of {rank} axes is not supported, only of 2 to 4")
     return net.emit(op, x, scale, b, mean, var)
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ import numpy as np
 from kernels import ops
 
 from ..importer import Importer, Ints, Value
+from .taking import take
 
-MOST_SLICES = 64        # that an axis is put together from
-MOST_PIXELS = 1 << 16   # along an axis: what a file asks for may be anything
+MOST_PIXELS = 1 << 16       # along an axis: what a file asks for may be anything
 HALF = Fraction(1, 2)
 
 
@@ -51,8 +51,8 @@ def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | No
     net.image(x)        # or it has no known size
     place, nearest = PLACE[how[0]], NEAREST[how[1]]
     for axis, change in _changes(net, x, scales, sizes, axes).items():
-        x = _taken(net, x, axis, [min(max(nearest(place(i, change)), 0), change.old - 1)
-                                  for i in range(change.new)])
+        x = take(net, x, axis, [min(max(nearest(place(i, change)), 0), change.old - 1)
+                                for i in range(change.new)])
     return x
 
 
@@ -78,45 +78,3 @@ def _changes(net: Importer, x: Value, scales: Value | None, sizes: Value | None,
         scale = Fraction(number, size) if scales is None else Fraction(number)
         changes[axis] = Change(size, math.floor(size * scale), scale)
     return changes
-
-
-def _taken(net: Importer, x: Value, axis: int, pixels: Sequence[int]) -> Value:
-    """The elements of an axis that `pixels` names, in that order."""
-    shape = net.shape(x)
-    (size,) = ops.known(shape[axis:axis + 1])
-    factor = max(len(pixels) // size, 1)
-    if list(pixels) == [i // factor for i in range(size * factor)]:
-        return _repeated(net, x, axis, factor)
-    slices = _runs(pixels)
-    if len(slices) > MOST_SLICES:
-        raise net.error(f"Resize of {size} pixels to {len(pixels)} is not supported: to other than "
-                        f"whole multiples, it must not take more than {MOST_SLICES} slices, here "
-                        f"{len(slices)}")
-    parts = [net.emit(ops.Slice(axis, first, last + 1, step), x, suffix=f":{axis}:{i}")
-             for i, (first, last, step) in enumerate(slices)]
-    return net.emit(ops.Concat(axis), *parts)
-
-
-def _repeated(net: Importer, x: Value, axis: int, factor: int) -> Value:
-    """Each element of an axis so many times, by a product with ones that is broadcast."""
-    before, (size, *after) = net.shape(x)[1:axis], ops.known(net.shape(x)[axis:])
-    split = net.emit(ops.Reshape((-1, *ops.known(before), size, 1, *after)), x,
-                     suffix=f":split{axis}")
-    ones = np.ones((factor, *[1] * len(after)), np.float32)
-    each = net.emit(ops.Mul(), split, net.add_constant(f"{net.name}:ones{axis}", ones),
-                    suffix=f":{axis}")
-    return net.emit(ops.Reshape((-1, *ops.known(before), size * factor, *after)), each)
-
-
-def _runs(pixels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(first, last, step) of each run of pixels at one distance, which is positive."""
-    runs, i = [], 0
-    while i < len(pixels):
-        end, step = i + 1, 1
-        if end < len(pixels) and pixels[end] > pixels[i]:
-            step = pixels[end] - pixels[i]
-            while end < len(pixels) and pixels[end] - pixels[end - 1] == step:
-                end += 1
-        runs.append((pixels[i], pixels[end - 1], step))
-        i = end
-    return runs

@@ -13,6 +13,7 @@ from kernels.ops import PadMode
 from .. import fold
 from ..graph import Glue
 from ..importer import BATCHES, Importer, Ints, Value
+from .taking import take
 
 ALL = 2 ** 31 - 1       # what files write, or more, for the end of an axis
 
@@ -55,11 +56,13 @@ def Slice(net: Importer, x: Value, starts_input: Value | None = None,
         size = shape[axis]
         if (start, step) == (0, 1) and end >= ALL:
             continue
-        if size is None or step < 0:
+        if size is None:
             raise net.error(f"Slice {start}:{end}:{step} along axis {axis} of shape {shape} is not "
-                            f"supported: its size must be known and the step be positive")
+                            f"supported: its size must be known")
         first, stop, _ = slice(start, end).indices(size)
-        if (first, stop, step) != (0, size, 1):
+        if step < 0:
+            x = take(net, x, axis, range(size)[start:end:step])
+        elif (first, stop, step) != (0, size, 1):
             parts.append(ops.Slice(axis, first, stop, step))
     for i, part in enumerate(parts, 1):
         x = net.emit(part, x, suffix="" if i == len(parts) else f":{part.axis}")
@@ -135,8 +138,8 @@ def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Val
 
 
 def Gather(net: Importer, x: Value, indices: Value, *, axis: int = 0) -> Value:
-    """One element of an axis, or some at even distances; all elements in their order, as PyTorch's
-    exporter writes some views."""
+    """Elements of an axis in any order that few slices make up; where the batch decides, all in
+    their order, as PyTorch's exporter writes some views."""
     shape = net.shape(x)
     axis = ops.normal_axis(axis, len(shape))
     size = shape[axis]
@@ -149,15 +152,13 @@ def Gather(net: Importer, x: Value, indices: Value, *, axis: int = 0) -> Value:
         if chosen.size and not -size <= chosen.min() <= chosen.max() < size:
             raise ValueError(f"its indices go from {chosen.min()} to {chosen.max()}, and axis "
                              f"{axis} of shape {shape} has {size} elements")
-        chosen = chosen % size
-        steps = np.diff(chosen.reshape(-1))
-        step = int(steps[0]) if len(steps) else 1
-        if chosen.ndim < 2 and chosen.size and step > 0 and (steps == step).all():
-            first, last = int(chosen.reshape(-1)[0]), int(chosen.reshape(-1)[-1])
-            part = net.emit(ops.Slice(axis, first, last + 1, step), x)
-            return part if chosen.ndim else net.without_axes(part, [axis], suffix=":squeeze")
-    raise net.error(f"Gather along axis {axis} of shape {shape} is not supported with these "
-                    f"indices, only of elements at even distances, or of all in their order")
+        part = take(net, x, axis, (chosen % size).reshape(-1).tolist())
+        if chosen.ndim == 1:
+            return part
+        rest = [-1 if length is None else length for length in shape[axis + 1:]]
+        return net.emit(ops.Reshape((*[0] * axis, *chosen.shape, *rest)), part)
+    raise net.error(f"Gather along axis {axis} of shape {shape} is not supported with indices "
+                    f"{indices!r}: they must be constants, and the axis of known size")
 
 
 def _in_order(net: Importer, x: Value, indices: Value) -> tuple[int, ...] | None:
@@ -181,8 +182,8 @@ def DepthToSpace(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") 
     depth = channels // blocksize ** 2
     split, order = (((blocksize, blocksize, depth), (0, 3, 4, 1, 5, 2)) if mode == "DCR" else
                     ((depth, blocksize, blocksize), (0, 1, 4, 2, 5, 3)))
-    return _regroup(net, x, (-1, *split, height, width), order,
-                    (-1, depth, height * blocksize, width * blocksize))
+    return regroup(net, x, (-1, *split, height, width), order,
+                   (-1, depth, height * blocksize, width * blocksize))
 
 
 def SpaceToDepth(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
@@ -191,12 +192,13 @@ def SpaceToDepth(net: Importer, x: Value, *, blocksize: int, mode: str = "DCR") 
         raise ValueError(f"{height} x {width} pixels do not divide into blocks of {blocksize}")
     rows, columns = height // blocksize, width // blocksize
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
-    return _regroup(net, x, (-1, channels, rows, blocksize, columns, blocksize), order,
-                    (-1, channels * blocksize ** 2, rows, columns))
+    return regroup(net, x, (-1, channels, rows, blocksize, columns, blocksize), order,
+                   (-1, channels * blocksize ** 2, rows, columns))
 
 
-def _regroup(net: Importer, x: Value, split: Sequence[int], order: Sequence[int],
-             joined: Sequence[int]) -> Value:
+def regroup(net: Importer, x: Value, split: Sequence[int], order: Sequence[int],
+            joined: Sequence[int]) -> Value:
+    """Axes split by a reshape, moved, and joined by another."""
     axes = net.emit(ops.Reshape(tuple(split)), x, suffix=":split")
     moved = net.emit(ops.Transpose(tuple(order)), axes, suffix=":moved")
     return net.emit(ops.Reshape(tuple(joined)), moved)

@@ -302,8 +302,9 @@ def pool_window(typingctx, kind, window, size):
     y[c] = sum / size, greatest, or root of the sum of squares, as kind is MEAN, GREATEST or
     L2_NORM, over l < lines, t < taps of x[l*x_line + t*x_tap + c]
 
-    for c < channels; nothing beyond these is touched. NaN counts as greatest. x and y each point to
-    float32 or bfloat16.
+    for c < channels; nothing beyond these is touched. NaN counts as greatest. Each line is summed up
+    for itself, which keeps rounding small over large images. x and y each point to float32 or
+    bfloat16.
     """
     literal = literal_ints(kind)
     if literal is None:
@@ -335,7 +336,10 @@ def pool_window(typingctx, kind, window, size):
                     pixel = advance(b, first, t, x_tap)
                     return [merge(total, load_wide(b, advance(b, pixel, j * LANES), mask))
                             for j, total in enumerate(totals)]
-                return counted_loop(b, "tap", taps, totals, tap)
+                if what == GREATEST:
+                    return counted_loop(b, "tap", taps, totals, tap)
+                sums = counted_loop(b, "tap", taps, [splat(0.0)] * vectors, tap)
+                return [b.fadd(*pair) for pair in zip(totals, sums, strict=True)]
 
             start = splat(float("-inf") if what == GREATEST else 0)
             totals = counted_loop(b, "kernel_line", lines, [start] * vectors, kernel_line)

@@ -78,11 +78,11 @@ def norm_of(window, size):
 
 
 def global_pool(pool):
-    """The kernel of flat x of shape (N, pixels, C) -> y (N, C), by groups of channels."""
+    """The kernel of flat x of shape (N, H, W, C) -> y (N, C), by groups of channels."""
     @njit(keep=False)
     def units(thread, first_unit, end_unit, x, shape, y):
         for unit in range(first_unit, end_unit):
-            pool(all_pixels(unit, x, shape, y), np.float32(shape[1]))
+            pool(all_pixels(unit, x, shape, y), np.float32(shape[1] * shape[2]))
 
     @kernel
     def pools(x, shape, y, threads):
@@ -93,17 +93,17 @@ def global_pool(pool):
 
 @njit(inline="always")
 def groups_of(shape):
-    return -(-shape[2] // CHANNELS_AT_ONCE)
+    return -(-shape[3] // CHANNELS_AT_ONCE)
 
 
 @njit(inline="always")
 def all_pixels(unit, x, shape, y):
     """The window of a unit of global pooling: some channels of an image."""
-    _, pixels, channels = shape
+    _, height, width, channels = shape
     image, group = unit // groups_of(shape), unit % groups_of(shape)
     first = group * CHANNELS_AT_ONCE
-    return (at(x, image * pixels * channels + first), 1, 0, pixels, channels,
-            at(y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first))
+    return (at(x, image * height * width * channels + first), height, width * channels, width,
+            channels, at(y, image * channels + first), min(CHANNELS_AT_ONCE, channels - first))
 
 
 global_avg_pool2d, global_max_pool2d = global_pool(mean_of), global_pool(greatest_of)

@@ -30,12 +30,11 @@ def prepare_pool2d(op: ops.MaxPool2d | ops.AvgPool2d, inputs: list[TensorSpec], 
 
 def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,
                           weights: list[Array | None], options: Options) -> Step:
-    batch, height, width, channels = known(inputs[0].shape)
     name = GLOBAL[type(op)]
     kernel = Kernel("pool", name)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [kernel.bind(arrays[0].reshape(-1), (batch, height * width, channels),
-                            y.reshape(-1), options.threads)]
+        return [kernel.bind(arrays[0].reshape(-1), known(inputs[0].shape), y.reshape(-1),
+                            options.threads)]
 
     return Step(f"{name}_f32", bind)
