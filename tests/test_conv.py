@@ -1,6 +1,7 @@
 """Convolution on the direct kernel: shapes swept, each path forced and named."""
 from dataclasses import replace
 
+import checks
 import numpy as np
 import pytest
 from checks import assert_exact, assert_within, integers, normal, prepare, run, sum_bound
@@ -37,6 +38,21 @@ def test_any_convolution_without_residual_may_be_a_part_of_its_output(problem, g
     op, (*shape, _) = problem
     inputs = arrays(integers, op, *shape, seed=seed)
     assert_exact(op, *inputs, **DIRECT, gap=gap)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 7, 11])
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_threads_part_the_pixels_where_weights_are_few(monkeypatch, tiles, blocks):
+    """In bands that come out even or not, with passes as small as they get."""
+    monkeypatch.setattr(checks, "THREADS", [1, 2, 3, 5])
+    monkeypatch.setattr(conv, "SMALL_PASS_BYTES", 1)
+    op, shape = Conv2d(), (1, tiles, TILE, 8, blocks * BLOCK, (1, 1))
+    for worth in (0, 1 << 20):
+        monkeypatch.setattr(conv, "WORTH", worth)
+        assert_exact(op, *arrays(integers, op, *shape), **DIRECT)
+    assert [conv.cut_bands(tiles, threads, 100, 1) for threads in (1, 2, 3)] == [
+        tiles, -(-tiles // 2) if tiles > 1 else 1, -(-tiles // 3) if tiles > 2 else tiles]
+    assert conv.cut_bands(tiles, 2, 101 << 20, 100) == tiles
 
 
 @given(ANY, st.integers(0, 99))

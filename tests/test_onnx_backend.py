@@ -17,8 +17,9 @@ import cnn
 from cnn.operators import OPERATORS
 
 # Operators of a network, each with the positions of its inputs that are constants here.
-CONSTANTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "BatchNormalization": (1, 2, 3, 4), "Gemm": (1, 2), "MatMul": (1,),
-             "Clip": (1, 2), "Reshape": (1,), "Squeeze": (1,), "Unsqueeze": (1,),
+CONSTANTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "BatchNormalization": (1, 2, 3, 4),
+             "Gemm": (1, 2), "MatMul": (1,), "Clip": (1, 2), "Reshape": (1,), "Squeeze": (1,),
+             "Unsqueeze": (1,),
              "ReduceMean": (1,), "Dropout": (1, 2), "PRelu": (1,), "Pow": (1,),
              "ReduceMax": (1,), "ReduceL2": (1,), "ReduceSum": (1,), "Gather": (1,),
              "Resize": (1, 2, 3), "Expand": (1,),

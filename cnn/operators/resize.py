@@ -6,8 +6,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-import numpy as np
-
 from kernels import ops
 
 from ..importer import Importer, Ints, Value

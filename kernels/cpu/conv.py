@@ -28,31 +28,34 @@ from .sizes import BLOCK, BLOCK_VECTORS, LANES, NARROW_ROWS
 
 
 @kernel
-def conv2d(x, weight, bias, residual, y, y_step, scratch, tiles, passes, geometry, low, high,
+def conv2d(x, weight, bias, residual, y, y_step, scratch, tiles, band, passes, geometry, low, high,
            threads):
     """Every pass over every tile, shared among the threads.
 
     x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y and
     residual; weight, bias: packed by `pack`; scratch: threads * NARROW_ROWS * depth floats; tiles,
-    passes: tables made by `cut_*` of host/conv.py; geometry: ConvGeometry's numbers.
+    passes: tables made by `cut_*` of host/conv.py, as is band, how many tiles all passes go over
+    before the next; geometry: ConvGeometry's numbers.
     """
     g = ConvGeometry(*geometry)
     parallel_for(conv_units, len(passes) * len(tiles), threads, (
-        x, weight, bias, residual, y, y_step, scratch, tiles, passes, g, low, high))
+        x, weight, bias, residual, y, y_step, scratch, tiles, band, passes, g, low, high))
 
 
 @njit()
 def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_step, scratch, tiles,
-               passes, g, low, high):
-    """The tiles of a pass share the fetching of the next pass's weights, or its first tile would
+               band, passes, g, low, high):
+    """The tiles of a band share the fetching of the next pass's weights, or its first tile would
     wait for them; a single tile would wait anyway."""
     depth = g.kernel_height * g.kernel_width * g.per_group
-    share = -(-BLOCK // len(tiles)) if len(tiles) > 1 else 0    # floats of each line of a panel
     patch = scratch[thread * NARROW_ROWS * depth:(thread + 1) * NARROW_ROWS * depth]
     for unit in range(first_unit, end_unit):
-        number = unit // len(tiles)
+        first = unit // (band * len(passes)) * band
+        count = min(band, len(tiles) - first)
+        number, within = divmod(unit - first * len(passes), count)
+        share = -(-BLOCK // count) if count > 1 else 0      # floats of each line of a panel
         channel, full, vectors, valid, w_offset, bias_offset, group = passes[number]
-        rows, pixel, x_offset = tiles[unit % len(tiles)]
+        rows, pixel, x_offset = tiles[first + within]
         if x_offset >= 0:
             source, x_step = at(x, x_offset + group * g.per_group), g.stride_width * g.channels
             lines, x_line = g.kernel_height, g.dilation_height * g.width * g.channels
@@ -63,7 +66,7 @@ def conv_units(thread, first_unit, end_unit, x, weight, bias, residual, y, y_ste
             gather(x, patch, rows, pixel, group, g)
             source, x_step = at(patch, 0), depth
             lines, x_line, runs, x_run, length = 1, 0, 1, 0, depth
-        following, ahead_step, fetched = w_offset, 0, unit % len(tiles) * share
+        following, ahead_step, fetched = w_offset, 0, within * share
         if number + 1 < len(passes) and fetched < BLOCK:
             following, ahead_step = passes[number + 1, 4] + fetched * depth, share
         y_offset = pixel * y_step + channel

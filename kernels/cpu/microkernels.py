@@ -302,8 +302,8 @@ def pool_window(typingctx, kind, window, size):
     y[c] = sum / size, greatest, or root of the sum of squares, as kind is MEAN, GREATEST or
     L2_NORM, over l < lines, t < taps of x[l*x_line + t*x_tap + c]
 
-    for c < channels; nothing beyond these is touched. NaN counts as greatest. Each line is summed up
-    for itself, which keeps rounding small over large images. x and y each point to float32 or
+    for c < channels; nothing beyond these is touched. NaN counts as greatest. Each line is summed
+    up for itself, which keeps rounding small over large images. x and y each point to float32 or
     bfloat16.
     """
     literal = literal_ints(kind)

@@ -23,6 +23,8 @@ CONV2D, PAD2D = Kernel("conv", "conv2d"), Kernel("conv", "pad2d")
 # for those of the first.
 PASS_BYTES, SMALL_PASS_BYTES = 256 * 1024, 32 * 1024
 SMALL_BYTES = 256 * 1024
+WORTH = 4       # bytes of weights that every thread may read so that it finds a byte of pixels in
+                # its own cache
 
 
 def cover(length: int, most: int = TILE_ROWS) -> list[tuple[int, int]]:
@@ -87,6 +89,14 @@ def cut_passes(out_channels: int, groups: int, depth: int, at_once: int) -> Arra
     return np.array(passes, np.int64)
 
 
+def cut_bands(tiles: int, threads: int, weight_bytes: int, moved_bytes: int) -> int:
+    """Tiles that all passes go over before the next band. With a band for each thread they part the
+    pixels, and each reads in its own cache what it wrote there in the layer before; else they part
+    the passes, and so the weights, of which none is then read twice."""
+    few = weight_bytes <= WORTH * moved_bytes and tiles >= threads
+    return -(-tiles // threads) if few else tiles
+
+
 def pack(weight: Array, groups: int) -> Array:
     """(O, ...) -> of each group panels [depth, BLOCK, or the vectors of a last, smaller block] one
     after the other, zero-padded."""
@@ -116,6 +126,8 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     pass_bytes = SMALL_PASS_BYTES if small else PASS_BYTES
     passes = cut_passes(g.out_channels, groups // together, g.depth,
                         max(1, pass_bytes // (g.depth * BLOCK * 4)))
+    band = cut_bands(len(tiles), options.threads, weight.nbytes, 4 * batch * (
+        p.height * p.width * p.channels + g.out_height * g.out_width * g.out_channels))
     packed = options.pack(weight, f"blocks of {groups} groups", lambda w: pack(
         merge(w, groups, together) if together > 1 else w, groups // together))
     if bias is None:
@@ -137,8 +149,8 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
             pad = [PAD2D.bind(x, scratch, batch, geometry, padded, options.threads)]
             x = scratch
         return [*pad, CONV2D.bind(
-            x, packed, packed_bias, residual, y, y_step, scratch, tiles, passes, padded, low, high,
-            options.threads), *finish(y, options.threads)]
+            x, packed, packed_bias, residual, y, y_step, scratch, tiles, band, passes, padded, low,
+            high, options.threads), *finish(y, options.threads)]
 
     # The micro-kernel walks through y and residual in the same steps.
     return Step(name + suffix, bind, 4 * floats, is_clip(activation) and not has_residual)
