@@ -272,6 +272,11 @@ class Turns:
                 yield own
                 return
             stream = self._device.callers_stream()
+            if stream.is_capturing():
+                raise DeviceError(f"CuPy's current stream on {self._device.name} is capturing a "
+                                  f"CUDA graph, of which a model can not be a part: it is a graph "
+                                  f"itself, whose memory other calls use, too. Call it between "
+                                  f"your graphs")
             if stream is not self._before or stream.ptr == PER_THREAD:
                 follow(stream, own, self._event)
             self._before = stream

@@ -167,7 +167,7 @@ class Model:
         there, on CuPy's current stream, and nothing is copied to the host.
 
         ModelError for another rank, size, channel count or dtype, DeviceError for an array of
-        another GPU.
+        another GPU, and while that stream captures a CUDA graph of yours.
         """
         return self._start(batch)()
 

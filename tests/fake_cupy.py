@@ -157,6 +157,9 @@ class Stream:
             raise Error("cudaErrorStreamCaptureUnjoined")
         self.put(event.completion())
 
+    def is_capturing(self):
+        return self.captured is not None
+
     def begin_capture(self, mode=None):
         """Of all that any thread puts here until the end: CuPy asks for no other mode."""
         if self.immediate or self.captured is not None:

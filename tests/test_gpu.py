@@ -121,6 +121,24 @@ class Foreign:
         return 2, 0
 
 
+def test_a_capture_of_the_caller_is_left_alone(cupy, model, on_cpu):
+    (batch,) = batches(1)
+    x, stream = cupy.asarray(batch), cupy.cuda.Stream(non_blocking=True)
+    copy = cupy.empty(x.shape, x.dtype)
+    assert_near(cupy.asnumpy(model.predict(x)), on_cpu.predict(batch))
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(cnn.DeviceError, match=r"capturing a CUDA graph.* between your graphs"):
+            model.predict(x)
+        copy.data.copy_from_device_async(x.data, x.nbytes, stream)
+        graph = stream.end_capture()
+        found = model.predict(x)
+    graph.launch(stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(cupy.asnumpy(copy), batch)
+    assert_near(cupy.asnumpy(found), on_cpu.predict(batch))
+
+
 def test_dlpack(cupy, model, on_cpu):
     batch, = batches(1)
     found = cupy.asnumpy(model.predict(Foreign(cupy.asarray(batch))))
