@@ -1,16 +1,22 @@
-"""Which networks of torchvision and timm run as they are exported, and whether they are right.
+"""Which networks run as they are exported, and whether they are right.
 
     python profiling/exported_networks.py --json exported.json
     python profiling/exported_networks.py torchvision/mobilenet_v3_small timm/ghostnet_100
     python profiling/exported_networks.py --device emulator --dtype float16 --side 64 timm/dpn68
+    python profiling/exported_networks.py my_network.onnx files_of_keras/*.onnx
 
-Needs torch, torchvision, timm, onnxscript and onnxruntime. A network has random weights, and the
-statistics of its batch norms are those of random images, so that values keep their size from layer
-to layer. It is exported with a free batch by either of torch.onnx's exporters, and run on two
-random images by ONNX Runtime, in float32 on the CPU, and by us. Both are compared with PyTorch's
-network in float64: the largest error of a logit over the largest logit. Ours is right if it is not
-much more than ONNX Runtime's, for some networks make more of a rounding than others. Times are
-medians of calls in turns on one image, with idle time between, and rough: compare_cpu.py measures.
+Networks of torchvision and timm need torch, torchvision, timm, onnxscript and onnxruntime. One has
+random weights, and the statistics of its batch norms are those of random images, so that values
+keep their size from layer to layer. It is exported with a free batch by either of torch.onnx's
+exporters, and run on two random images by ONNX Runtime, in float32 on the CPU, and by us. Both are
+compared with PyTorch's network in float64: the largest error of a logit over the largest logit.
+Ours is right if it is not much more than ONNX Runtime's, for some networks make more of a rounding
+than others. Times are medians of calls in turns on one image, with idle time between, and rough:
+compare_cpu.py measures.
+
+Files, which export_keras.py and export_paddle.py write, need onnxruntime alone. Both are compared
+with the file's nodes in float64 as our importer reads them (graph_reference.py): were these read
+wrongly, it would be ONNX Runtime's error that is large.
 """
 from __future__ import annotations
 
@@ -27,8 +33,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import onnx
 from common import cores, positive, provenance
 from cpu_engines import onnx_runtime
+from graph_reference import float64_logits
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -124,26 +132,66 @@ def export(module: Any, side: int, path: Path, exporter: str) -> None:
                           dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}})
 
 
-def check(network: str, path: Path, how: How) -> Outcome:
-    """Export it to the file, run it here and there, compare and, on the CPU, time."""
+@dataclass(frozen=True)
+class Exported:
+    """A file, images in its own layout, the input that takes them, the float64 logits of these,
+    and the size of the images (H, W, C) where the file leaves it open."""
+    path: Path
+    input: str
+    images: np.ndarray
+    logits: Callable[[], np.ndarray]
+    input_shape: tuple[int, ...] | None = None
+
+
+def of_torch(network: str, path: Path, how: How) -> Exported:
+    """The network of a library, exported to the file."""
     import torch
     module, side = build(network, how.side)
     export(module, side, path, how.exporter)
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
+
+    def logits() -> np.ndarray:
+        with torch.no_grad():
+            return module.double()(torch.from_numpy(images).double()).numpy()
+    return Exported(path, "images", images, logits)
+
+
+def of_file(path: Path, how: How) -> Exported:
+    """Two images, or the file's batch of them; ModelError for one that takes something else."""
+    model = onnx.load(path, load_external_data=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    first, *more = [info for info in model.graph.input if info.name not in constants]
+    sizes = [dim.dim_value for dim in first.type.tensor_type.shape.dim]
+    if more or len(sizes) != 4:
+        raise cnn.ModelError(f"its inputs are {[info.name for info in (first, *more)]}, the first "
+                             f"of shape {sizes}; one batch of images is needed")
+    to_nhwc = (0, 2, 3, 1) if sizes[1] in (1, 3) else (0, 1, 2, 3)
+    full = [size or least for size, least in zip(sizes, (2, *[how.side or 224] * 3), strict=True)]
+    images = np.random.default_rng(0).standard_normal(full).astype(np.float32)
+    ours = images.transpose(to_nhwc)
+    shape = ours.shape[1:] if 0 in sizes[1:] else None
+    return Exported(path, first.name, images, lambda: float64_logits(path, ours, shape), shape)
+
+
+def check(network: str, folder: Path, how: How) -> Outcome:
+    """Run it here and there, compare and, on the CPU, time."""
+    is_file = network.endswith(".onnx")
+    name = Path(network).stem if is_file else network
     try:
-        model = cnn.load(path, device=how.device, dtype=how.dtype,
+        exported = (of_file(Path(network), how) if is_file else
+                    of_torch(network, folder / "network.onnx", how))
+        path, images = exported.path, exported.images
+        model = cnn.load(path, device=how.device, dtype=how.dtype, input_shape=exported.input_shape,
                          threads=how.threads if how.device == "cpu" else None)
-        ours = model.run({"images": images})["logits"]
+        ours, *_ = model.run({exported.input: images}).values()
     except cnn.ModelError as error:
-        return Outcome(network, refusal=str(error).removeprefix(f"{path}: "))
-    theirs = onnx_runtime(str(path), images, how.threads)()
-    with torch.no_grad():
-        exact = module.double()(torch.from_numpy(images).double()).numpy()
+        return Outcome(name, refusal=str(error).partition(".onnx: ")[2] or str(error))
+    theirs, exact = onnx_runtime(str(path), images, how.threads)(), exported.logits()
     errors = [float(np.abs(found - exact).max() / np.abs(exact).max()) for found in (ours, theirs)]
-    one = {"images": images[:1]}
+    one = images if model.input_shape[0] else images[:1]
     times = [math.inf] * 2 if how.device != "cpu" else in_turns(
-        lambda: model.run(one), onnx_runtime(str(path), images[:1], how.threads))
-    return Outcome(network, *errors, *times, least=LEAST[how.dtype])
+        lambda: model.run({exported.input: one}), onnx_runtime(str(path), one, how.threads))
+    return Outcome(name, *errors, *times, least=LEAST[how.dtype])
 
 
 def in_turns(*functions: Callable[[], Any]) -> list[float]:
@@ -181,20 +229,21 @@ def known(outcome: Outcome) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("networks", nargs="*", help="torchvision/NAME or timm/NAME; all of the "
-                                                    "list by default")
+    parser.add_argument("networks", nargs="*", help="torchvision/NAME, timm/NAME or .onnx "
+                                                    "files; all of the list by default")
     parser.add_argument("--threads", type=positive, default=cores())
     parser.add_argument("--exporter", choices=EXPORTERS, default=TORCHSCRIPT,
                         help="of torch.onnx, default: %(default)s")
     parser.add_argument("--device", default="cpu",
                         help="default: %(default)s; nothing is timed on another")
     parser.add_argument("--dtype", choices=LEAST, default="float32", help="default: %(default)s")
-    parser.add_argument("--side", type=positive, help="of the images, instead of a network's own")
+    parser.add_argument("--side", type=positive, help="of the images, instead of a network's own "
+                                                        "or where a file leaves it open")
     parser.add_argument("--json", type=Path, help="write what was found to this file")
     options = parser.parse_args(arguments)
     how = How(options.exporter, options.device, options.dtype, options.threads, options.side)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = [check(network, Path(folder) / "network.onnx", how)
+        outcomes = [check(network, Path(folder), how)
                     for network in track(options.networks or NETWORKS, "networks",
                                          console=Console(stderr=True))]
     Console().print(table(outcomes))

@@ -11,6 +11,7 @@ from cnn import fold
 from cnn.graph import Graph
 from cnn.onnx_import import load_onnx
 from kernels import reference
+from kernels.ops import Shape
 
 
 def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -26,9 +27,10 @@ def outputs(graph: Graph, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(values[name]) for name in graph.outputs]
 
 
-def float64_logits(path: Path, images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) -> (N, classes), by the file's nodes as they are: no pass has touched them."""
-    graph = load_onnx(path).graph
+def float64_logits(path: Path, images: np.ndarray, input_shape: Shape | None = None) -> np.ndarray:
+    """(N, H, W, C) -> (N, classes), by the file's nodes as they are: no pass has touched them.
+    input_shape: (H, W, C), where the file leaves it open."""
+    graph = load_onnx(path, input_shape).graph
     name, = graph.inputs
     graph = fold.fold(graph.with_input_shapes({name: images.shape}))
     fold.require_folded(graph)
