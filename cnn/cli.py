@@ -76,7 +76,8 @@ Examples:
               help="Zoo name or path (.onnx, .safetensors).  [default: efficientnet_lite0]")
 @click.option("--preprocess", metavar="HOW", default=None,
               help="Where the file does not say how a photo becomes an input: imagenet (as "
-                   "torchvision's networks) or a JSON object (fields of cnn.Preprocess).")
+                   "torchvision's networks), keras-tf, keras-caffe, keras-torch or keras-none (as "
+                   "Keras's) or a JSON object (fields of cnn.Preprocess).")
 @click.option("--labels", metavar="FILE", default=None,
               help="Names of the classes: a text file with one a line, or imagenet.")
 @_input_shape
@@ -140,15 +141,15 @@ def _read_labels(source: str | None) -> Any:
 
 
 def _read_preprocess(text: str | None) -> Any:
-    """A Preprocess from JSON; "imagenet" and None as they are."""
-    from .image import Preprocess
-    if text is None or text == "imagenet":
+    """A Preprocess from JSON; names and None as they are."""
+    from .image import PRESETS, Preprocess
+    if text is None or text in PRESETS:
         return text
     try:
         return Preprocess.from_json(text)
     except ValueError as error:
-        raise ModelError(f"--preprocess {text}: neither imagenet nor what cnn.Preprocess takes: "
-                         f"{error}") from None
+        raise ModelError(f"--preprocess {text}: neither one of {', '.join(PRESETS)} nor what "
+                         f"cnn.Preprocess takes: {error}") from None
 
 
 def _expand(images: Sequence[str]) -> Iterator[Path]:

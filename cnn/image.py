@@ -27,6 +27,15 @@ MAX_PIXELS = 178_956_970        # where Pillow itself calls a picture a decompre
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
            "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
            "box": Image.Resampling.BOX, "hamming": Image.Resampling.HAMMING}
+# What families of networks were trained on: torchvision's, and Keras's by the mode of their
+# preprocess_input, or none of these; Keras takes the whole photo and the nearest pixels.
+WHOLE: dict[str, Any] = {"crop": None, "interpolation": "nearest"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "imagenet": {},
+    "keras-tf": {**WHOLE, "mean": (127.5,) * 3, "std": (127.5,) * 3},
+    "keras-caffe": {**WHOLE, "mean": (103.939, 116.779, 123.68), "std": (1.0,) * 3, "order": "BGR"},
+    "keras-torch": WHOLE,
+    "keras-none": {**WHOLE, "mean": (0.0,) * 3, "std": (1.0,) * 3}}
 
 
 @dataclass(frozen=True)
@@ -37,14 +46,16 @@ class Preprocess:
     crop           side of the centre square that is taken, as a fraction of the photo's shorter
                    side; None takes the whole photo
     interpolation  "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming"
-    mean, std      the input is (pixel - mean) / std with pixels 0 to 255; three numbers (RGB), or
-                   one for a network that looks at grey pictures
+    mean, std      the input is (pixel - mean) / std with pixels 0 to 255; three numbers, or one for
+                   a network that looks at grey pictures
+    order          of the channels, and of mean and std: "RGB" or "BGR"
     """
     size: tuple[int, int]
     crop: float | None = 0.875
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    order: str = "RGB"
 
     def __post_init__(self) -> None:
         """ValueError, naming the field, for a value that makes no sense."""
@@ -64,11 +75,20 @@ class Preprocess:
                 _is_number(n) for n in (*self.mean, *self.std)) or 0 in self.std:
             raise ValueError(f"mean={self.mean!r} and std={self.std!r} must be 1 or 3 numbers "
                              f"each, std without 0")
+        if self.order not in ("RGB", "BGR"):
+            raise ValueError(f"order={self.order!r} must be 'RGB' or 'BGR'")
 
     @property
     def channels(self) -> int:
-        """3 (RGB) or 1 (grey)."""
+        """3, or 1 (grey)."""
         return len(self.mean)
+
+    @classmethod
+    def named(cls, name: str, size: tuple[int, int]) -> Preprocess:
+        """One of PRESETS for images of (height, width); ValueError for any other name."""
+        if name not in PRESETS:
+            raise ValueError(f"{name!r} is none of {', '.join(PRESETS)}")
+        return cls(size, **PRESETS[name])
 
     def to_json(self) -> str:
         """One line of JSON, as it stands in a model file's metadata."""
@@ -266,4 +286,5 @@ def resize(pixels: np.ndarray, settings: Preprocess) -> np.ndarray:
     if settings.channels == 1:
         picture = picture.convert("L")
     picture = picture.resize(settings.size[::-1], FILTERS[settings.interpolation])
-    return np.asarray(picture).reshape(*settings.size, settings.channels)
+    array = np.asarray(picture).reshape(*settings.size, settings.channels)
+    return array[..., ::-1] if settings.order == "BGR" else array

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,13 +54,13 @@ class Model:
     network      a `cnn.Sequential`, a `cnn.graph.Graph`, or what `cnn.onnx_import` returns
     input_shape  (H, W, C) or (N, H, W, C) with None for N; a Sequential needs it
     labels       names of the classes, in the order of the output; "imagenet" for its 1000
-    preprocess   how a photo becomes an input; "imagenet" for what torchvision's networks expect
+    preprocess   how a photo becomes an input: a Preprocess, or a name as in `load`
     device, dtype, threads, activation   as in `load`
     """
 
     def __init__(self, network: Any, *, input_shape: Shape | None = None,
                  labels: Sequence[str] | None = None,
-                 preprocess: Preprocess | Literal["imagenet"] | None = None, device: str = "auto",
+                 preprocess: Preprocess | str | None = None, device: str = "auto",
                  dtype: str = "float32", threads: int | None = None, activation: str = "auto",
                  name: str = "model") -> None:
         if activation not in ("auto", *ACTIVATIONS):
@@ -73,8 +73,8 @@ class Model:
                 raise ModelError("Model(net) needs input_shape=(H, W, C), the size of its images")
             network = network.graph((None, *input_shape[-3:]))
         elif input_shape is not None:
-            raise ModelError(f"input_shape={input_shape!r} is for a Sequential; this network has "
-                             f"its own. For a file, give it to cnn.load or load_onnx")
+            raise ModelError(f"input_shape={input_shape!r} is for a Sequential, this network has "
+                             f"its own; for a file, give it to cnn.load")
         # The file's own inputs, for `run`: an image of a file may be NCHW, ours are NHWC.
         self._channels_first: frozenset[str] = getattr(network, "channels_first", frozenset())
         self._source: Graph = network if isinstance(network, Graph) else network.graph
@@ -135,10 +135,11 @@ class Model:
     def _preprocessing(self, wanted: Preprocess | str | None) -> Preprocess | None:
         if wanted is None or isinstance(wanted, Preprocess):
             return wanted
-        if wanted != "imagenet":
-            raise ModelError(f"preprocess={wanted!r}; it can be 'imagenet' or a cnn.Preprocess")
         _, height, width, _ = self.input_shape
-        return Preprocess((height or 224, width or 224))
+        try:
+            return Preprocess.named(wanted, (height or 224, width or 224))
+        except ValueError as error:
+            raise ModelError(f"preprocess={wanted!r}: {error}, nor a cnn.Preprocess") from None
 
     # ---- running ------------------------------------------------------------------------------
 
@@ -155,8 +156,8 @@ class Model:
         """How a photo becomes the input; ModelError where nothing says so."""
         if self.preprocessing is None:
             raise ModelError(f"{self.name}: nothing says how a photo becomes its input "
-                             f"{self.input_shape}; give preprocess='imagenet' if it expects what "
-                             f"torchvision's networks do, else a cnn.Preprocess(...)")
+                             f"{self.input_shape}; give preprocess='imagenet' if it is like "
+                             f"torchvision's, 'keras-tf' and so on for Keras's, or a Preprocess")
         return self.preprocessing
 
     def predict(self, batch: Any) -> Any:
@@ -427,7 +428,7 @@ class Model:
 def load(source: str | os.PathLike | None = None, *, device: str = "auto",
          dtype: str = "float32", threads: int | None = None, activation: str = "auto",
          labels: Sequence[str] | None = None,
-         preprocess: Preprocess | Literal["imagenet"] | None = None,
+         preprocess: Preprocess | str | None = None,
          input_shape: Shape | None = None) -> Model:
     """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
 
@@ -440,8 +441,10 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
     activation  "softmax", "sigmoid" or "none" makes probabilities of the output; "auto" takes
                 softmax unless the network already ends in softmax or sigmoid
     labels      names of the classes, instead of those in the file; "imagenet" for its 1000
-    preprocess  how a photo becomes an input, instead of what the file says; "imagenet" for what
-                torchvision's networks expect (centre 87.5%, bilinear, ImageNet's mean and std)
+    preprocess  how a photo becomes an input, instead of what the file says: a Preprocess, or
+                "imagenet" for what torchvision's networks expect (centre 87.5%, bilinear,
+                ImageNet's mean and std), "keras-tf", "keras-caffe", "keras-torch" or "keras-none"
+                for what Keras's do, by the mode of their preprocess_input
     input_shape (H, W, C) or (N, H, W, C) of the one image that the network takes, for sizes that
                 the file leaves open; some networks can only be understood when they are known
 

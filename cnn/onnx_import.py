@@ -24,6 +24,8 @@ from .importer import BATCHES, TO_NCHW, TO_NHWC, Importer, PerBatch, Value
 from .operators import OPERATORS
 
 PHOTO_CHANNELS = (1, 3)
+QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv",
+             "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -81,7 +83,11 @@ def _require_operators(model: onnx.ModelProto) -> None:
                or node.op_type not in OPERATORS.keys() | fold.EVALUATE.keys()]
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        quantised = any(node.op_type in QUANTISED for node in model.graph.node)
+        advice = ("The file is quantised to integers; use the float file that it was made of. "
+                  if quantised else "")
         raise ModelError(f"operators that are not supported: {', '.join(lacking[:5])}{more}. "
+                         f"{advice}"
                          f"Supported are {', '.join(sorted(OPERATORS))}, and on constants and "
                          f"shapes {', '.join(sorted(fold.EVALUATE.keys() - OPERATORS.keys()))}")
 

@@ -64,7 +64,7 @@ def test_a_bad_file_among_many_is_reported_and_the_others_go_on(cnn, tmp_path):
     (["classify", CAT, "--device", "cuda"], "device='cuda'"),
     (["classify", CAT, "--dtype", "int4"], "dtype='int4' is not supported"),
     (["classify", CAT, "--threads", "999"], "threads=999"),
-    (["classify", CAT, "--preprocess", "torch"], "--preprocess torch: neither imagenet nor"),
+    (["classify", CAT, "--preprocess", "torch"], "--preprocess torch: neither one of imagenet,"),
     (["classify", CAT, "--labels", "missing.txt"], "--labels missing.txt: can not be read"),
     (["classify", CAT, "--labels", CAT], "it is not UTF-8 text"),
     (["classify", CAT, "--labels", ROOT / "LICENSE"], "labels for 1000 classes"),

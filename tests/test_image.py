@@ -161,6 +161,28 @@ def test_a_grey_network_sees_grey():
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(PHOTO).convert("L")))
 
 
+def test_a_network_that_opencv_fed_sees_blue_first():
+    """Its mean and deviations, too, are in the order of its channels."""
+    settings = Preprocess((20, 30), None, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), order="BGR")
+    rgb = resize(PHOTO, Preprocess((20, 30), None))
+    expected = (rgb[..., ::-1].astype(np.float32) - np.float32([1, 2, 3])) / np.float32([4, 5, 6])
+    found = photos([PHOTO, PHOTO], settings)
+    assert found.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(found.normalised()[1], expected)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("imagenet", Preprocess((9, 8))),
+    ("keras-tf", Preprocess((9, 8), None, "nearest", (127.5,) * 3, (127.5,) * 3)),
+    ("keras-caffe", Preprocess((9, 8), None, "nearest", (103.939, 116.779, 123.68), (1.0,) * 3,
+                               "BGR")),
+    ("keras-torch", Preprocess((9, 8), None, "nearest")),
+    ("keras-none", Preprocess((9, 8), None, "nearest", (0.0,) * 3, (1.0,) * 3))])
+def test_named_settings(name, expected):
+    """What Keras's preprocess_input gives for the mode, which is in its documentation."""
+    assert Preprocess.named(name, (9, 8)) == expected
+
+
 def test_many_photos_are_read_in_order_by_several_threads(tmp_path):
     """Pillow warns of each of them, and warnings are errors here."""
     settings = Preprocess(size=(4, 4), crop=None)
@@ -177,8 +199,10 @@ def test_many_photos_are_read_in_order_by_several_threads(tmp_path):
 
 
 def test_json_round_trip():
-    settings = Preprocess((12, 34), None, "nearest", mean=(0.5,), std=(2.0,))
-    assert Preprocess.from_json(settings.to_json()) == settings
+    for settings in (Preprocess((12, 34), None, "nearest", mean=(0.5,), std=(2.0,)),
+                     Preprocess((1, 2), order="BGR")):
+        assert Preprocess.from_json(settings.to_json()) == settings
+    assert Preprocess.from_json('{"size": [1, 2]}').order == "RGB"      # as older files have it
 
 
 @pytest.mark.parametrize(("arguments", "name"), [
@@ -186,6 +210,7 @@ def test_json_round_trip():
     ({"crop": 0}, "crop=0"), ({"crop": 1.5}, "crop=1.5"), ({"crop": "x"}, "crop='x'"),
     ({"interpolation": "cubic"}, "interpolation='cubic'"), ({"mean": (1.0, 2.0)}, "mean"),
     ({"std": (1.0, 0.0, 1.0)}, "std"), ({"mean": (float("nan"),) * 3}, "mean"),
+    ({"order": "GBR"}, "order='GBR'"), ({"order": None}, "order=None"),
 ])
 def test_settings_are_checked(arguments, name):
     with pytest.raises(ValueError, match=name):

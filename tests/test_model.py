@@ -372,7 +372,7 @@ def test_a_file_that_says_nothing_about_photos_can_be_told(tmp_path):
     model = cnn.load(path, preprocess="imagenet", labels="imagenet")
     assert model.preprocessing == cnn.Preprocess((224, 224))
     assert model.classify(PHOTOS / "coffee.png", top=1)[0].label == "espresso"
-    with pytest.raises(cnn.ModelError, match="preprocess='torch'; it can be 'imagenet'"):
+    with pytest.raises(cnn.ModelError, match="preprocess='torch': 'torch' is none of imagenet, "):
         cnn.load(path, preprocess="torch")
 
 
