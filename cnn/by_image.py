@@ -15,6 +15,7 @@ import numpy as np
 from kernels import ops
 from kernels.cpu.launch import Kernel, calls
 from kernels.cpu.threads import team
+from kernels.memory import copy_into
 from kernels.ops import Op, Shape, count, known, normal_axis
 from kernels.step import Array, Options
 
@@ -159,8 +160,11 @@ class ByImage:
         return lambda: found
 
     def _contiguous(self, array: Any) -> Array:
-        if not isinstance(array, Photos):
-            return np.ascontiguousarray(array)
+        if not isinstance(array, Photos) and array.flags.c_contiguous:
+            return array
         value = np.empty(array.shape, np.float32)
-        self._device.normalise(array, value)
+        if isinstance(array, Photos):
+            self._device.normalise(array, value)
+        else:
+            copy_into(value, array)
         return value

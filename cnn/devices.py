@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from kernels.cpu.launch import Exchange, Launch, together
 from kernels.cpu.threads import check_threads, team
-from kernels.memory import aligned_zeros
+from kernels.memory import aligned_zeros, copy_into
 from kernels.ops import Op, Shape, TensorSpec, known
 from kernels.step import Array, Narrow, Options, Step
 
@@ -160,7 +160,7 @@ class CpuDevice:
             elif exchange.possible and array.flags.c_contiguous and array.flags.aligned:
                 given = array
             else:
-                value[...] = array
+                copy_into(value, array)
             if exchange.possible:
                 exchange.give(given)
         return fill

@@ -64,7 +64,8 @@ TORCHSCRIPT, DYNAMO = EXPORTERS = ("torchscript", "dynamo")   # the second is Py
 # An error that is no matter, for a network may make a hundred of one rounding, and how many of ONNX
 # Runtime's are none: Winograd's algorithm rounds more (CNN_WINOGRAD=0 turns it off).
 LEAST = {"float32": 1e-5, "tf32": 0.05, "float16": 0.05, "bfloat16": 0.4}
-TIMES = 16
+# Of a dtype with fewer bits as many times as its rounding is larger than float32's.
+TIMES = {"float32": 16, "tf32": 1 << 13, "float16": 1 << 13, "bfloat16": 1 << 16}
 CALLS, IDLE = 9, 0.2        # seconds before a call: ONNX Runtime's threads spin for more than 0.05
 
 
@@ -77,11 +78,12 @@ class Outcome:
     ms: float = math.inf
     onnxruntime_ms: float = math.inf
     refusal: str = ""
-    least: float = LEAST["float32"]
+    dtype: str = "float32"
 
     @property
     def right(self) -> bool:
-        return not self.refusal and self.error <= max(self.least, TIMES * self.onnxruntime_error)
+        return not self.refusal and self.error <= max(
+            LEAST[self.dtype], TIMES[self.dtype] * self.onnxruntime_error)
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def check(network: str, folder: Path, how: How) -> Outcome:
     one = images if model.input_shape[0] else images[:1]
     times = [math.inf] * 2 if how.device != "cpu" else in_turns(
         lambda: model.run({exported.input: one}), onnx_runtime(str(path), one, how.threads))
-    return Outcome(name, *errors, *times, least=LEAST[how.dtype])
+    return Outcome(name, *errors, *times, dtype=how.dtype)
 
 
 def in_turns(*functions: Callable[[], Any]) -> list[float]:
@@ -224,7 +226,7 @@ def table(outcomes: list[Outcome]) -> Table:
 def known(outcome: Outcome) -> dict[str, Any]:
     """What JSON can hold."""
     return {name: value for name, value in asdict(outcome).items()
-            if name != "least" and value not in ("", math.inf)}
+            if name != "dtype" and value not in ("", math.inf)}
 
 
 def main(arguments: list[str] | None = None) -> int:
