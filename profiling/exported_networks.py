@@ -116,6 +116,9 @@ def build(network: str, wanted: int | None = None) -> tuple[Any, int]:
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.reset_running_stats()
             norm.momentum = None        # the mean over all batches that come
+            if norm.affine:             # or exporters would find some of them to be the same
+                torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+                torch.nn.init.normal_(norm.bias, std=0.1)
     with torch.no_grad():
         module.train()(torch.randn(4, 3, side, side))
     return module.eval(), side

@@ -32,6 +32,36 @@ def test_a_block_of_three_branches_becomes_one_convolution(groups, order):
     assert optimised.constants[layer.inputs[1]].shape == (4, 3, 3, 4 // groups)
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_image_itself_is_added_by_a_grouped_convolution(groups, swap):
+    """As RepViT has it; without groups the image is the convolution's residual."""
+    net = Net(8, 7, 4)
+    pair = net.norm(conv(net, net.x, 3, 1, groups=groups), 4), net.x
+    y = net.norm(net.add(ops.Add(), *pair[::-1 if swap else 1]), 4)
+    optimised = check(net.graph(net.add(ops.Relu(), y)))
+    layer, = [each for each in optimised.nodes if each.op.kind != "Transpose"]
+    assert layer.op.activation == ops.Relu()
+    for padding, stride in ((0, 1), (1, 2)):        # whose sizes or pixels are others
+        other = Net(1, 1, 4)
+        y = other.add(ops.Add(), conv(other, other.x, 1 + 2 * padding, padding, stride, 4),
+                      other.x)
+        assert ("Add" in kinds(check(other.graph(y)))) == (stride == 2)
+
+
+def test_a_token_mixer_becomes_one_convolution():
+    """x + gamma * (mixer(x) - norm(x)), as FastViT has it while it is trained."""
+    net = Net(8, 7, 4)
+    mixed = net.add(ops.Add(), net.add(ops.Add(), net.norm(net.x, 4),
+                                       net.norm(conv(net, net.x, 1, 0, groups=4), 4)),
+                    net.norm(conv(net, net.x, 3, 1, groups=4), 4))
+    net.constants["minus"] = np.float32(-1)
+    less = net.add(ops.Add(), mixed, net.add(ops.Mul(), net.norm(net.x, 4), "minus"))
+    y = net.add(ops.Add(), net.x, net.add(ops.Mul(), net.weight(4, 1, 1), less))
+    optimised = check(net.graph(y))
+    assert [each.op.kind for each in optimised.nodes if each.op.kind != "Transpose"] == ["Conv2d"]
+
+
 @pytest.mark.parametrize(("one", "other", "padding"), [
     ((3, 1, 2), (1, 0, 2), (1, 1, 1, 1)), ((5, 2, 1), (3, 1, 1), (2, 2, 2, 2)),
     ((3, 1, 1), (3, 1, 1), (1, 1, 1, 1)), ((1, 0, 2), (1, 0, 2), (0, 0, 0, 0)),

@@ -114,7 +114,8 @@ def test_an_inverted_bottleneck_has_no_residual_in_its_depthwise_layer():
     assert kinds(done)[:3] == ["Conv2d"] * 3
     assert "Transpose" not in kinds(done)
     direct = Net(5, 6, 4)
-    y = direct.add(ops.Add(), direct.conv(direct.x, 4, 4, 3, groups=4), direct.x)
+    other = direct.add(ops.Relu(), direct.x)
+    y = direct.add(ops.Add(), direct.conv(direct.x, 4, 4, 3, groups=4), other)
     assert "Add" in kinds(check(direct.graph(y)))
 
 
@@ -240,6 +241,20 @@ def test_a_factor_that_can_not_go_into_a_weight_stays():
     done = check(net.graph(*(net.add(ops.Transpose(TO_NHWC), y)
                              for y in (by_row, active, twice))))
     assert kinds(done).count("Mul") == 4
+
+
+@pytest.mark.parametrize("order", ["sum, product", "norm, product", "norm, sum", "norm, norm",
+                                   "product, norm", "sum, sum, product, norm"])
+def test_what_scales_and_shifts_one_after_the_other_is_one_batch_norm(order):
+    """As Keras's networks normalise their input."""
+    net = Net(5, 6, 4)
+    y = net.image(ops.MaxPool2d((2, 2)), net.x)
+    for kind in order.split(", "):
+        y = net.norm(y, 4) if kind == "norm" else net.add(
+            ops.Add() if kind == "sum" else ops.Mul(), y, net.weight(4, 1, 1))
+    done = check(net.graph(net.add(ops.Transpose(TO_NHWC), net.add(ops.Relu(), y))))
+    assert kinds(done) == ["MaxPool2d", "BatchNorm", "Reshape"]
+    assert done.nodes[1].op.activation == ops.Relu()
 
 
 def test_a_product_and_a_sum_without_a_layer_become_one_batch_norm():

@@ -4,7 +4,7 @@ Values named in `keep` stay values that the network computes, whatever could be 
 """
 from __future__ import annotations
 
-from ..graph import Graph
+from ..graph import Graph, Node
 from . import affine, expand, fuse, layout, pad, parallel, prune, written_out
 
 NOTHING: frozenset[str] = frozenset()
@@ -25,6 +25,9 @@ def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     residual adds fused."""
     graph = pad.absorb(written_out.join(graph), keep)
     graph = prune.prune(graph, keep)        # what is left over would still be a reader
-    for merge in (affine.fold, parallel.join, affine.fold, affine.join):
-        graph = merge(graph, keep)
+    before: tuple[Node, ...] = ()
+    while graph.nodes != before:        # what one joins, the other may fold, and so on
+        before = graph.nodes
+        for merge in (affine.fold, affine.join, parallel.join):
+            graph = merge(graph, keep)
     return prune.prune(fuse.fuse(prune.prune(graph, keep), keep), keep)
