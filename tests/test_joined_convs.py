@@ -49,6 +49,14 @@ def test_the_image_itself_is_added_by_a_grouped_convolution(groups, swap):
         assert ("Add" in kinds(check(other.graph(y)))) == (stride == 2)
 
 
+def test_one_row_that_is_added_to_all_rows_stays_what_it_is():
+    """A convolution would see it once."""
+    for branch in (lambda net: net.x, lambda net: net.norm(net.x, 4)):
+        net = Net(1, 7, 4)
+        y = net.add(ops.Add(), conv(net, net.x, 3, (1, 1, 3, 1), groups=4), branch(net))
+        assert "Add" in kinds(check(net.graph(y)))
+
+
 def test_a_token_mixer_becomes_one_convolution():
     """x + gamma * (mixer(x) - norm(x)), as FastViT has it while it is trained."""
     net = Net(8, 7, 4)

@@ -27,8 +27,8 @@ def _sum(state: Merger, node: Node) -> Node | None:
         return None
     for value, other in (node.inputs, node.inputs[::-1]):
         layer, added = state.layer(value, (Conv2d,)), state.layer(other, (Conv2d, BatchNorm))
-        if layer is None or len(layer.inputs) > 3 or layer.inputs[0] != (
-                other if added is None else added.inputs[0]):
+        if (layer is None or len(layer.inputs) > 3 or state.specs[value] != state.specs[other]
+                or layer.inputs[0] != (other if added is None else added.inputs[0])):
             continue
         joined = _joined(state, layer, added)
         if joined is not None:
