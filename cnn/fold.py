@@ -242,7 +242,8 @@ def fold(graph: Graph) -> Graph:
             constants[node.output] = value
             specs[node.output] = TensorSpec(value.shape, value.dtype.name)
             continue
-        if isinstance(node.op, Glue) and node.op.operator == "Reshape":
+        if (isinstance(node.op, Glue) and node.op.operator == "Reshape"
+                and specs[node.inputs[0]] is not None):     # else it may be glue, too
             node = _with_known_shape(node, constants)
         specs[node.output] = infer_node(node, [specs[name] for name in node.inputs])
         nodes.append(node)

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from graph_reference import float64_logits
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import build, compare, node, saved, whole
 
@@ -91,6 +92,19 @@ def test_sizes_are_of_the_one_image_of_a_file(tmp_path):
         load_onnx(rows, (9, 8, 3))
     with pytest.raises(ModelError, match="for a Sequential"):
         cnn.Model(load_onnx(rows), input_shape=(9, 8, 3), device="cpu")
+
+
+@pytest.mark.parametrize("size", ["H", 9])
+def test_shapes_that_are_reshaped_themselves(tmp_path, size):
+    """As PaddlePaddle writes them; of images of any size they are known when one comes."""
+    constants = {"zero": np.int64([0]), "scalar": np.zeros(0, np.int64), "rest": np.int64([-1])}
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"]),
+             node("Reshape", ["n", "scalar"], ["r"]), node("Unsqueeze", ["r", "zero"], ["u"]),
+             node("Concat", ["u", "rest"], ["t"], axis=0), node("Reshape", ["x", "t"], ["y"])]
+    path = saved(tmp_path, build(nodes, {"x": ["N", 3, size, 8]}, constants=constants))
+    np.testing.assert_array_equal(cnn.load(path).run({"x": X})["y"], X.reshape(2, -1))
+    literal = float64_logits(path, np.ascontiguousarray(X.transpose(0, 2, 3, 1)))
+    np.testing.assert_array_equal(literal, X.reshape(2, -1))
 
 
 def test_flatten_reshape_and_dynamic_batch_as_torch_exports_them(tmp_path):

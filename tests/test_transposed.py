@@ -48,6 +48,14 @@ def test_a_kernel_as_large_as_the_stride_is_a_pointwise_convolution(tmp_path):
     assert [row.kernel.split("_f32")[0] for row in rows].count("conv2d_1x1") == 2
 
 
+def test_a_gpu_computes_the_same(tmp_path):
+    path = saved(tmp_path, transposed(whole(4, 2, 4, 3), strides=[2, 2], pads=[1, 1, 1, 1]))
+    on_cpu, there = (cnn.load(path, device=device).run({"x": X}) for device in ("cpu", "emulator"))
+    assert on_cpu.keys() == there.keys() == {"t", "y"}
+    for name, values in on_cpu.items():
+        np.testing.assert_array_equal(there[name], values)
+
+
 @pytest.mark.parametrize(("weight", "attributes", "sentence"), [
     (whole(4, 2, 3, 3), {"dilations": [2, 2]}, "without dilation"),
     (whole(4, 2, 3), {}, "only of images"), (whole(3, 2, 3, 3), {}, "does not fit 4 channels"),
