@@ -38,9 +38,13 @@ def test_transposes_by_dtype(shape, permutation, kernel, dtype, runner):
                  kernel=kernel.format(bits), runner=runner)
 
 
-def test_more_than_four_axes_are_refused():
-    with pytest.raises(ValueError, match="walk over at most 4"):
-        run(ops.Transpose((4, 3, 2, 1, 0)), numbered(2, 3, 2, 3, 2))
+@pytest.mark.parametrize(("shape", "permutation"), [
+    ((3, 2, 4, 3, 5), (4, 3, 2, 1, 0)), ((3, 4, 2, 2, 8), (0, 3, 1, 4, 2)),
+    ((2, 3, 2, 3, 2, 3), (5, 3, 1, 4, 2, 0))])
+def test_more_axes_than_a_kernel_walks_over(shape, permutation, runner):
+    """A launch for each step along the shortest."""
+    assert_exact(ops.Transpose(permutation), numbered(*shape), kernel="transpose_copy_",
+                 runner=runner)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

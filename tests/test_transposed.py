@@ -48,8 +48,10 @@ def test_a_kernel_as_large_as_the_stride_is_a_pointwise_convolution(tmp_path):
     assert [row.kernel.split("_f32")[0] for row in rows].count("conv2d_1x1") == 2
 
 
-def test_a_gpu_computes_the_same(tmp_path):
-    path = saved(tmp_path, transposed(whole(4, 2, 4, 3), strides=[2, 2], pads=[1, 1, 1, 1]))
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_gpu_computes_the_same(tmp_path, group):
+    path = saved(tmp_path, transposed(whole(4, 2, 4, 3), strides=[2, 3], pads=[1, 1, 1, 1],
+                                      group=group))
     on_cpu, there = (cnn.load(path, device=device).run({"x": X}) for device in ("cpu", "emulator"))
     assert on_cpu.keys() == there.keys() == {"t", "y"}
     for name, values in on_cpu.items():

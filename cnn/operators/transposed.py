@@ -42,10 +42,11 @@ def ConvTranspose(net: Importer, x: Value, w: Value, b: Value | None = None, *,
         begin, sizes, stride, image, strict=True)]
     inputs = [net.add_constant(f"{w}:by remainder", _by_remainder(weight, group, stride))]
     if b is not None:
-        bias = net.weight(b, "bias", rank=1).repeat(stride[0] * stride[1])
-        inputs.append(net.add_constant(f"{b}:by remainder", bias))
+        bias = net.weight(b, "bias", rank=1).reshape(group, -1)
+        inputs.append(net.add_constant(f"{b}:by remainder", np.tile(
+            bias, (1, stride[0] * stride[1])).reshape(-1)))
     op = ops.Conv2d((1, 1), (before[0], before[1], after[0], after[1]), (1, 1), group)
-    y = _to_places(net, net.channels_last(op, x, *inputs), stride)
+    y = _to_places(net, net.channels_last(op, x, *inputs), group, stride)
     for axis, first, size in zip((2, 3), begin, sizes, strict=True):
         if (first, size) != (0, net.shape(y)[axis]):
             y = net.emit(ops.Slice(axis, first, first + size), y, suffix=f":cut{axis}")
@@ -71,22 +72,23 @@ def _cut(full: Sequence[int], pads: Ints | None, wanted: Ints | None, upper: boo
 
 
 def _by_remainder(weight: np.ndarray, group: int, stride: Sequence[int]) -> np.ndarray:
-    """(C, O / group, height, width) as the OHWI weight of O * stride * stride channels."""
+    """(C, O / group, height, width) as the OHWI weight of O * stride * stride channels: of each
+    group the remainders one after the other, so that channels stay neighbours."""
     channels, outputs, *kernel = weight.shape
     taps = [-(-length // step) for length, step in zip(kernel, stride, strict=True)]
     rows, columns = (count * step - length for count, step, length in zip(
         taps, stride, kernel, strict=True))
     full = np.pad(weight, ((0, 0), (0, 0), (0, rows), (0, columns)))
     split = full.reshape(group, channels // group, outputs, taps[0], stride[0], taps[1], stride[1])
-    ordered = split[:, :, :, ::-1, :, ::-1].transpose(0, 2, 4, 6, 3, 5, 1)
+    ordered = split[:, :, :, ::-1, :, ::-1].transpose(0, 4, 6, 2, 3, 5, 1)
     return np.ascontiguousarray(ordered).reshape(-1, *taps, channels // group)
 
 
-def _to_places(net: Importer, y: Value, stride: Sequence[int]) -> Value:
-    """The remainders, the last of the channels' factors, become pixels."""
+def _to_places(net: Importer, y: Value, group: int, stride: Sequence[int]) -> Value:
+    """The remainders become pixels."""
     channels, height, width = net.image(y)
     outputs = channels // (stride[0] * stride[1])
     if outputs == channels:
         return y
-    return regroup(net, y, (-1, outputs, *stride, height, width), (0, 1, 4, 2, 5, 3),
-                   (-1, outputs, height * stride[0], width * stride[1]))
+    return regroup(net, y, (-1, group, *stride, outputs // group, height, width),
+                   (0, 1, 4, 5, 2, 6, 3), (-1, outputs, height * stride[0], width * stride[1]))

@@ -109,15 +109,20 @@ def one_by_one(x, y, first_row, end_row, first_column, end_column):
 
 @kernel
 def gather(x, y, sizes, steps, threads):
-    """Flat y of these sizes, whose axes step through flat x by `steps` elements."""
-    parallel_for(gather_range, len(y), threads, (x, y, sizes, steps))
+    """Flat y of these sizes, whose axes step through flat x by `steps` elements, line by line."""
+    parallel_for(gather_lines, len(y) // sizes[-1], threads, (x, y, sizes, steps))
 
 
 @njit()
-def gather_range(thread, first, end, x, y, sizes, steps):
-    for i in range(first, end):
-        rest, source = i, 0
-        for axis in range(len(sizes) - 1, -1, -1):
+def gather_lines(thread, first, end, x, y, sizes, steps):
+    length, step = sizes[-1], steps[-1]
+    for line in range(first, end):
+        rest, source, target = line, 0, line * length
+        for axis in range(len(sizes) - 2, -1, -1):
             source += rest % sizes[axis] * steps[axis]
             rest //= sizes[axis]
-        y[i] = x[source]
+        if step == 1:
+            copy_numbers(at(y, target), at(x, source), length)
+        else:
+            for i in range(length):
+                y[target + i] = x[source + i * step]

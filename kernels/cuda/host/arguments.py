@@ -8,6 +8,7 @@ from ..index import divisor
 
 Grid = tuple[int, int, int]
 MOST_ELEMENTS = (1 << 31) - 1
+MOST_AXES = 4       # that kernels walk over
 
 
 def check_sizes(what: str, *specs: TensorSpec) -> None:
@@ -27,10 +28,11 @@ def blocks(items: int, per_block: int) -> Grid:
 def four_axes(what: str, sizes: Sequence[int], *steps: Sequence[int]) -> tuple[int, ...]:
     """Arguments of a kernel with strided operands: divisors of the last three of four axes, then
     four steps an operand. ValueError where more than four axes are left after merging."""
-    missing = 4 - len(sizes)
+    missing = MOST_AXES - len(sizes)
     if missing < 0:
         raise ValueError(f"{what}: {len(sizes)} axes of sizes {tuple(sizes)} are left after "
-                         f"merging; the CUDA kernels walk over at most 4. Split the op in two")
+                         f"merging; the CUDA kernels walk over at most {MOST_AXES}. Split the op "
+                         f"in two")
     padded = [1] * missing + list(sizes)
     return (*(number for size in padded[1:] for number in divisor(size)),
             *(number for step in steps for number in [0] * missing + list(step)))

@@ -24,7 +24,7 @@ from .. import copy, vector
 from ..compiler import Kernel
 from ..index import divisor
 from ..launch import Launch
-from .arguments import blocks, check_sizes, four_axes
+from .arguments import MOST_AXES, blocks, check_sizes, four_axes
 from .weights import stored
 
 LEAST_SIDE = 8      # of a matrix worth a tile of 32; three planes of a photo are not
@@ -94,6 +94,21 @@ def strided_launch(what: str, source: str, target: str, sizes: Sequence[int],
                                        (x, y, vectors, x_first, y_first, *axes))
 
 
+def strided_launches(what: str, source: str, target: str, sizes: Sequence[int],
+                     x_steps: Sequence[int], y_steps: Sequence[int], x_first: int = 0,
+                     y_first: int = 0) -> list[tuple[Kernel, Callable[[Array, Array], Launch]]]:
+    """As one, or, with more axes than a kernel walks over, one for each step along the shortest."""
+    sizes, (x_steps, y_steps) = merge_axes(sizes, x_steps, y_steps)
+    if len(sizes) <= MOST_AXES:
+        return [strided_launch(what, source, target, sizes, x_steps, y_steps, x_first, y_first)]
+    short = min(range(len(sizes) - 1), key=sizes.__getitem__)
+    others, of_x, of_y = ([*each[:short], *each[short + 1:]]
+                          for each in (sizes, x_steps, y_steps))
+    return [launch for i in range(sizes[short]) for launch in strided_launches(
+        what, source, target, others, of_x, of_y, x_first + i * x_steps[short],
+        y_first + i * y_steps[short])]
+
+
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
     """One launch an input: rows of it become parts of the output's rows."""
@@ -156,11 +171,10 @@ def prepare_transpose(op: Transpose, inputs: list[TensorSpec], output: TensorSpe
     if matrices is not None and min(matrices[1:]) >= LEAST_SIDE:
         return _transpose_matrices(matrices, *moved(source, target))
     steps = dense_steps(shape)
-    kernel, launch = strided_launch(op.kind, source, target, known(output.shape),
-                                    [steps[axis] for axis in op.permutation],
-                                    dense_steps(output.shape))
-    return Step(f"transpose_{kernel.name}",
-                lambda arrays, y, workspace: [launch(arrays[0], y)])
+    parts = strided_launches(op.kind, source, target, known(output.shape),
+                             [steps[axis] for axis in op.permutation], dense_steps(output.shape))
+    return Step(f"transpose_{parts[0][0].name}", lambda arrays, y, workspace: [
+        launch(arrays[0], y) for _, launch in parts])
 
 
 def _transpose_matrices(matrices: tuple[int, int, int], source: str, target: str) -> Step:
