@@ -329,6 +329,14 @@ def test_log_softmax_at_the_end_gives_probabilities(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_size_that_no_memory_holds_is_refused_at_once(tmp_path):
+    constants = {"s": np.int64([-1]), "e": np.int64([-2 ** 62]), "a": np.int64([1]),
+                 "t": np.int64([-1])}
+    flip = node("Slice", ["x", *constants], ["y"], name="n")
+    with pytest.raises(cnn.ModelError, match=r"node 'n'.*must be 1 to 64 slices"):
+        cnn.load(saved(tmp_path, build([flip], {"x": ["N", 2 ** 30]}, constants=constants)))
+
+
 @pytest.mark.parametrize(("last", "constants", "sentence"), [
     (node("Pad", ["x", "p"], ["y"], name="n", mode="wrap"), {"p": np.int64([0] * 8)},
      "mode 'wrap' is not supported, only 'constant', 'edge' and 'reflect'"),
@@ -336,9 +344,9 @@ def test_log_softmax_at_the_end_gives_probabilities(tmp_path):
      {"p": np.int64([0, 0, 6, 0, 0, 0, 0, 0])}, "reflect more elements than"),
     (node("Pow", ["x", "p"], ["y"], name="n"), {"p": np.float32(2.5)}, "only to 1/2, 1, 2 or 3"),
     (node("Gather", ["x", "i"], ["y"], name="n", axis=1), {"i": np.arange(80) * 7 % 8},
-     "80 elements of the 8 along axis 1 .* are 70 slices"),
+     "80 elements of the 8 along axis 1 .* must be 1 to 64 slices"),
     (node("Gather", ["x", "i"], ["y"], name="n", axis=1), {"i": np.zeros(0, np.int64)},
-     "there can be 1 to 64"),
+     "0 elements .* must be 1 to 64 slices"),
     (node("Gather", ["x", "i"], ["y"], name="n"), {"i": np.int64(0)}, "Gather along axis 0"),
     (node("Gather", ["x", "i"], ["y"], name="n", axis=1), {"i": np.int64([7, 8])},
      "indices go from 7 to 8, and axis 1"),

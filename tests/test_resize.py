@@ -51,7 +51,7 @@ def test_to_a_size_that_the_file_works_out_beside_the_batch(tmp_path, size):
     ([1, 1, 0.1, 1], {}, "Resize of 6 pixels to 0.6.* only to 1 to 65536"),
     ([1, 1, np.inf, 1], {}, "Resize of 6 pixels to inf"),
     ([1, 1, 1e9, 1], {}, "Resize of 6 pixels to 6"),
-    ([1, 1, 21.5, 1], {}, "129 elements of the 6 .* there can be 1 to 64"),
+    ([1, 1, 21.5, 1], {}, "129 elements of the 6 .* must be 1 to 64 slices"),
     ([1, 1, 2, 2], {"coordinate_transformation_mode": "tf_crop_and_resize"}, "tf_crop_and_resize")])
 def test_what_is_refused_is_named(tmp_path, scales, attributes, sentence):
     nodes = [node("Resize", ["x", "", "s"], ["y"], name="n", **attributes)]

@@ -1,7 +1,8 @@
 """Elements of an axis in any order, put together from slices: Resize, Gather and Slice need it."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -19,11 +20,11 @@ def take(net: Importer, x: Value, axis: int, elements: Sequence[int]) -> Value:
     factor = max(len(elements) // size, 1)
     if axis and factor > 1 and list(elements) == [i // factor for i in range(size * factor)]:
         return _repeated(net, x, axis, factor)
-    slices = _runs(elements)
+    slices = list(islice(_runs(elements), MOST_SLICES + 1))
     if not 0 < len(slices) <= MOST_SLICES:
         raise ValueError(f"{len(elements)} elements of the {size} along axis {axis} of shape "
-                         f"{shape} are not supported in this order: they are {len(slices)} slices "
-                         f"at even distances, and there can be 1 to {MOST_SLICES}")
+                         f"{shape} are not supported in this order: they must be 1 to "
+                         f"{MOST_SLICES} slices at even distances")
     if slices == [(0, size - 1, 1)]:
         return x
     parts = [net.emit(ops.Slice(axis, first, last + 1, step), x, suffix=f":{axis}:{i}")
@@ -42,15 +43,14 @@ def _repeated(net: Importer, x: Value, axis: int, factor: int) -> Value:
     return net.emit(ops.Reshape((-1, *ops.known(before), size * factor, *after)), each)
 
 
-def _runs(elements: Sequence[int]) -> list[tuple[int, int, int]]:
+def _runs(elements: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(first, last, step) of each run of elements at one distance, which is positive."""
-    runs, i = [], 0
+    i = 0
     while i < len(elements):
         end, step = i + 1, 1
         if end < len(elements) and elements[end] > elements[i]:
             step = elements[end] - elements[i]
             while end < len(elements) and elements[end] - elements[end - 1] == step:
                 end += 1
-        runs.append((elements[i], elements[end - 1], step))
+        yield elements[i], elements[end - 1], step
         i = end
-    return runs
