@@ -73,6 +73,10 @@ def test_any_convolution_is_within_the_bound_on_floats(problem, seed):
     (8, TILE, 6, 32, (3, 3), Conv2d(padding=(2, 2, 2, 2), dilation=(2, 2)), "direct"),
     (8, TILE, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "direct"),
     (3, TILE + 1, 6, 32, (3, 3), Conv2d(padding=(1, 1, 1, 1), groups=2), "gather"),
+    (6, TILE + 1, 6, 32, (7, 1), Conv2d(padding=(3, 0, 3, 0)), "direct"),
+    (9, TILE + 1, 6, 32, (3, 1), Conv2d(padding=(2, 0, 1, 0), dilation=(2, 1), groups=2), "direct"),
+    (6, TILE + 1, 6, 32, (7, 1), Conv2d((2, 1), (3, 0, 3, 0)), "gather"),
+    (6, TILE + 1, 6, 32, (7, 1), Conv2d(padding=(3, 1, 3, 0)), "direct"),
 ])
 def test_each_way_to_cut_tiles_runs_where_it_should(monkeypatch, height, width, channels, outputs,
                                                     kernel, op, tiles):

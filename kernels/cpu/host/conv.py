@@ -51,15 +51,18 @@ def cut_rows(batch: int, g: ConvGeometry, narrow: bool) -> Array | None:
     """Direct tiles [.., 3] of an image without padding: rows, first output pixel (counted through
     the batch), offset of its first input in x. None where tiles fit the row so badly that more
     than 15% of the work would be done twice. narrow: tiles may have NARROW_ROWS."""
-    cuts = [cover(g.out_width, most) for most in (NARROW_ROWS, TILE_ROWS)[not narrow:]]
-    fitting = [cut for cut in cuts if sum(rows for _, rows in cut) <= 1.15 * g.out_width]
+    height, width = g.out_height, g.out_width
+    if (g.kernel_width, g.stride_height, g.stride_width, g.width) == (1, 1, 1, width):
+        height, width = 1, height * width       # a kernel of one column goes on from row to row
+    cuts = [cover(width, most) for most in (NARROW_ROWS, TILE_ROWS)[not narrow:]]
+    fitting = [cut for cut in cuts if sum(rows for _, rows in cut) <= 1.15 * width]
     if not fitting:
         return None
     start, rows = np.array(fitting[0], np.int64).T
-    image, row = np.divmod(np.arange(batch * g.out_height), g.out_height)
+    image, row = np.divmod(np.arange(batch * height), height)
     first_line = image * g.height + row * g.stride_height
     offset = (first_line[:, None] * g.width + start * g.stride_width) * g.channels
-    pixel = (image * g.out_height + row)[:, None] * g.out_width + start
+    pixel = (image * height + row)[:, None] * width + start
     table = np.stack([np.broadcast_to(rows, pixel.shape), pixel, offset], axis=-1)
     return np.ascontiguousarray(table.reshape(-1, 3))
 
