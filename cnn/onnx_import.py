@@ -119,11 +119,8 @@ def _open_sizes(inputs: Mapping[str, TensorSpec]) -> str:
 
 
 def _input(net: Importer, info: onnx.ValueInfoProto, wanted: Shape | None) -> TensorSpec:
-    """Declare an input of the file; one of four axes is an image, ours are NHWC.
-
-    It is NCHW in the file unless its last axis alone has as many channels as a photo: that is how
-    TensorFlow's networks are exported. Sizes that the file leaves open are as `wanted`.
-    """
+    """Declare an input of the file; one of four axes is an image, ours are NHWC. Sizes that the
+    file leaves open are as `wanted`."""
     tensor = info.type.tensor_type
     if tensor.elem_type not in FLOATS:
         kind = TensorProto.DataType.Name(tensor.elem_type)
@@ -131,15 +128,20 @@ def _input(net: Importer, info: onnx.ValueInfoProto, wanted: Shape | None) -> Te
     if not tensor.HasField("shape"):
         raise ModelError(f"input {info.name!r} has no shape in the file")
     shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
-    channels_first = len(shape) == 4 and (
-        shape[3] not in PHOTO_CHANNELS or shape[1] in PHOTO_CHANNELS)
-    if channels_first:
+    nchw = is_nchw(shape)
+    if nchw:
         shape = tuple(shape[i] for i in TO_NHWC)
     spec = TensorSpec(shape if wanted is None else _filled(info.name, shape, wanted))
     net.specs[info.name], net.name = spec, info.name
-    if channels_first:
+    if nchw:
         net.aliases[info.name] = net.emit(ops.Transpose(TO_NCHW), info.name, suffix=":nchw")
     return spec
+
+
+def is_nchw(shape: Sequence[int | None]) -> bool:
+    """Whether an input of a file, of this shape there, is an image that is NCHW: one of four axes,
+    unless the last one alone has as many channels as a photo, as TensorFlow's networks have it."""
+    return len(shape) == 4 and (shape[3] not in PHOTO_CHANNELS or shape[1] in PHOTO_CHANNELS)
 
 
 def _filled(name: str, shape: Shape, wanted: Shape) -> Shape:

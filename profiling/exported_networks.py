@@ -43,6 +43,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 import cnn
+from cnn.onnx_import import is_nchw
 
 TORCHVISION = [
     "alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "densenet121",
@@ -170,7 +171,7 @@ def of_file(path: Path, how: How) -> Exported:
     if more or len(sizes) != 4:
         raise cnn.ModelError(f"its inputs are {[info.name for info in (first, *more)]}, the first "
                              f"of shape {sizes}; one batch of images is needed")
-    to_nhwc = (0, 2, 3, 1) if sizes[1] in (1, 3) else (0, 1, 2, 3)
+    to_nhwc = (0, 2, 3, 1) if is_nchw(sizes) else (0, 1, 2, 3)
     full = [size or least for size, least in zip(sizes, (2, *[how.side or 224] * 3), strict=True)]
     images = np.random.default_rng(0).standard_normal(full).astype(np.float32)
     ours = images.transpose(to_nhwc)

@@ -26,8 +26,7 @@ def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     graph = pad.absorb(written_out.join(graph), keep)
     graph = prune.prune(graph, keep)        # what is left over would still be a reader
     before: tuple[Node, ...] = ()
-    while graph.nodes != before:        # what one joins, the other may fold, and so on
-        before = graph.nodes
-        for merge in (affine.fold, affine.join, parallel.join):
-            graph = merge(graph, keep)
+    while graph.nodes != before:        # a sum that became one layer may have to be folded, too
+        graph = affine.join(affine.fold(graph, keep), keep)
+        before, graph = graph.nodes, parallel.join(graph, keep)
     return prune.prune(fuse.fuse(prune.prune(graph, keep), keep), keep)

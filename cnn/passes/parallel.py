@@ -3,8 +3,8 @@
 A convolution of 3x3, one of 1x1 and a batch norm of the same image are one convolution of 3x3: the
 smaller kernel is added to those taps of the larger one that see the same pixels, and a batch norm,
 or the image itself, is a convolution of 1x1 that keeps channels apart (Ding et al. 2021,
-arXiv:2101.03697). Worked out
-in float64 and rounded once. After affine.py: the norms that are left have no convolution.
+arXiv:2101.03697). Worked out in float64 and rounded once. After affine.py: the norms that are left
+have no convolution.
 """
 from __future__ import annotations
 
