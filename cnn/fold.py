@@ -48,6 +48,20 @@ def Gather(data: Array, indices: Array, *, axis: int = 0) -> Array:
     return np.take(data, indices.astype(np.int64), axis=axis)
 
 
+def GatherND(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
+    if batch_dims:
+        raise ValueError(f"batch_dims is {batch_dims}; only 0 is supported")
+    return data[tuple(np.moveaxis(indices.astype(np.int64), -1, 0))]
+
+
+def ScatterND(data: Array, indices: Array, updates: Array, *, reduction: str = "none") -> Array:
+    if reduction != "none":
+        raise ValueError(f"reduction is {reduction!r}; only 'none' is supported")
+    result = data.copy()
+    result[tuple(np.moveaxis(indices.astype(np.int64), -1, 0))] = updates
+    return result
+
+
 def Unsqueeze(data: Array, axes_input: Array | None = None, *,
               axes: Sequence[int] | None = None) -> Array:
     wanted = axes if axes_input is None else axes_input.tolist()
@@ -143,6 +157,32 @@ def Reciprocal(data: Array) -> Array:
     return 1 / data
 
 
+def Sin(data: Array) -> Array:
+    return np.sin(data)
+
+
+def Cos(data: Array) -> Array:
+    return np.cos(data)
+
+
+def Sigmoid(data: Array) -> Array:
+    return (1 / (1 + np.exp(-data))).astype(data.dtype)
+
+
+def Relu(data: Array) -> Array:
+    return np.maximum(data, 0)
+
+
+def MatMul(a: Array, b: Array) -> Array:
+    return a @ b
+
+
+def CumSum(data: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Array:
+    if exclusive or reverse:
+        raise ValueError("exclusive and reverse are not supported")
+    return np.cumsum(data, int(axis), dtype=data.dtype)
+
+
 def Pow(a: Array, b: Array) -> Array:
     return np.power(a, b).astype(a.dtype)
 
@@ -182,6 +222,10 @@ def Equal(a: Array, b: Array) -> Array:
     return a == b
 
 
+def Not(data: Array) -> Array:
+    return ~data
+
+
 def Where(condition: Array, a: Array, b: Array) -> Array:
     return np.where(condition, a, b)
 
@@ -195,6 +239,11 @@ def Range(start: Array, limit: Array, delta: Array) -> Array:
 def Expand(data: Array, shape: Array) -> Array:
     check_size(shape.tolist())
     return np.array(data * np.ones(tuple(shape), data.dtype))
+
+
+def Tile(data: Array, repeats: Array) -> Array:
+    check_size([size * int(n) for size, n in zip(data.shape, repeats, strict=True)])
+    return np.tile(data, repeats)
 
 
 def Identity(data: Array) -> Array:
@@ -216,16 +265,17 @@ def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
 
 EVALUATE: dict[str, Callable[..., Array]] = {
     function.__name__: function for function in (
-        Constant, ConstantOfShape, Gather, Unsqueeze, Squeeze, Concat, Slice, Cast, Add, Sub, Mul,
-        Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Reciprocal, Pow, ReduceMean, ReduceSum,
-        BatchNormalization, Equal, Where, Range, Expand, Identity, Reshape, Transpose, Shape)}
+        Constant, ConstantOfShape, Gather, GatherND, ScatterND, Unsqueeze, Squeeze, Concat, Slice,
+        Cast, Add, Sub, Mul, Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Reciprocal, Pow, Sin,
+        Cos, Sigmoid, Relu, MatMul, CumSum, ReduceMean, ReduceSum, BatchNormalization, Equal, Not,
+        Where, Range, Expand, Tile, Identity, Reshape, Transpose, Shape)}
 
 
 def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:
     """The operator's result; ModelError, naming the node, where its inputs do not fit."""
     try:
         with np.errstate(all="ignore"):
-            return np.asarray(EVALUATE[op.operator](*arrays, **dict(op.attributes)))
+            return np.asarray(EVALUATE[op.operator](*arrays, **dict(op.attributes)), order="C")
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(f"node {name!r}: {op.operator} can not be worked out: {error}") from None
 

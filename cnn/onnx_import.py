@@ -219,6 +219,9 @@ def _glue(net: Importer, operator: str, inputs: Sequence[Value | None],
         return net.add_constant(f"{net.name}:folded", found[0])
     value = net.emit(op, *names)
     net.batches[value] = found
+    if found is not None and found[0].dtype == np.float32 and found[0].ndim == found[1].ndim:
+        net.specs[value] = TensorSpec(tuple(
+            a if a == b else None for a, b in zip(found[0].shape, found[1].shape, strict=True)))
     return value
 
 

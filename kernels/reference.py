@@ -46,6 +46,27 @@ def linear(op: ops.Linear, x: Array, weight: Array, bias: Array | None = None) -
     return y if op.activation is None else run(op.activation, y)
 
 
+def matmul(op: ops.MatMul, a: Array, b: Array) -> Array:
+    a, b = _as_meant(op, a, b)
+    return _as_written(op, op.scale * (a @ b))
+
+
+def attention(op: ops.Attention, q: Array, k: Array, v: Array, bias: Array | float = 0.0) -> Array:
+    q, k, v = _as_meant(op, q, k, v)
+    weights = softmax(ops.Softmax(), op.scale * (q @ k.swapaxes(-1, -2)) + bias)
+    return _as_written(op, weights @ v)
+
+
+def _as_meant(op: ops.Matrices, *arrays: Array) -> list[Array]:
+    rank = max(array.ndim for array in arrays)
+    return [array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(op.order(i, rank))
+            for i, array in enumerate(arrays)]
+
+
+def _as_written(op: ops.Matrices, y: Array) -> Array:
+    return y.transpose(np.argsort(op.order(-1, y.ndim)))
+
+
 def max_pool2d(op: ops.MaxPool2d, x: Array) -> Array:
     """Padding counts as minus infinity; NaN wins over everything."""
     y = np.full(ops.known(op.output_shape(x.shape)), -np.inf)
@@ -220,7 +241,8 @@ def reshape(op: ops.Reshape | ops.Flatten, x: Array) -> Array:
 
 
 MEANINGS: dict[type[Op], Callable[..., Array]] = {
-    ops.Conv2d: conv2d, ops.Linear: linear, ops.MaxPool2d: max_pool2d,
+    ops.Conv2d: conv2d, ops.Linear: linear, ops.MatMul: matmul,
+    ops.Attention: attention, ops.MaxPool2d: max_pool2d,
     ops.AvgPool2d: avg_pool2d, ops.GlobalAvgPool2d: global_avg_pool2d,
     ops.GlobalMaxPool2d: global_max_pool2d, ops.GlobalL2Pool2d: global_l2_pool2d,
     ops.Relu: relu, ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu,

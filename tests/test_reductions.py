@@ -53,13 +53,6 @@ def test_a_weighted_sum_of_pixels(tmp_path, last):
     compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
 
 
-def test_other_products_of_computed_values_are_refused(tmp_path):
-    nodes = [node("Relu", ["x"], ["r"]), node("Transpose", ["r"], ["t"], perm=[0, 1, 3, 2]),
-             node("MatMul", ["x", "t"], ["y"], name="n")]
-    with pytest.raises(cnn.ModelError, match=r"node 'n'.*only if one of them is a vector; attent"):
-        cnn.load(saved(tmp_path, build(nodes, IMAGE)))
-
-
 def response_norm():
     """Global response normalization (Woo et al. 2023, arXiv:2301.00808), as ConvNeXt V2 has it:
     NHWC in the middle, each channel's norm by the mean of all of them."""

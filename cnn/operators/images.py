@@ -52,6 +52,13 @@ def MaxPool(net: Importer, x: Value, *, auto_pad: str = "NOTSET", ceil_mode: int
 def AveragePool(net: Importer, x: Value, *, auto_pad: str = "NOTSET", ceil_mode: int = 0,
                 count_include_pad: int = 0, dilations: Ints | None = None, kernel_shape: Ints,
                 pads: Ints | None = None, strides: Ints | None = None) -> Value:
+    if len(kernel_shape) == 1:
+        row = net.emit(ops.Reshape((0, 0, 1, -1)), x, suffix=":row")
+        y = AveragePool(net, row, auto_pad=auto_pad, ceil_mode=ceil_mode,
+                        count_include_pad=count_include_pad, pads=_of_row(pads, 0, 2),
+                        kernel_shape=_of_row(kernel_shape, 1) or (),
+                        dilations=_of_row(dilations, 1), strides=_of_row(strides, 1))
+        return net.emit(ops.Reshape((0, 0, -1)), y)
     kernel, stride = _pair(kernel_shape), _pair(strides)
     if _pair(dilations) != (1, 1):
         raise net.error(f"AveragePool with dilations {tuple(dilations or ())} is not supported")

@@ -1,4 +1,4 @@
-"""Resize: each pixel of the result is the nearest one of the image."""
+"""Resize: a pixel of the result is the nearest one of the image, or mixed of the two beside it."""
 from __future__ import annotations
 
 import math
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
+
 from kernels import ops
 
-from ..importer import Importer, Ints, Value
+from ..importer import TO_NCHW, TO_NHWC, Importer, Ints, Value
 from .taking import take
 
 MOST_PIXELS = 1 << 16       # along an axis: what a file asks for may be anything
@@ -26,7 +28,8 @@ class Change(NamedTuple):
 PLACE: dict[str, Callable[[int, Change], Fraction]] = {
     "asymmetric": lambda i, change: i / change.scale,
     "half_pixel": lambda i, change: (i + HALF) / change.scale - HALF,
-    "pytorch_half_pixel": lambda i, change: (i + HALF) / change.scale - HALF,
+    "pytorch_half_pixel": lambda i, change: ((i + HALF) / change.scale - HALF if change.new > 1
+                                             else Fraction(0)),
     "align_corners": lambda i, change: i * Fraction(change.old - 1, max(change.new - 1, 1))}
 NEAREST: dict[str, Callable[[Fraction], int]] = {
     "round_prefer_floor": lambda place: math.ceil(place - HALF),
@@ -40,18 +43,52 @@ def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | No
            nearest_mode: str = "round_prefer_floor", axes: Ints | None = None, antialias: int = 0,
            keep_aspect_ratio_policy: str = "stretch", cubic_coeff_a: float = -0.75,
            exclude_outside: int = 0, extrapolation_value: float = 0.0) -> Value:
-    """Of an image, height and width each repeated, or put together from slices."""
+    """Of an image, height and width one after the other."""
     shape, how = net.shape(x), (coordinate_transformation_mode, nearest_mode)
-    if (mode != "nearest" or how[0] not in PLACE or how[1] not in NEAREST or len(shape) != 4
-            or keep_aspect_ratio_policy != "stretch"):
-        raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)} is not "
-                        f"supported, only 'nearest' of images, with {', '.join(PLACE)}")
+    if (mode not in ("nearest", "linear") or how[0] not in PLACE or how[1] not in NEAREST
+            or len(shape) != 4 or antialias or keep_aspect_ratio_policy != "stretch"):
+        raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)}"
+                        f"{', antialias' * antialias} is not supported, only 'nearest' and "
+                        f"'linear' of images, with {', '.join(PLACE)}")
     net.image(x)        # or it has no known size
     place, nearest = PLACE[how[0]], NEAREST[how[1]]
     for axis, change in _changes(net, x, scales, sizes, axes).items():
-        x = take(net, x, axis, [min(max(nearest(place(i, change)), 0), change.old - 1)
-                                for i in range(change.new)])
+        places = [place(i, change) for i in range(change.new)]
+        if mode == "linear":
+            if how[0] == "align_corners" and change.old * change.scale != change.new:
+                raise net.error(f"Resize of {change.old} pixels to {change.new} with mode 'linear' "
+                                f"and align_corners is not supported: ONNX and its users disagree "
+                                f"where a scale, here {float(change.scale)}, gives no whole number")
+            x = _mixed(net, x, axis, _weights(change, places))
+        else:       # repeated, or put together from slices
+            x = take(net, x, axis, [min(max(nearest(at), 0), change.old - 1) for at in places])
     return x
+
+
+def _weights(change: Change, places: list[Fraction]) -> np.ndarray:
+    """[new, old]: the shares of the two pixels around each place; beyond the edge it is the last
+    one's alone."""
+    weights = np.zeros((change.new, change.old), np.float32)
+    for i, at in enumerate(places):
+        first, share = math.floor(at), at - math.floor(at)
+        for pixel, weight in ((first, 1 - share), (first + 1, share)):
+            weights[i, min(max(pixel, 0), change.old - 1)] += np.float32(weight)
+    return weights
+
+
+def _mixed(net: Importer, x: Value, axis: int, weights: np.ndarray) -> Value:
+    """Height (axis 2) or width (axis 3) multiplied by a constant matrix, on NHWC."""
+    channels, height, width = net.image(x)
+    image = net.emit(ops.Transpose(TO_NHWC), x, suffix=f":{axis}:nhwc")
+    if axis == 2:       # a row of the image is one row of a matrix
+        rows = net.emit(ops.Reshape((0, height, -1)), image, suffix=f":{axis}:rows")
+        matrix = net.add_constant(f"{net.name}:{axis}", weights[None])
+        mixed = net.emit(ops.MatMul(), matrix, rows, suffix=f":{axis}:mixed")
+        y = net.emit(ops.Reshape((0, 0, width, channels)), mixed, suffix=f":{axis}:image")
+    else:
+        matrix = net.add_constant(f"{net.name}:{axis}", weights[None, None])
+        y = net.emit(ops.MatMul(), matrix, image, suffix=f":{axis}:mixed")
+    return net.emit(ops.Transpose(TO_NCHW), y, suffix=f":{axis}")
 
 
 def _changes(net: Importer, x: Value, scales: Value | None, sizes: Value | None, axes: Ints | None

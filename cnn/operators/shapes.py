@@ -118,6 +118,19 @@ def Expand(net: Importer, x: Value, shape: Value) -> Value:
     return net.emit(ops.Mul(), x, net.add_constant(f"{net.name}:ones", ones))
 
 
+def Tile(net: Importer, x: Value, repeats: Value) -> Value:
+    """What is repeated for each image of a batch is left as it is, for ops broadcast it."""
+    pair = net.batches.get(repeats)
+    first, second = pair if pair is not None else [net.array(repeats, "repeats")] * 2
+    for axis, (number, other) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        if number != other and net.shape(x)[axis] != 1:
+            raise net.error(f"Tile of shape {net.shape(x)} along axis {axis} is not supported: it "
+                            f"depends on the batch")
+        if number == other != 1:
+            x = net.emit(ops.Concat(axis), *[x] * number, suffix=f":{axis}")
+    return x
+
+
 def Flatten(net: Importer, x: Value, *, axis: int = 1) -> Value:
     return net.emit(ops.Flatten(axis), x)
 
@@ -127,11 +140,12 @@ def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Val
         return net.emit(ops.Reshape(tuple(net.constants[shape].tolist()), bool(allowzero)), x)
     found, given = net.batches.get(shape), net.specs[x]
     if found is not None and given is not None and not allowzero:
-        # The batch's size is copied where it is x's own, else it is what is left.
-        sizes = zip(given.shape + (1,) * len(found[0]), *(each.tolist() for each in found),
-                    strict=False)
-        target = [a if a == b else 0 if (size, a, b) == (None, *BATCHES) else -1
-                  for size, a, b in sizes]
+        # What the batch decides is what is left; of several such sizes x's own is copied.
+        first, second = (each.tolist() for each in found)
+        target = [a if a == b else -1 for a, b in zip(first, second, strict=True)]
+        for axis, size in enumerate(given.shape[:len(target)]):
+            if target.count(-1) > 1 and size is None and (first[axis], second[axis]) == BATCHES:
+                target[axis] = 0
         if target.count(-1) <= 1:
             return net.emit(ops.Reshape(tuple(target)), x)
     return net.emit(Glue("Reshape", (("allowzero", allowzero),)), x, shape)

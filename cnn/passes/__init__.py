@@ -5,7 +5,7 @@ Values named in `keep` stay values that the network computes, whatever could be 
 from __future__ import annotations
 
 from ..graph import Graph, Node
-from . import affine, expand, fuse, layout, pad, parallel, prune, written_out
+from . import affine, attention, expand, fuse, layout, pad, parallel, prune, written_out
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -21,9 +21,9 @@ def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
 
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
-    """Fewer layers: batch norms and biases folded, sums of convolutions joined; activations and
-    residual adds fused."""
-    graph = pad.absorb(written_out.join(graph), keep)
+    """Fewer layers: what is written out joined, batch norms and biases folded, sums of convolutions
+    joined; activations and residual adds fused."""
+    graph = pad.absorb(attention.join(written_out.join(graph)), keep)
     graph = prune.prune(graph, keep)        # what is left over would still be a reader
     before: tuple[Node, ...] = ()
     while graph.nodes != before:        # a sum that became one layer may have to be folded, too

@@ -71,7 +71,7 @@ class Layout:
         self.specs.update((name, TensorSpec(array.shape, array.dtype.name))
                           for name, array in graph.constants.items())
         self.pending: dict[str, Permuted | Reordered] = {}
-        self.old = graph.producer()
+        self.old, self.readers = graph.producer(), graph.consumers()
 
     # ---- emitting -----------------------------------------------------------------------------
 
@@ -127,6 +127,8 @@ class Layout:
             done = self.flatten(node) or self.regroup(node)
         elif isinstance(node.op, ops.Linear):
             done = self.linear(node)
+        elif isinstance(node.op, ops.Matrices):
+            done = self.matrices(node, node.op)
         if not done:
             inputs = [self.literal(value) for value in node.inputs]
             self.emit(node.op, inputs, node.output, node.name)
@@ -224,8 +226,9 @@ class Layout:
             return False
         (base, order), moved, _ = found
         # The groups, each with the axes of base that it takes and the sizes that it gives, in the
-        # order in which base has the first of them.
-        lie = sorted(range(len(groups)), key=lambda i: [order[a] for a in groups[i].old][:1])
+        # order in which base has the first of them; one of size 1 moves at no cost.
+        lie = sorted(range(len(groups)), key=lambda i: [
+            order[a] for a in groups[i].old if moved[order[a]] != 1][:1])
         together = tuple(order[a] for i in lie for a in groups[i].old)
         if together != tuple(range(len(moved))):
             base = self.emit(_reordering(moved, together), [base], f"{node.output}:together",
@@ -251,6 +254,44 @@ class Layout:
         self.constants[name], self.specs[name] = moved, TensorSpec(moved.shape)
         self.emit(node.op, [waiting.base, name, *node.inputs[2:]], node.output, node.name)
         return True
+
+    def matrices(self, node: Node, op: ops.Matrices) -> bool:
+        """Inputs are read as they lie, and the output is written as the next transpose wants it."""
+        count = min(len(node.inputs), 3)        # all but the bias of an attention
+        found = [self.permuted(value) for value in node.inputs[:count]]
+        inputs = [self.literal(value) if at is None else at.waiting.base
+                  for value, at in zip(node.inputs, found, strict=False)]
+        shapes = [self.shape(value) for value in inputs]
+        ranks = {None if shape is None else len(shape) for shape in shapes}
+        rank = ranks.pop()
+        if ranks or rank is None:
+            return False
+        orders = [op.order(i, rank) if at is None else
+                  tuple(at.waiting.permutation[axis] for axis in op.order(i, rank))
+                  for i, at in enumerate(found)]
+        y, wanted = op.order(-1, rank), self.wanted(node, rank)
+        turned = [order[-2] == rank - 1 for order in orders]
+        places = tuple(range(rank))
+        if isinstance(op, ops.MatMul) and (all(turned) or (
+                any(turned) and wanted[y[-2]] == rank - 1)):
+            # y.T = b.T @ a.T: nothing else turns what lies turned already.
+            inputs, orders, y = inputs[::-1], [_turned(order) for order in orders[::-1]], _turned(y)
+            if rank == 4:       # the heads of a pixel side by side, as channels
+                places = (0, 2, 1, 3)
+        if wanted[y[-1]] != rank - 1:
+            wanted = dict(zip(y, places, strict=True))
+        moved = replace(op, orders=(*orders, tuple(wanted[axis] for axis in y)))
+        rest = [self.literal(value) for value in node.inputs[count:]]
+        base = self.emit(moved, [*inputs, *rest], f"{node.output}:moved", node.name)
+        self.pending[node.output] = Permuted(base, tuple(wanted[axis] for axis in range(rank)))
+        return True
+
+    def wanted(self, node: Node, rank: int) -> dict[int, int]:
+        """Where the axes of an output go by the transpose that alone reads it, else as they are."""
+        readers = self.readers.get(node.output, [])
+        if len(readers) == 1 and isinstance(readers[0].op, ops.Transpose):
+            return {axis: place for place, axis in enumerate(readers[0].op.permutation)}
+        return {axis: axis for axis in range(rank)}
 
 
 class Group(NamedTuple):
@@ -289,6 +330,11 @@ def _groups(shape: Shape, target: Shape) -> list[Group] | None:
 def _elements(sizes: Shape) -> int:
     """Their number; of an unknown size none."""
     return 0 if None in sizes else ops.count(sizes)
+
+
+def _turned(order: Permutation) -> Permutation:
+    """Of transposed matrices."""
+    return (*order[:-2], order[-1], order[-2])
 
 
 def _reordering(shape: Shape | None, permutation: Permutation) -> Op:

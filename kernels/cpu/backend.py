@@ -6,11 +6,13 @@ from collections.abc import Callable
 from .. import ops
 from ..ops import Op, TensorSpec
 from ..step import Array, Options, Step
-from .host import conv, copy, elementwise, matmul, norm, pool, softmax
+from .host import attention, conv, copy, elementwise, matmul, norm, pool, softmax
 
 PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Conv2d: conv.prepare_conv2d,
     ops.Linear: matmul.prepare_linear,
+    ops.MatMul: matmul.prepare_matmul,
+    ops.Attention: attention.prepare_attention,
     ops.MaxPool2d: pool.prepare_pool2d,
     ops.AvgPool2d: pool.prepare_pool2d,
     **dict.fromkeys(pool.GLOBAL, pool.prepare_global_pool2d),

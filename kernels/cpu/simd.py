@@ -4,7 +4,7 @@ intrinsics on raw float pointers for kernels to use.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -27,7 +27,7 @@ def i64(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
 
 
-def splat(value: float) -> ir.Constant:
+def splat(value: SupportsFloat) -> ir.Constant:
     return ir.Constant(VECTOR, [float(value)] * LANES)
 
 

@@ -6,6 +6,10 @@ import numpy as np
 from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
+from .rows import exponentials, multiply_by
+from .simd import at
+
+ONE = np.float32(1)
 
 
 def softmax_kernel(finish):
@@ -15,20 +19,16 @@ def softmax_kernel(finish):
     def columns(thread, first_column, end_column, x, y, length, inner):
         for column in range(first_column, end_column):
             first = column // inner * length * inner + column % inner
-            greatest = x[first]
-            for i in range(length):
-                value = x[first + i * inner]
-                greatest = value if (value > greatest) | (value != value) else greatest
-            for i in range(length):
-                y[first + i * inner] = x[first + i * inner] - greatest
             if inner == 1:
-                exponentials(y[first:first + length])
+                greatest, total = exponentials(at(x, first), at(y, first), length)
             else:
+                greatest, total = x[first], np.float32(0)
                 for i in range(length):
-                    y[first + i * inner] = scalar.exp(y[first + i * inner])
-            total = np.float32(0)
-            for i in range(length):
-                total += y[first + i * inner]
+                    value = x[first + i * inner]
+                    greatest = value if (value > greatest) | (value != value) else greatest
+                for i in range(length):
+                    y[first + i * inner] = scalar.exp(x[first + i * inner] - greatest)
+                    total += y[first + i * inner]
             finish(x, y, first, length, inner, greatest, total)
 
     @kernel
@@ -39,16 +39,20 @@ def softmax_kernel(finish):
     return softmax
 
 
-@njit()
-def exponentials(y):
-    for i in range(len(y)):
-        y[i] = scalar.exp(y[i])
+@njit(inline="always")
+def softmax_row(row):
+    """Of `row` and in its place."""
+    _, total = exponentials(at(row, 0), at(row, 0), len(row))
+    multiply_by(at(row, 0), len(row), ONE / total)
 
 
 @njit(inline="always")
 def shares(x, y, first, length, inner, greatest, total):
-    for i in range(length):
-        y[first + i * inner] /= total
+    if inner == 1:
+        multiply_by(at(y, first), length, ONE / total)
+    else:
+        for i in range(length):
+            y[first + i * inner] /= total
 
 
 @njit(inline="always")

@@ -38,13 +38,14 @@ from .image import (
     Pool2d,
     window_extent,
 )
+from .matrices import Attention, MatMul, Matrices, Order
 from .movement import Concat, Flatten, Pad, PadMode, Reshape, Slice, Transpose
 from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
 
-__all__ = ["Add", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d", "Dim", "Div",
-           "Elu", "Erf", "Flatten", "Gelu", "GlobalAvgPool2d", "GlobalL2Pool2d", "GlobalMaxPool2d",
-           "GlobalPool2d", "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu", "Linear",
-           "LocalResponseNorm", "MaxPool2d", "Mul", "Op", "Pad", "PadMode", "Padding", "Pair",
-           "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Sqrt",
-           "StarRelu", "Tanh", "TensorSpec", "Transpose", "Unary", "broadcast_shapes", "count",
-           "known", "normal_axis", "window_extent"]
+__all__ = ["Add", "Attention", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d",
+           "Dim", "Div", "Elu", "Erf", "Flatten", "Gelu", "GlobalAvgPool2d", "GlobalL2Pool2d",
+           "GlobalMaxPool2d", "GlobalPool2d", "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu",
+           "Linear", "LocalResponseNorm", "MatMul", "Matrices", "MaxPool2d", "Mul", "Op", "Order",
+           "Pad", "PadMode", "Padding", "Pair", "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid",
+           "Silu", "Slice", "Softmax", "Sqrt", "StarRelu", "Tanh", "TensorSpec", "Transpose",
+           "Unary", "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]

@@ -1,16 +1,26 @@
-"""Linear layers: a matrix product is a 1x1 convolution over an image of one row of samples.
+"""Matrix products.
 
-With one sample the micro-kernel of one row streams each weight through once (a GEMV, bound by
-memory); with TILE_ROWS samples or more it is the register-blocked GEMM of
-../conv.py.
+A Linear layer is a 1x1 convolution over an image of one row of samples. With one sample the
+micro-kernel of one row streams each weight through once (a GEMV, bound by memory); with TILE_ROWS
+samples or more it is the register-blocked GEMM of ../conv.py. Where both matrices are computed,
+../matmul.py multiplies them.
 """
 from __future__ import annotations
 
-from ...ops import Linear, TensorSpec, count, known
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...matrices import Lie, operands
+from ...ops import Linear, MatMul, TensorSpec, count, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..geometry import ConvGeometry
-from ..sizes import BLOCK, TILE_ROWS
-from .conv import prepare_tiled
+from ..launch import Kernel, Launch
+from ..sizes import BLOCK, LANES, TILE_ROWS
+from .conv import cover, prepare_tiled
+
+MATMUL = Kernel("matmul", "matmul")
+UNITS = 4       # of work a thread, so that all end together
 
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
@@ -24,3 +34,37 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     kind = "gemv" if samples < TILE_ROWS // 2 else f"{TILE_ROWS}x{BLOCK}"
     return prepare_tiled(f"linear_f32_{kind}", 1, g, (0, 0), 1, op.activation, weight, bias,
                              options)
+
+
+def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: Options) -> Step:
+    """y = scale * a @ b. A matrix of one column is the row of a product of transposed matrices."""
+    sizes, ((rows, depth), (_, columns), _), (a, b, y) = operands(op, inputs, output)
+    swap = columns == 1 and y.row == 1
+    if swap:
+        a, b, y = b.turned(), a.turned(), y.turned()
+        rows, columns = columns, rows
+    tiles = np.array(cover(rows), np.int64)
+    bands = cut_bands(sizes, len(tiles), options.threads)
+    steps, zeros = steps_of(a, b, y), np.zeros(-(-columns // LANES) * LANES, np.float32)
+    floats = options.threads * depth * (len(zeros) + TILE_ROWS)
+
+    def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
+        left, right = (array.reshape(-1) for array in (arrays[::-1] if swap else arrays))
+        return [MATMUL.bind(
+            left, right, out.reshape(-1), np.array(sizes, np.int64), steps, depth, columns, tiles,
+            bands, zeros, np.float32(op.scale), workspace[:4 * floats].view(np.float32),
+            options.threads)]
+
+    return Step(f"matmul_f32_{TILE_ROWS}x{BLOCK}", bind, 4 * floats)
+
+
+def cut_bands(sizes: Sequence[int], tiles: int, threads: int) -> int:
+    """Into how many bands the tiles of one matrix are cut: each packs the other matrix anew."""
+    wanted = UNITS * threads if threads > 1 else 1
+    return max(1, min(tiles, -(-wanted // count(tuple(sizes)))))
+
+
+def steps_of(*lies: Lie) -> Array:
+    """As kernels take them, of each operand: along leading axes, then along rows and columns."""
+    return np.array([(*lie.leading, lie.row, lie.column) for lie in lies], np.int64)
