@@ -46,6 +46,8 @@ def operands(op: Matrices, inputs: Sequence[TensorSpec], output: TensorSpec) -> 
         scores = (*sizes, meant[0][-2], meant[1][-2])
         steps.insert(-1, broadcast_steps(scores, bias[0]))
     merged, leading = merge_axes(sizes, *(step[:-2] for step in steps))
+    if merged == [1]:
+        leading = [[0]] * len(steps)
     return Operands(tuple(merged), tuple((shape[-2], shape[-1]) for shape in meant),
                     tuple(Lie(tuple(first), *step[-2:])
                           for first, step in zip(leading, steps, strict=True)))

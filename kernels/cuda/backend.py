@@ -8,6 +8,7 @@ from ..ops import Op, TensorSpec
 from ..step import Array, Step
 from .compiler import Kernel
 from .host import (
+    attention,
     conv,
     copy,
     depthwise,
@@ -26,6 +27,8 @@ from .launch import CudaOptions
 PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Conv2d: conv.prepare_conv2d,
     ops.Linear: matmul.prepare_linear,
+    ops.MatMul: matmul.prepare_matmul,
+    ops.Attention: attention.prepare_attention,
     ops.MaxPool2d: pool.prepare_pool2d,
     ops.AvgPool2d: pool.prepare_pool2d,
     **dict.fromkeys(pool.GLOBAL, pool.prepare_global_pool2d),
@@ -81,5 +84,6 @@ def all_kernels(dtype: str) -> list[Kernel]:
     stored = stored_as(dtype)
     families = (copy, depthwise, elementwise, norm, layer_norm, local_response_norm, pool, softmax)
     found = [*conv.kernels(dtype), *matmul.kernels(dtype), *splitk.kernels(dtype),
+             *attention.kernels(dtype),
              *(kernel for family in families for kernel in family.kernels(stored)), *PROBABILITIES]
     return list(dict.fromkeys(found))

@@ -1,23 +1,29 @@
-"""Linear layers on CUDA: for few samples a matrix-vector product, else a 1x1 convolution over an
-image of one row."""
+"""Matrix products on CUDA. A Linear layer is for few samples a matrix-vector product, else a 1x1
+convolution over an image of one row; where both matrices are computed it is ../matmul.py's kernel.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...ops import Linear, TensorSpec, count, known
+from ...matrices import Lie, Operands, operands
+from ...ops import Linear, MatMul, TensorSpec, count, known
 from ...step import Array, Step, weight_and_bias
+from .. import matmul, vector
 from ..compiler import Kernel
 from ..conv_gemm import Tile
-from ..launch import CudaOptions
+from ..index import divisor
+from ..launch import CudaOptions, Launch
 from . import gemv
-from .arguments import check_sizes
+from .arguments import MOST_AXES, check_sizes
 from .conv import check_dtype, decide, prepare_gemm, stored_as
 from .conv_shape import Conv
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    """Those for few samples; conv.py lists the others."""
-    return gemv.kernels(stored_as(dtype))
+    """Those for few samples and of computed matrices; conv.py lists the others."""
+    stored = stored_as(dtype)
+    return [*gemv.kernels(stored), *(product_kernel(stored, stored, stored, lanes)
+                                     for lanes in (4, 1))]
 
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
@@ -45,3 +51,52 @@ def as_gemm(op: Linear, inputs: Sequence[TensorSpec], output: TensorSpec) -> Con
     features, samples = known(inputs[0].shape)[-1], count(inputs[0].shape[:-1])
     return Conv(1, 1, samples, features, 1, samples, known(output.shape)[-1], (1, 1), (1, 1), 0, 0,
                 (1, 1), 1)
+
+
+# ---- of computed matrices ---------------------------------------------------------------------
+
+def product_kernel(a: str, b: str, y: str, lanes: int) -> Kernel:
+    """Of matrices stored as these dtypes."""
+    return Kernel(f"matmul_{vector.short(a, b, y)}_{matmul.BLOCK}x{matmul.BLOCK}x{lanes}",
+                  matmul.make, (a, b, y, lanes), matmul.SIGNATURE, matmul.THREADS,
+                  matmul.SHARED_BYTES, vector.arch(a, b, y))
+
+
+def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
+                   weights: list[Array | None], options: CudaOptions) -> Step:
+    """y = scale * a @ b, in fp32 whatever the compute type is."""
+    check_sizes(op.kind, *inputs, output)
+    found, dtype = operands(op, inputs, output), output.dtype
+    kernel = product_kernel(dtype, dtype, dtype, product_lanes(found))
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [product(kernel, op.kind, found, op.scale, arrays[0], arrays[1], y)]
+
+    return Step(kernel.name, bind)
+
+
+def product_lanes(found: Operands) -> int:
+    """Elements that the output is stored by."""
+    y = found.lies[-1]
+    steps = (found.shapes[-1][1], y.row, *y.leading)
+    return 4 if all(step % 4 == 0 for step in steps) else 1
+
+
+def product(kernel: Kernel, what: str, found: Operands, scale: float, a: Array, b: Array, y: Array,
+            bias: Array | None = None) -> Launch:
+    """The launch that multiplies; the lies of `found` are those of a, b, [bias,] y."""
+    (rows, depth), (_, columns) = found.shapes[:2]
+    *lies, last = found.lies
+    if bias is None:
+        lies.append(Lie((0,) * len(found.sizes), 0, 0))
+    missing = MOST_AXES - len(found.sizes)
+    if missing < 0:
+        raise ValueError(f"{what}: {len(found.sizes)} leading axes of sizes {found.sizes} are left "
+                         f"after merging; the CUDA kernels walk over at most {MOST_AXES}")
+    tiles = -(-columns // matmul.BLOCK)
+    axes = [number for size in ([1] * missing + [*found.sizes])[1:] for number in divisor(size)]
+    steps = [number for lie in (*lies, last)
+             for number in (*[0] * missing, *lie.leading, lie.row, lie.column)]
+    grid = (count(found.sizes), -(-rows // matmul.BLOCK) * tiles, 1)
+    return Launch(kernel, grid, (a, b, a if bias is None else bias, int(bias is not None), y, scale,
+                                 rows, depth, columns, *divisor(tiles), *axes, *steps))

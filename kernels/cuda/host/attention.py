@@ -1,0 +1,120 @@
+"""Attention on CUDA: on tensor cores where half precision is asked for, else as two products with a
+softmax between them, on fp32 scores in a workspace."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...matrices import Lie, Operands, operands
+from ...memory import ALIGNMENT
+from ...ops import Attention, Softmax, TensorSpec, count
+from ...step import Array, Step
+from .. import attention, vector
+from ..compiler import Kernel, number_of
+from ..index import divisor
+from ..launch import CudaOptions, Launch
+from .arguments import MOST_AXES, check_sizes
+from .conv import stored_as
+from .matmul import product, product_kernel, product_lanes
+from .softmax import prepare_softmax
+
+DTYPES = ("float16", "bfloat16")
+USUAL = (32, 64)                # columns of a head
+
+
+def fused_kernel(dtype: str, depth: int, width: int, biased: bool) -> Kernel:
+    """depth, width: of q and k, and of v."""
+    sizes = attention.padded(depth), attention.padded(width)
+    return Kernel(f"attention_{vector.short(dtype)}_{sizes[0]}x{sizes[1]}{'_bias' * biased}",
+                  attention.make, (dtype, *sizes, biased), attention.SIGNATURE, attention.THREADS,
+                  attention.shared_bytes(*sizes), "sm_80", resident_blocks(max(sizes)))
+
+
+def resident_blocks(columns: int) -> int:
+    """Whose registers fit a multiprocessor without a spill."""
+    return 4 if columns <= 32 else 3 if columns <= 64 else 2
+
+
+def kernels(dtype: str) -> list[Kernel]:
+    """Those of the usual heads; of other compute types the products on fp32 scores."""
+    if dtype in DTYPES:
+        return [fused_kernel(dtype, size, size, biased) for size in USUAL
+                for biased in (False, True)]
+    stored = stored_as(dtype)
+    return [product_kernel(*dtypes, lanes) for dtypes in ((stored, stored, "float32"),
+                                                          ("float32", stored, stored))
+            for lanes in (4, 1)]
+
+
+def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpec,
+                      weights: list[Array | None], options: CudaOptions) -> Step:
+    """Inputs q, k, v, [bias]."""
+    check_sizes(op.kind, *inputs, output)
+    found = operands(op, inputs, output)
+    if len(found.sizes) > MOST_AXES:
+        raise ValueError(f"{op.kind}: {len(found.sizes)} leading axes of sizes {found.sizes} are "
+                         f"left after merging; the CUDA kernels walk over at most {MOST_AXES}")
+    if options.dtype in DTYPES and number_of(options.arch) >= 80 and fits(found):
+        return _prepare_fused(op, found, output.dtype)
+    return _prepare_apart(op, found, output, options)
+
+
+def fits(found: Operands) -> bool:
+    """Whether all rows can be copied in chunks of 16 bytes, and registers hold a row's sums."""
+    (_, depth), (_, width) = found.shapes[0], found.shapes[2]
+    return max(depth, width) <= attention.MOST and all(
+        lie.column == 1 and not any(step % 8 for step in (columns, lie.row, *lie.leading))
+        for lie, columns in zip(found.lies, (depth, depth, width), strict=False))
+
+
+def _prepare_fused(op: Attention, found: Operands, dtype: str) -> Step:
+    (queries, depth), (keys, width) = found.shapes[0], found.shapes[2]
+    biased = len(found.lies) == 5
+    kernel = fused_kernel(dtype, depth, width, biased)
+    tiles = -(-queries // attention.QUERIES)
+    missing = [0] * (MOST_AXES - len(found.sizes))
+    axes = [number for size in [*(1 for _ in missing), *found.sizes][1:]
+            for number in divisor(size)]
+    q, k, v, *rest, y = found.lies
+    bias = rest[0] if biased else Lie((0,) * len(found.sizes), 0, 0)
+    steps = [step for lie in (q, k, v, y, bias) for step in (*missing, *lie.leading, lie.row)]
+    numbers = (op.scale * attention.LOG2_E, queries, keys, depth, width, *divisor(tiles), *axes,
+               *steps, bias.column)
+    grid = (tiles * count(found.sizes), 1, 1)
+
+    def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
+        given = (*arrays[:3], arrays[-1])       # where there is no bias, it is not read
+        return [Launch(kernel, grid, (*given, out, *numbers))]
+
+    return Step(kernel.name, bind)
+
+
+def _prepare_apart(op: Attention, found: Operands, output: TensorSpec, options: CudaOptions
+                   ) -> Step:
+    (queries, _), (keys, _) = found.shapes[0], found.shapes[2]
+    q, k, v, *bias, y = found.lies
+    matrices = count(found.sizes)
+    scores = TensorSpec((matrices, queries, keys))
+    check_sizes(op.kind, scores)
+    dense = Lie(tuple(queries * keys * count(found.sizes[i + 1:]) for i in range(len(found.sizes))),
+                keys, 1)
+    first = Operands(found.sizes, (found.shapes[0], found.shapes[1][::-1], (queries, keys)),
+                     (q, k.turned(), *bias, dense))
+    second = Operands(found.sizes, ((queries, keys), found.shapes[2], found.shapes[3]),
+                      (dense, v, y))
+    stored = output.dtype
+    kernels = (product_kernel(stored, stored, "float32", product_lanes(first)),
+               product_kernel("float32", stored, stored, product_lanes(second)))
+    softmax = prepare_softmax(Softmax(), [scores], scores, [None], options)
+    size = -(-4 * count(scores.shape) // ALIGNMENT) * ALIGNMENT
+
+    def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
+        there, shares = (workspace[at:at + 4 * count(scores.shape)].view(np.float32)
+                         for at in (0, size))
+        return [product(kernels[0], op.kind, first, op.scale, arrays[0], arrays[1], there,
+                        arrays[3] if bias else None),
+                *softmax.bind([there], shares, workspace),
+                product(kernels[1], op.kind, second, 1.0, shares, arrays[2], out)]
+
+    return Step(f"{kernels[0].name} + {softmax.kernel} + {kernels[1].name}", bind, 2 * size)
