@@ -54,6 +54,9 @@ exp2 = asm_op("exp2", "ex2.approx.ftz.f32 $0, $1;", float32, [float32], pure=Tru
 ldmatrix_x4_trans = asm_op(
     "ldmatrix_x4_trans", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {$0,$1,$2,$3}, [$4];",
     Regs(uint32, 4), [uint32], memory=True)
+cp_async_8_zfill = asm_op("cp_async_8_zfill", "cp.async.ca.shared.global [$0], [$1], 8, $2;", None,
+                          [uint32, uint64, uint32], memory=True)
+COPY = {8: cp_async_16_zfill, 4: cp_async_8_zfill}      # by how many elements
 wait_for_all_but_one = cp_async_wait(1)
 
 
@@ -71,14 +74,15 @@ def _pitch(columns: int) -> int:
     return padded(columns) * 2 + 16
 
 
-def make(dtype: str, depth: int, width: int, biased: bool) -> Callable:
-    """depth, width: the columns of q and k and of v, as `padded` gives them."""
+def make(dtype: str, depth: int, width: int, lanes: int, biased: bool) -> Callable:
+    """depth, width: the columns of q and k and of v, as `padded` gives them; lanes: elements that
+    are copied together, of COPY."""
     k_pitch, v_pitch, columns = _pitch(depth), _pitch(width), width // 8
     query_count, sums = depth // 4, columns * 4
     k_first = QUERIES * k_pitch
     v_first = k_first + 2 * KEYS * k_pitch
-    copy_queries, copy_keys = row_copy(QUERIES, depth), row_copy(KEYS, depth)
-    copy_values = row_copy(KEYS, width)
+    copy_queries, copy_keys, copy_values = (row_copy(rows, columns, lanes) for rows, columns in (
+        (QUERIES, depth), (KEYS, depth), (KEYS, width)))
     read_queries, multiply_keys = query_fragments(depth), score_product(dtype, depth)
     soften, multiply_values = online_softmax(dtype, columns, biased), value_product(dtype, width)
     finish = store_rows(dtype, columns)
@@ -141,9 +145,9 @@ def make(dtype: str, depth: int, width: int, biased: bool) -> Callable:
     return attention
 
 
-def row_copy(rows: int, columns: int) -> Callable:
+def row_copy(rows: int, columns: int, lanes: int) -> Callable:
     """Device function: start copying rows to `target`, zeros where there is no row or column."""
-    chunks, pitch = columns // 8, _pitch(columns)
+    chunks, pitch, copy = columns // lanes, _pitch(columns), COPY[lanes]
     rounds = -(-rows * chunks // THREADS)
 
     @cuda.jit(device=True, inline="always")
@@ -151,12 +155,12 @@ def row_copy(rows: int, columns: int) -> Callable:
         for i in range(rounds):
             number = uint32(tid + uint32(i * THREADS))
             row, chunk = uint32(number // uint32(chunks)), uint32(number % uint32(chunks))
+            column = uint32(chunk * uint32(lanes))
             if row < uint32(rows):
-                inside = (uint32(first + row) < count) & (chunk * uint32(8) < valid)
-                at = uint32((first + row) * step + chunk * uint32(8))
-                cp_async_16_zfill(uint32(target + row * uint32(pitch) + chunk * uint32(16)),
-                                  source + uint64(at) * uint64(2),
-                                  uint32(16) if inside else uint32(0))
+                inside = (uint32(first + row) < count) & (column < valid)
+                at = uint32((first + row) * step + column)
+                copy(uint32(target + row * uint32(pitch) + column * uint32(2)),
+                     source + uint64(at) * uint64(2), uint32(2 * lanes) if inside else uint32(0))
 
     return copy_rows
 

@@ -23,12 +23,13 @@ DTYPES = ("float16", "bfloat16")
 USUAL = (32, 64)                # columns of a head
 
 
-def fused_kernel(dtype: str, depth: int, width: int, biased: bool) -> Kernel:
+def fused_kernel(dtype: str, depth: int, width: int, lanes: int, biased: bool) -> Kernel:
     """depth, width: of q and k, and of v."""
     sizes = attention.padded(depth), attention.padded(width)
-    return Kernel(f"attention_{vector.short(dtype)}_{sizes[0]}x{sizes[1]}{'_bias' * biased}",
-                  attention.make, (dtype, *sizes, biased), attention.SIGNATURE, attention.THREADS,
-                  attention.shared_bytes(*sizes), "sm_80", resident_blocks(max(sizes)))
+    name = f"attention_{vector.short(dtype)}x{lanes}_{sizes[0]}x{sizes[1]}{'_bias' * biased}"
+    return Kernel(name, attention.make, (dtype, *sizes, lanes, biased), attention.SIGNATURE,
+                  attention.THREADS, attention.shared_bytes(*sizes), "sm_80",
+                  resident_blocks(max(sizes)))
 
 
 def resident_blocks(columns: int) -> int:
@@ -39,7 +40,7 @@ def resident_blocks(columns: int) -> int:
 def kernels(dtype: str) -> list[Kernel]:
     """Those of the usual heads; of other compute types the products on fp32 scores."""
     if dtype in DTYPES:
-        return [fused_kernel(dtype, size, size, biased) for size in USUAL
+        return [fused_kernel(dtype, size, size, 8, biased) for size in USUAL
                 for biased in (False, True)]
     stored = stored_as(dtype)
     return [product_kernel(*dtypes, lanes) for dtypes in ((stored, stored, "float32"),
@@ -55,23 +56,28 @@ def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpe
     if len(found.sizes) > MOST_AXES:
         raise ValueError(f"{op.kind}: {len(found.sizes)} leading axes of sizes {found.sizes} are "
                          f"left after merging; the CUDA kernels walk over at most {MOST_AXES}")
-    if options.dtype in DTYPES and number_of(options.arch) >= 80 and fits(found):
-        return _prepare_fused(op, found, output.dtype)
+    if options.dtype in DTYPES and number_of(options.arch) >= 80:
+        lanes = copy_lanes(found)
+        if lanes:
+            return _prepare_fused(op, found, output.dtype, lanes)
     return _prepare_apart(op, found, output, options)
 
 
-def fits(found: Operands) -> bool:
-    """Whether all rows can be copied in chunks of 16 bytes, and registers hold a row's sums."""
+def copy_lanes(found: Operands) -> int:
+    """By how many elements all rows can be copied; 0 where they can not, or where registers do not
+    hold a row's sums."""
     (_, depth), (_, width) = found.shapes[0], found.shapes[2]
-    return max(depth, width) <= attention.MOST and all(
-        lie.column == 1 and not any(step % 8 for step in (columns, lie.row, *lie.leading))
-        for lie, columns in zip(found.lies, (depth, depth, width), strict=False))
+    steps = [step for lie in found.lies[:3] for step in (lie.row, *lie.leading)]
+    if max(depth, width) > attention.MOST or any(lie.column != 1 for lie in found.lies[:3]):
+        return 0
+    return next((lanes for lanes in attention.COPY
+                 if not any(number % lanes for number in (depth, width, *steps))), 0)
 
 
-def _prepare_fused(op: Attention, found: Operands, dtype: str) -> Step:
+def _prepare_fused(op: Attention, found: Operands, dtype: str, lanes: int) -> Step:
     (queries, depth), (keys, width) = found.shapes[0], found.shapes[2]
     biased = len(found.lies) == 5
-    kernel = fused_kernel(dtype, depth, width, biased)
+    kernel = fused_kernel(dtype, depth, width, lanes, biased)
     tiles = -(-queries // attention.QUERIES)
     missing = [0] * (MOST_AXES - len(found.sizes))
     axes = [number for size in [*(1 for _ in missing), *found.sizes][1:]

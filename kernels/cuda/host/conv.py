@@ -26,6 +26,7 @@ from .conv_shape import (
     folded,
     pack,
     pack_bias,
+    patched,
     problem,
 )
 from .splitk import reduction
@@ -122,13 +123,13 @@ def own_kernel(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, options
 
 
 def as_gemm(op: Conv2d, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:
-    """The convolution's sizes, narrow groups merged, before folding."""
+    """The convolution's sizes, narrow groups merged, patches as few pixels, before folding."""
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, out_channels = known(output.shape)
     _, *kernel, _ = known(inputs[1].shape)
     groups = op.groups // merged(out_channels, op.groups, NARROWEST)
-    return Conv(batch, height, width, channels, out_height, out_width, out_channels,
-                (kernel[0], kernel[1]), op.stride, *op.padding[:2], op.dilation, groups)
+    return patched(Conv(batch, height, width, channels, out_height, out_width, out_channels,
+                        (kernel[0], kernel[1]), op.stride, *op.padding[:2], op.dilation, groups))
 
 
 def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,

@@ -9,7 +9,7 @@ from ...ops import Pair
 from ...step import Array
 from .. import conv_fold
 from ..compiler import Kernel
-from ..conv_gemm import Tile
+from ..conv_gemm import MOST_TAPS, Tile
 from ..conv_sums import spread
 from ..index import divisor
 from ..launch import Launch
@@ -85,6 +85,26 @@ class Cut(NamedTuple):
         n_tiles = -(-conv.group_out // tile.block_n)
         return cls(row, slices, -(-slices // split_slices), split_slices, n_tiles,
                    n_tiles * tile.block_n)
+
+
+def patched(conv: Conv) -> Conv:
+    """The same convolution, of which a line under the kernel is one pixel where kernels lie side by
+    side, as those of a ViT's patches do. Where these have more rows than the kernels' bit masks,
+    a part of the rows counts as columns: in memory row 1 is as far from row 0 as is the pixel of a
+    line twice as long that is a whole line further."""
+    (kh, kw), (top, left) = conv.kernel, (conv.top, conv.left)
+    if (conv.groups > 1 or left or conv.dilation != (1, 1) or kw != conv.stride[1]
+            or conv.width != conv.out_width * kw):
+        return conv
+    width = conv.out_width
+    conv = conv._replace(width=width, channels=conv.channels * kw, kernel=(kh, 1),
+                         stride=(conv.stride[0], 1))
+    rows, columns = MOST_TAPS
+    parts = next((n for n in range(1, columns + 1) if kh % n == 0 and kh // n <= rows), 1)
+    if parts == 1 or top or kh != conv.stride[0] or conv.height != conv.out_height * kh:
+        return conv
+    return conv._replace(height=conv.height // parts, width=width * parts,
+                         kernel=(kh // parts, parts), stride=(kh // parts, 1), dilation=(1, width))
 
 
 def folded(conv: Conv, lanes: int) -> Conv:
