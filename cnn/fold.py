@@ -157,6 +157,10 @@ def Reciprocal(data: Array) -> Array:
     return 1 / data
 
 
+def Exp(data: Array) -> Array:
+    return np.exp(data)
+
+
 def Sin(data: Array) -> Array:
     return np.sin(data)
 
@@ -266,9 +270,9 @@ def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
 EVALUATE: dict[str, Callable[..., Array]] = {
     function.__name__: function for function in (
         Constant, ConstantOfShape, Gather, GatherND, ScatterND, Unsqueeze, Squeeze, Concat, Slice,
-        Cast, Add, Sub, Mul, Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Reciprocal, Pow, Sin,
-        Cos, Sigmoid, Relu, MatMul, CumSum, ReduceMean, ReduceSum, BatchNormalization, Equal, Not,
-        Where, Range, Expand, Tile, Identity, Reshape, Transpose, Shape)}
+        Cast, Add, Sub, Mul, Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Reciprocal, Pow, Exp,
+        Sin, Cos, Sigmoid, Relu, MatMul, CumSum, ReduceMean, ReduceSum, BatchNormalization, Equal,
+        Not, Where, Range, Expand, Tile, Identity, Reshape, Transpose, Shape)}
 
 
 def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:

@@ -20,6 +20,7 @@ TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 Ints = Sequence[int]
 Value = str         # name of a value in the graph being built
 PerBatch = tuple[np.ndarray, np.ndarray]
+Sizes = tuple[Shape, Shape]
 BATCHES = (61, 127)     # sizes that stand for an unknown batch: what both give alike, all do
 
 
@@ -31,6 +32,7 @@ class Importer:
     aliases  ONNX value -> ours, where the names differ
     batches  of each value that glue works out from shapes alone: what it is for each of BATCHES,
              or None where other sizes matter, too
+    sizes    of each value but constants its shape for each of BATCHES, or None as of batches
     """
 
     def __init__(self, opset: int) -> None:
@@ -39,6 +41,7 @@ class Importer:
         self.specs: dict[Value, TensorSpec | None] = {}
         self.aliases: dict[str, Value] = {}
         self.batches: dict[Value, PerBatch | None] = {}
+        self.sizes: dict[Value, Sizes | None] = {}
         self.name, self.outputs = "", 1
 
     def error(self, sentence: str) -> ModelError:
@@ -48,8 +51,34 @@ class Importer:
         """Append a node; the value's name is that of the layer until `finish` gives it its own."""
         node = Node(op, inputs, f"{self.name}{suffix}:{len(self.nodes)}", self.name + suffix)
         self.specs[node.output] = infer_node(node, [self.specs[value] for value in inputs])
+        if not isinstance(op, Glue):
+            self.declare(node.output, self._sizes(op, inputs))
         self.nodes.append(node)
         return node.output
+
+    def declare(self, value: Value, sizes: Sizes | None) -> None:
+        """Say what shape a value has for each of BATCHES; where these agree, it is known."""
+        self.sizes[value] = sizes
+        if sizes is not None and len(sizes[0]) == len(sizes[1]):
+            self.specs[value] = TensorSpec(tuple(
+                a if a == b else None for a, b in zip(*sizes, strict=True)))
+
+    def _sizes(self, op: Op, inputs: Sequence[Value]) -> Sizes | None:
+        given = [self.shapes(value) for value in inputs]
+        known = [sizes for sizes in given if sizes is not None]
+        if len(known) < len(given):
+            return None
+        try:
+            first, second = (op.output_shape(*(sizes[i] for sizes in known)) for i in (0, 1))
+        except ValueError:      # it may fit the batches that come
+            return None
+        return first, second
+
+    def shapes(self, value: Value) -> Sizes | None:
+        """Of a value for each of BATCHES, where nothing else decides it."""
+        if value in self.constants:
+            return (self.constants[value].shape,) * 2
+        return self.sizes.get(value)
 
     def channels_last(self, op: Op, x: Value, *rest: Value) -> Value:
         """An op on images, between the transposes that make NHWC of NCHW and back."""
@@ -88,15 +117,6 @@ class Importer:
         if any(a != b and size is not None for a, b, size in zip(*found, shape, strict=True)):
             raise self.error(f"its {what} must not change with the batch, it is {value!r}")
         return found[0]
-
-    def elements(self, value: Value, batch: int) -> int:
-        """How many a value has at this batch; -1 where that is not known."""
-        reshaped = {node.output: node.inputs[0] for node in self.nodes
-                    if isinstance(node.op, (ops.Reshape, ops.Flatten))}
-        while None in self.shape(value) and value in reshaped:
-            value = reshaped[value]
-        shape = self.shape(value)
-        return ops.count((batch, *shape[1:])) if None not in shape[1:] else -1
 
     def shape(self, value: Value) -> Shape:
         spec = self.specs[value]
@@ -154,3 +174,5 @@ class Importer:
         self.specs[onnx_name] = self.specs.pop(value)
         if value in self.batches:
             self.batches[onnx_name] = self.batches.pop(value)
+        if value in self.sizes:
+            self.sizes[onnx_name] = self.sizes.pop(value)

@@ -133,6 +133,10 @@ def _input(net: Importer, info: onnx.ValueInfoProto, wanted: Shape | None) -> Te
         shape = tuple(shape[i] for i in TO_NHWC)
     spec = TensorSpec(shape if wanted is None else _filled(info.name, shape, wanted))
     net.specs[info.name], net.name = spec, info.name
+    if None not in spec.shape[1:]:
+        first, second = (tuple(batch if size is None else size for size in spec.shape)
+                         for batch in BATCHES)
+        net.sizes[info.name] = first, second
     if nchw:
         net.aliases[info.name] = net.emit(ops.Transpose(TO_NCHW), info.name, suffix=":nchw")
     return spec
@@ -219,9 +223,8 @@ def _glue(net: Importer, operator: str, inputs: Sequence[Value | None],
         return net.add_constant(f"{net.name}:folded", found[0])
     value = net.emit(op, *names)
     net.batches[value] = found
-    if found is not None and found[0].dtype == np.float32 and found[0].ndim == found[1].ndim:
-        net.specs[value] = TensorSpec(tuple(
-            a if a == b else None for a, b in zip(found[0].shape, found[1].shape, strict=True)))
+    if found is not None and found[0].dtype == np.float32:
+        net.declare(value, (found[0].shape, found[1].shape))
     return value
 
 
@@ -239,13 +242,11 @@ def _for_batches(net: Importer, op: Glue, inputs: Sequence[Value]) -> PerBatch |
 
 def _known(net: Importer, op: Glue, value: Value) -> PerBatch | None:
     """An input of glue for each of BATCHES; of Shape's only the shape counts."""
-    if op.operator == "Shape":
-        spec = net.specs[value]
-        if spec is None or None in spec.shape[1:]:
+    if op.operator == "Shape" and value not in net.batches:
+        sizes = net.shapes(value)
+        if sizes is None:
             return None
-        first, second = (np.broadcast_to(np.zeros(()), [batch if size is None else size
-                                                        for size in spec.shape])
-                         for batch in BATCHES)
+        first, second = (np.broadcast_to(np.zeros(()), ops.known(shape)) for shape in sizes)
         return first, second
     if value in net.constants:
         return net.constants[value], net.constants[value]

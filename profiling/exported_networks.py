@@ -114,6 +114,8 @@ def build(network: str, wanted: int | None = None) -> tuple[Any, int]:
         side = 299 if name == "inception_v3" else 224
     side = wanted or side
     for norm in module.modules():
+        if isinstance(norm, torch.nn.Linear) and not norm.weight.any():
+            torch.nn.init.normal_(norm.weight, std=0.02)    # a head, which would give zeros
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.reset_running_stats()
             norm.momentum = None        # the mean over all batches that come

@@ -48,11 +48,12 @@ def test_to_a_size_that_the_file_works_out_beside_the_batch(tmp_path, size):
 @pytest.mark.parametrize("how", ["half_pixel", "asymmetric", "align_corners",
                                  "pytorch_half_pixel"])
 @pytest.mark.parametrize("size", [[12, 15], [3, 5], [1, 11], [6, 2]])
-def test_pixels_are_mixed(tmp_path, size, how):
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_pixels_are_mixed(tmp_path, size, how, mode):
     """Between convolutions, where nothing is turned: two products by constant matrices."""
     constants = {"size": np.int64([2, 8, *size]), "w": whole(8, 8, 1, 1)}
     nodes = [node("Conv", ["x", "w"], ["c"]),
-             node("Resize", ["c", "", "", "size"], ["r"], mode="linear",
+             node("Resize", ["c", "", "", "size"], ["r"], mode=mode,
                   coordinate_transformation_mode=how), node("Conv", ["r", "w"], ["y"])]
     compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
     ran = [layer.op.kind for layer in cnn.load(tmp_path / "net.onnx")._graph.nodes]
@@ -61,7 +62,7 @@ def test_pixels_are_mixed(tmp_path, size, how):
 
 
 @pytest.mark.parametrize(("scales", "attributes", "sentence"), [
-    ([1, 1, 2, 2], {"mode": "cubic"}, "mode 'cubic'.* only 'nearest' and 'linear'"),
+    ([1, 1, 2, 2], {"mode": "area"}, "mode 'area'.* only 'nearest', 'linear' and 'cubic'"),
     ([1, 1, 0.5, 0.5], {"mode": "linear", "antialias": 1}, "antialias is not supported"),
     ([1, 1, 0.6, 1], {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
      "6 pixels to 3 .* no whole number"),

@@ -62,11 +62,10 @@ def Einsum(net: Importer, *inputs: Value, equation: str) -> Value:
              for c, size in zip(term, net.shape(value), strict=True)}
     matrices = [_as_matrices(net, value, term, leading, *axes) for value, term, axes in (
         (a, left, (rows, depth)), (b, right, (depth, columns)))]
-    product = net.emit(ops.MatMul(), *matrices, suffix=":product")
-    made = [*leading, *rows, *columns]
-    split = ops.Reshape(tuple(0 if c in leading else -1 if sizes[c] is None else sizes[c] or 0
-                              for c in made))
-    y = net.emit(split, product, suffix=":split")
+    y, made = net.emit(ops.MatMul(), *matrices, suffix=":product"), [*leading, *rows, *columns]
+    if (len(rows), len(columns)) != (1, 1):
+        target = (0 if c in leading else -1 if sizes[c] is None else sizes[c] or 0 for c in made)
+        y = net.emit(ops.Reshape(tuple(target)), y, suffix=":split")
     return net.emit(ops.Transpose(tuple(made.index(c) for c in result)), y)
 
 
@@ -75,6 +74,8 @@ def _as_matrices(net: Importer, value: Value, term: str, leading: list[str], row
     """The axes that the letters name in this order, those of rows and of columns made one each."""
     order = tuple(term.index(c) for c in (*leading, *rows, *columns))
     moved = net.emit(ops.Transpose(order), value, suffix=f":{term}")
+    if (len(rows), len(columns)) == (1, 1):
+        return moved
     shape = net.shape(moved)[len(leading):]
     joined = (shape[:len(rows)], shape[len(rows):])
     target = tuple(-1 if None in sizes else ops.count(sizes) for sizes in joined)

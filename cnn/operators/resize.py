@@ -1,9 +1,10 @@
-"""Resize: a pixel of the result is the nearest one of the image, or mixed of the two beside it."""
+"""Resize: a pixel of the result is the nearest one of the image, or mixed of those beside it."""
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -45,35 +46,57 @@ def Resize(net: Importer, x: Value, roi: Value | None = None, scales: Value | No
            exclude_outside: int = 0, extrapolation_value: float = 0.0) -> Value:
     """Of an image, height and width one after the other."""
     shape, how = net.shape(x), (coordinate_transformation_mode, nearest_mode)
-    if (mode not in ("nearest", "linear") or how[0] not in PLACE or how[1] not in NEAREST
-            or len(shape) != 4 or antialias or keep_aspect_ratio_policy != "stretch"):
+    if (mode not in ("nearest", *MIXED) or how[0] not in PLACE or how[1] not in NEAREST
+            or len(shape) != 4 or antialias or exclude_outside
+            or keep_aspect_ratio_policy != "stretch"):
         raise net.error(f"Resize of shape {shape} with mode {mode!r}, {', '.join(how)}"
-                        f"{', antialias' * antialias} is not supported, only 'nearest' and "
-                        f"'linear' of images, with {', '.join(PLACE)}")
+                        f"{', antialias' * antialias} is not supported, only 'nearest', "
+                        f"'linear' and 'cubic' of images, with {', '.join(PLACE)}")
     net.image(x)        # or it has no known size
     place, nearest = PLACE[how[0]], NEAREST[how[1]]
     for axis, change in _changes(net, x, scales, sizes, axes).items():
         places = [place(i, change) for i in range(change.new)]
-        if mode == "linear":
+        if mode in MIXED:
             if how[0] == "align_corners" and change.old * change.scale != change.new:
-                raise net.error(f"Resize of {change.old} pixels to {change.new} with mode 'linear' "
+                raise net.error(f"Resize of {change.old} pixels to {change.new} with mode {mode!r} "
                                 f"and align_corners is not supported: ONNX and its users disagree "
                                 f"where a scale, here {float(change.scale)}, gives no whole number")
-            x = _mixed(net, x, axis, _weights(change, places))
+            shares = partial(MIXED[mode], coefficient=cubic_coeff_a)
+            x = _mixed(net, x, axis, _weights(change, places, shares))
         else:       # repeated, or put together from slices
             x = take(net, x, axis, [min(max(nearest(at), 0), change.old - 1) for at in places])
     return x
 
 
-def _weights(change: Change, places: list[Fraction]) -> np.ndarray:
-    """[new, old]: the shares of the two pixels around each place; beyond the edge it is the last
-    one's alone."""
-    weights = np.zeros((change.new, change.old), np.float32)
+def linear(part: float, coefficient: float) -> dict[int, float]:
+    """Shares of the pixels around a place that is `part` beyond pixel 0."""
+    return {0: 1 - part, 1: part}
+
+
+def cubic(part: float, coefficient: float) -> dict[int, float]:
+    """By the convolution of Keys, "Cubic Convolution Interpolation for Digital Image Processing",
+    1981."""
+    def share(x: float) -> float:
+        a, x = coefficient, abs(x)
+        if x <= 1:
+            return ((a + 2) * x - (a + 3)) * x * x + 1
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return {pixel: share(part - pixel) for pixel in (-1, 0, 1, 2)}
+
+
+MIXED: dict[str, Callable[..., dict[int, float]]] = {"linear": linear, "cubic": cubic}
+
+
+def _weights(change: Change, places: list[Fraction], shares: Callable[[float], dict[int, float]]
+             ) -> np.ndarray:
+    """[new, old]: the shares of the pixels around each place, of those beyond the edge the last
+    one's."""
+    weights = np.zeros((change.new, change.old))
     for i, at in enumerate(places):
-        first, share = math.floor(at), at - math.floor(at)
-        for pixel, weight in ((first, 1 - share), (first + 1, share)):
-            weights[i, min(max(pixel, 0), change.old - 1)] += np.float32(weight)
-    return weights
+        first = math.floor(at)
+        for pixel, share in shares(float(at - first)).items():
+            weights[i, min(max(first + pixel, 0), change.old - 1)] += share
+    return weights.astype(np.float32)
 
 
 def _mixed(net: Importer, x: Value, axis: int, weights: np.ndarray) -> Value:

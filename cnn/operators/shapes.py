@@ -138,17 +138,30 @@ def Flatten(net: Importer, x: Value, *, axis: int = 1) -> Value:
 def Reshape(net: Importer, x: Value, shape: Value, *, allowzero: int = 0) -> Value:
     if shape in net.constants:
         return net.emit(ops.Reshape(tuple(net.constants[shape].tolist()), bool(allowzero)), x)
-    found, given = net.batches.get(shape), net.specs[x]
-    if found is not None and given is not None and not allowzero:
-        # What the batch decides is what is left; of several such sizes x's own is copied.
-        first, second = (each.tolist() for each in found)
-        target = [a if a == b else -1 for a, b in zip(first, second, strict=True)]
-        for axis, size in enumerate(given.shape[:len(target)]):
-            if target.count(-1) > 1 and size is None and (first[axis], second[axis]) == BATCHES:
-                target[axis] = 0
-        if target.count(-1) <= 1:
-            return net.emit(ops.Reshape(tuple(target)), x)
+    target = _target(net, x, shape)
+    if target is not None and not allowzero:
+        return net.emit(ops.Reshape(target), x)
     return net.emit(Glue("Reshape", (("allowzero", allowzero),)), x, shape)
+
+
+def _target(net: Importer, x: Value, shape: Value) -> tuple[int, ...] | None:
+    """What a computed shape says for any batch: a size that the batch decides is what is left; of
+    several such sizes all but one are x's own, and copied."""
+    found, sizes = net.batches.get(shape), net.shapes(x)
+    if found is None or sizes is None:
+        return None
+    wanted = [each.tolist() for each in found]
+    if sizes[0][:1] == sizes[1][:1] == (1,) and [each[:1] for each in wanted] == [
+            [batch] for batch in BATCHES]:
+        for each in wanted:     # what an op will broadcast: see Expand
+            each[0] = 1
+    first, second = (ops.known(ops.Reshape(tuple(each)).output_shape(given))
+                     for each, given in zip(wanted, sizes, strict=True))
+    target = [a if a == b else -1 for a, b in zip(first, second, strict=True)]
+    for axis, own in enumerate(list(zip(*sizes, strict=True))[:len(target)]):
+        if target.count(-1) > 1 and own == (first[axis], second[axis]):
+            target[axis] = 0
+    return tuple(target) if target.count(-1) <= 1 else None
 
 
 def Gather(net: Importer, x: Value, indices: Value, *, axis: int = 0) -> Value:
@@ -177,11 +190,11 @@ def Gather(net: Importer, x: Value, indices: Value, *, axis: int = 0) -> Value:
 
 def _in_order(net: Importer, x: Value, indices: Value) -> tuple[int, ...] | None:
     """The shape of indices that name each element of x once, in order, whatever the batch is."""
-    found = net.batches[indices]
-    if found is None:
+    found, sizes = net.batches[indices], net.shapes(x)
+    if found is None or sizes is None:
         return None
-    for batch, each in zip(BATCHES, found, strict=True):
-        if not np.array_equal(each.reshape(-1), np.arange(net.elements(x, batch))):
+    for each, size in zip(found, sizes, strict=True):
+        if not np.array_equal(each.reshape(-1), np.arange(ops.count(size))):
             return None
     target = tuple(a if a == b else -1 for a, b in zip(*(each.shape for each in found),
                                                        strict=True))
