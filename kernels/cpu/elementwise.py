@@ -4,7 +4,7 @@ from __future__ import annotations
 from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
-from .simd import at, copy_numbers
+from .simd import at, copy_numbers, widest_vectors
 
 SWEEP = 512         # elements, 2 KB: a part that stays in L1, and a size that memcpy is fast for
 
@@ -18,6 +18,7 @@ def unary(function):
     def sweep(thread, first, end, a, b, x, y, in_place):
         """Copy and work on the copy in L1: of two arrays that may be one, LLVM makes scalar
         code."""
+        widest_vectors()
         for start in range(first * SWEEP, end * SWEEP, SWEEP):
             part = y[start:start + SWEEP]
             if not in_place:

@@ -6,6 +6,7 @@ vectors, which in a row of 49 is all of it; and their products and sums would no
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 from llvmlite import ir
 from numba import types
@@ -31,6 +32,8 @@ from .simd import (
     store,
 )
 
+WAYS = 4        # sums at work at once: what an addition takes, in additions
+
 
 def exp(b: Builder, x: Value) -> Value:
     """e ** x of a vector, as scalar.exp computes it."""
@@ -50,21 +53,28 @@ def exp(b: Builder, x: Value) -> Value:
 
 
 def _larger(b: Builder, x: Value, y: Value) -> Value:
-    """The greater of two; NaN where one is NaN."""
-    wins = b.or_(b.fcmp_ordered(">", y, x), b.fcmp_unordered("uno", y, y))
-    return b.select(wins, y, x)
+    """The greater of two; of NaN and a number the one or the other."""
+    return b.select(b.fcmp_ordered(">", y, x), y, x)
 
 
 def _total(b: Builder, count: Value, start: float,
            vector: Callable[[Value, Value | None], Value],
            merge: Callable[[Builder, Value, Value], Value]) -> Value:
-    """`merge` of vector(first, mask), for all vectors of `count` numbers, and of their lanes."""
-    def whole_vector(index, totals):
-        return [merge(b, totals[0], vector(b.mul(index, i64(LANES)), None))]
+    """`merge` of vector(first, mask), for all vectors of `count` numbers, and of their lanes: WAYS
+    vectors go on side by side, for one merge would wait for the one before."""
+    def vectors(ways: int):
+        def several(index, carried):
+            first, *totals = carried
+            totals = [merge(b, total, vector(b.add(first, i64(way * LANES)), None))
+                      for way, total in enumerate(totals)]
+            return [b.add(first, i64(ways * LANES)), *totals]
+        return several
 
     whole = b.sdiv(count, i64(LANES))
-    (total,) = counted_loop(b, "vector", whole, [splat(start)], whole_vector)
-    done = b.mul(whole, i64(LANES))
+    done, *totals = counted_loop(b, "vectors", b.sdiv(whole, i64(WAYS)),
+                                 [i64(0), *[splat(start)] * WAYS], vectors(WAYS))
+    total = reduce(lambda x, y: merge(b, x, y), totals)
+    done, total = counted_loop(b, "vector", b.srem(whole, i64(WAYS)), [done, total], vectors(1))
     mask = first_lanes(b, b.sub(count, done))
     total = b.select(mask, merge(b, total, vector(done, mask)), total)
     for lanes in (LANES >> i for i in range(1, LANES.bit_length())):
@@ -76,7 +86,7 @@ def _total(b: Builder, count: Value, start: float,
 @intrinsic
 def exponentials(typingctx, x, y, count):
     """(the greatest of `count` numbers x, the sum of all y), with y[i] = e ** (x[i] - greatest). y
-    may be x; both are pointers. NaN in x makes all of it NaN."""
+    may be x; both are pointers. NaN in x makes the sum NaN."""
     def codegen(context, b, sig, args):
         x, y, count = args
         top = _total(b, count, float("-inf"),

@@ -225,6 +225,16 @@ def transpose_tile(typingctx, x, x_step, y, y_step):
 
 
 @intrinsic
+def widest_vectors(typingctx):
+    """Have LLVM make vectors of 512 bits of the caller's loops, where the CPU has such registers.
+    By itself it takes 256, which is as good where memory decides, but not where arithmetic does."""
+    def codegen(context, b, sig, args):
+        set.add(b.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+    return types.void(), codegen
+
+
+@intrinsic
 def clear(typingctx, target, count):
     """Write `count` zeros of what the pointer points to."""
     def codegen(context, b, sig, args):
