@@ -43,9 +43,12 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Size =
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, *,
-           activation: ops.Unary | None = None, threads: int | None = None) -> Array:
-    """activation(x @ weight.T + bias): (..., in) -> (..., out)."""
-    given = [] if bias is None else [bias]
+           activation: ops.Unary | None = None, residual: Array | None = None,
+           threads: int | None = None) -> Array:
+    """activation(x @ weight.T + bias + residual): (..., in) -> (..., out)."""
+    if residual is not None and bias is None:
+        bias = np.zeros(len(weight), np.float32)
+    given = [array for array in (bias, residual) if array is not None]
     return run(ops.Linear(activation), x, weight, *given, threads=threads)
 
 

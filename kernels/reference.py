@@ -39,10 +39,9 @@ def conv2d(op: Conv2d, x: Array, weight: Array, bias: Array | None = None,
     return y if op.activation is None else run(op.activation, y)
 
 
-def linear(op: ops.Linear, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    y = x @ weight.T
-    if bias is not None:
-        y = y + bias
+def linear(op: ops.Linear, x: Array, weight: Array, bias: Array | float = 0.0,
+           residual: Array | float = 0.0) -> Array:
+    y = x @ weight.T + bias + residual
     return y if op.activation is None else run(op.activation, y)
 
 

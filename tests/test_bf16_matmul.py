@@ -52,6 +52,14 @@ def test_fused_activations(unit, activation):
 
 
 @every_unit
+@pytest.mark.parametrize("samples", [1, 3, 30])
+def test_a_residual_is_added_before_the_activation(unit, samples):
+    x, weight, bias = arrays(integers, (2, samples, 20), 37)
+    residual = integers(np.random.default_rng(1), 2, samples, 37)
+    assert_exact(Linear(ops.Relu()), x, weight, bias, residual, weights=WEIGHTS, unit=unit)
+
+
+@every_unit
 def test_without_bias(unit):
     x, weight, _ = arrays(integers, (4, 9), 5)
     assert_exact(Linear(), x, weight, weights=(1,), unit=unit)

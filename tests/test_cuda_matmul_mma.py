@@ -32,6 +32,16 @@ def test_splits_of_the_sum_add_up(splits, dtype, runner):
 
 
 @pytest.mark.parametrize("dtype", FEWER)
+@pytest.mark.parametrize("samples", [1, 65])
+def test_a_residual_is_added_before_the_activation(samples, dtype, runner):
+    """Also of one sample, whose own product takes none."""
+    inputs = arrays(signs, samples, 72, 16)
+    residual = signs(np.random.default_rng(1), samples, 16)
+    assert_exact(Linear(ops.Relu()), *inputs, residual, weights=WEIGHTS, dtype=dtype,
+                 kernel="conv_", runner=runner)
+
+
+@pytest.mark.parametrize("dtype", FEWER)
 def test_floats_are_within_the_bound(dtype, runner):
     inputs = arrays(representable(dtype), 20, 136, 24)
     # Tensor cores truncate where fp32 units round to nearest.

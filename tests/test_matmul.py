@@ -39,6 +39,18 @@ def test_fused_activations(activation):
     assert_within(bound, Linear(activation), *inputs, weights=WEIGHTS)
 
 
+@pytest.mark.parametrize("samples", [1, 3, 30])
+def test_a_residual_is_added_before_the_activation(samples):
+    x, weight, bias = arrays(integers, (2, samples, 20), 37)
+    residual = integers(np.random.default_rng(1), 2, samples, 37)
+    assert_exact(Linear(ops.Relu()), x, weight, bias, residual, weights=WEIGHTS)
+
+
+def test_a_residual_must_fit():
+    with pytest.raises(ValueError, match="residual has shape"):
+        Linear().output_shape((2, 3, 4), (5, 4), (5,), (3, 5))
+
+
 def test_without_bias():
     x, weight, _ = arrays(integers, (4, 9), 5)
     assert_exact(Linear(), x, weight, weights=(1,))

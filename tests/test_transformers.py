@@ -71,6 +71,20 @@ def test_attention_is_one_op(tmp_path, scaled, bias):
     assert ran(tmp_path, X.shape) == {"Linear": 1, "Slice": 3, "Attention": 1}
 
 
+def test_a_residual_is_added_by_the_layer_before(tmp_path):
+    """A block's second half: norm, two layers, and what came in."""
+    constants = {"one": random(CHANNELS), "zero": random(CHANNELS), "up": random(CHANNELS, 40),
+                 "down": random(40, CHANNELS), "upb": random(40), "downb": random(CHANNELS),
+                 "gamma": random(CHANNELS)}
+    nodes = [node("LayerNormalization", ["x", "one", "zero"], ["n"], axis=-1),
+             node("MatMul", ["n", "up"], ["u"]), node("Add", ["u", "upb"], ["v"]),
+             node("Relu", ["v"], ["g"]), node("MatMul", ["g", "down"], ["d"]),
+             node("Add", ["d", "downb"], ["e"]), node("Mul", ["e", "gamma"], ["s"]),
+             node("Add", ["x", "s"], ["y"])]
+    compare(tmp_path, build(nodes, VALUES, constants=constants), x=X)
+    assert ran(tmp_path, X.shape) == {"LayerNorm": 1, "Linear": 2}
+
+
 def test_scores_that_are_read_twice_stay_apart(tmp_path):
     nodes = [*queries_keys_values(), node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
              node("MatMul", ["q", "kt"], ["s"]), node("Softmax", ["s"], ["p"], axis=-1),

@@ -1,4 +1,4 @@
-"""Fuses into a layer what follows it: activation, and into a convolution a residual add.
+"""Fuses into a layer what follows it: an activation or a residual add.
 
 The value is then written once, finished, instead of being read and written again by each.
 """
@@ -30,14 +30,14 @@ def _activation(state: Merger, node: Node) -> Node | None:
 
 
 def _residual(state: Merger, node: Node) -> Node | None:
-    """Add of another value of the same shape; of two convolutions the later one takes it in."""
+    """Add of another value of the same shape; of two layers the later one takes it in."""
     if not isinstance(node.op, Add) or node.inputs[0] == node.inputs[1]:
         return None
     for value, other in sorted((node.inputs, node.inputs[::-1]),
                                key=lambda pair: -state.order.get(pair[0], -1)):
         layer, spec = state.layer(value), state.specs[value]
-        if (layer is None or not isinstance(layer.op, Conv2d) or len(layer.inputs) > 3
-                or layer.op.groups > 1      # depthwise kernels take no residual
+        if (layer is None or len(layer.inputs) > 3
+                or (isinstance(layer.op, Conv2d) and layer.op.groups > 1)   # depthwise take none
                 or spec is None or spec != state.specs[other] or other in state.constants):
             continue
         inputs = layer.inputs

@@ -72,9 +72,13 @@ class Conv2d(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """y = activation(x @ weight.T + bias): x (..., in), weight (out, in), bias (out,) or none."""
+    """y = activation(x @ weight.T + bias + residual).
+
+    Inputs: x (..., in), weight (out, in), then bias (out,), then a residual of the output's shape,
+    as of Conv2d.
+    """
     activation: Unary | None = None
-    arity: ClassVar[Pair] = (2, 3)
+    arity: ClassVar[Pair] = (2, 4)
     packed: ClassVar[tuple[int, ...]] = (1, 2)
 
     def output_shape(self, *shapes: Shape) -> Shape:
@@ -85,7 +89,11 @@ class Linear(Op):
             raise ValueError(f"Linear: x has {x[-1]} features, weight {weight} takes {weight[1]}")
         if len(shapes) > 2 and shapes[2] != weight[:1]:
             raise ValueError(f"Linear: bias has shape {shapes[2]}, {weight[:1]} is needed")
-        return (*x[:-1], weight[0])
+        y = (*x[:-1], weight[0])
+        if len(shapes) > 3 and (len(shapes[3]) != len(y) or any(
+                None not in (p, q) and p != q for p, q in zip(y, shapes[3], strict=True))):
+            raise ValueError(f"Linear: residual has shape {shapes[3]}, the output {y}")
+        return y
 
     def macs(self, *shapes: Shape) -> int:
         return count(shapes[0]) * count(shapes[1][:1])

@@ -16,7 +16,8 @@ VECTORS: dict[type[Unit], Unit] = {Amx: AVX512, AmxEmulated: AVX512_EMULATED}
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options, unit: Unit | None = None) -> Step:
-    """y = activation(x @ weight.T + bias) for x (..., in); unit None asks for `bf16.choose`."""
+    """y = activation(x @ weight.T + bias + residual) for x (..., in); unit None asks for
+    `bf16.choose`."""
     weight, bias = weight_and_bias(op.kind, weights)
     unit = unit or bf16.choose()
     features = known(inputs[0].shape)[-1]
@@ -27,4 +28,4 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                      features)
     kind = "gemv" if samples == 1 else f"{unit.rows}x{BLOCK}"
     return prepare_tiled(f"linear_bf16_{unit.name}_{kind}", 1, g, (0, 0), 1, op.activation, weight,
-                         bias, options, unit, inputs[0].dtype)
+                         bias, options, unit, inputs[0].dtype, has_residual=len(inputs) > 3)

@@ -25,7 +25,7 @@ UNITS = 4       # of work a thread, so that all end together
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
-    """y = activation(x @ weight.T + bias) for x (..., in)."""
+    """y = activation(x @ weight.T + bias + residual) for x (..., in)."""
     weight, bias = weight_and_bias(op.kind, weights)
     features = known(inputs[0].shape)[-1]
     samples = count(inputs[0].shape[:-1])
@@ -33,7 +33,7 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                      features)
     kind = "gemv" if samples < TILE_ROWS // 2 else f"{TILE_ROWS}x{BLOCK}"
     return prepare_tiled(f"linear_f32_{kind}", 1, g, (0, 0), 1, op.activation, weight, bias,
-                             options)
+                         options, has_residual=len(inputs) > 3)
 
 
 def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,

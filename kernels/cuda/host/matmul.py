@@ -29,7 +29,8 @@ def kernels(dtype: str) -> list[Kernel]:
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: CudaOptions, tile: Tile | None = None,
                    splits: int | None = None, cluster: bool = False) -> Step:
-    """y = activation(x @ weight.T + bias) for x (..., in); weight and bias are constants.
+    """y = activation(x @ weight.T + bias + residual) for x (..., in); weight and bias are
+    constants, and the product for few samples takes no residual.
 
     tile, splits and cluster force the choice that `choose` makes otherwise, for a GEMM. ValueError
     as of `prepare_conv2d`. tf32 is for many samples: the product for few computes in fp32, too.
@@ -39,7 +40,8 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     check_sizes(op.kind, inputs[0], output)
     plain = as_gemm(op, inputs, output)
     samples, features = plain.width, plain.channels
-    choice = decide(plain, options, tile, splits, cluster, gemv.fits(samples))
+    few = gemv.fits(samples) and len(inputs) < 4
+    choice = decide(plain, options, tile, splits, cluster, few)
     if choice.tile is None:
         return gemv.prepare_gemv(stored_as(options.dtype), samples, features, op.activation,
                                  weight, bias, options)
