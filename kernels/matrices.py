@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .axes import broadcast_steps, dense_steps, merge_axes
-from .ops import Matrices, Shape, TensorSpec, known
+from .ops import Matrices, TensorSpec, known
+from .step import Array
 
 
 class Lie(NamedTuple):
@@ -22,10 +23,12 @@ class Lie(NamedTuple):
 
 class Operands(NamedTuple):
     """sizes: of the leading axes, as few as there can be, one at least; shapes: of the matrices of
-    the inputs, without a bias, and of the output; lies: of all inputs and the output."""
+    the inputs, without a bias, and of the output; lies: of all inputs and the output; starts: the
+    first element of each of the inputs, without a bias."""
     sizes: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     lies: tuple[Lie, ...]
+    starts: tuple[int, ...]
 
 
 def operands(op: Matrices, inputs: Sequence[TensorSpec], output: TensorSpec) -> Operands:
@@ -34,11 +37,19 @@ def operands(op: Matrices, inputs: Sequence[TensorSpec], output: TensorSpec) -> 
     matrices, bias = shapes[:3], shapes[3:]
     meant = [known(shape) for shape in op.meant(*matrices)]
     rank = len(meant[0])
-    full = [(1,) * (rank - len(shape)) + shape for shape in matrices]
-    steps = [_steps(shape, op.order(i, rank)) for i, shape in enumerate(full)]
-    y_order = op.order(-1, rank)
-    meant.append(tuple(known(output.shape)[axis] for axis in y_order))
-    steps.append(_steps(known(output.shape), y_order))
+    steps, starts = [], []
+    for i, shape in enumerate(matrices):
+        dense, window = dense_steps(shape), op.windows[i] if op.windows else None
+        if window is not None:
+            starts.append(window.start * dense[window.axis])
+            dense = list(known(window.of(dense, dense[window.axis])))
+        else:
+            starts.append(0)
+        dense = [0] * (rank - len(dense)) + dense
+        steps.append([dense[axis] for axis in op.order(i, rank)])
+    y_shape, y_order = known(output.shape), op.order(-1, rank)
+    meant.append(tuple(y_shape[axis] for axis in y_order))
+    steps.append([dense_steps(y_shape)[axis] for axis in y_order])
     for step, shape in zip(steps, meant, strict=True):
         step[:-2] = [0 if size == 1 else n for n, size in zip(step[:-2], shape[:-2], strict=True)]
     sizes = meant[-1][:-2]
@@ -50,10 +61,11 @@ def operands(op: Matrices, inputs: Sequence[TensorSpec], output: TensorSpec) -> 
         leading = [[0]] * len(steps)
     return Operands(tuple(merged), tuple((shape[-2], shape[-1]) for shape in meant),
                     tuple(Lie(tuple(first), *step[-2:])
-                          for first, step in zip(leading, steps, strict=True)))
+                          for first, step in zip(leading, steps, strict=True)), tuple(starts))
 
 
-def _steps(shape: Shape, order: Sequence[int]) -> list[int]:
-    """Of the axes as they are meant, of a dense array of this shape."""
-    dense = dense_steps(shape)
-    return [dense[axis] for axis in order]
+def from_starts(arrays: Sequence[Array], starts: Sequence[int]) -> list[Array]:
+    """Flat, each from its start on; what has no start, whole."""
+    flat = [array.reshape(-1) for array in arrays]
+    return [*(array[start:] for array, start in zip(flat, starts, strict=False)),
+            *flat[len(starts):]]

@@ -57,9 +57,16 @@ def attention(op: ops.Attention, q: Array, k: Array, v: Array, bias: Array | flo
 
 
 def _as_meant(op: ops.Matrices, *arrays: Array) -> list[Array]:
+    arrays = tuple(array if window is None else _through(window, array) for array, window in zip(
+        arrays, op.windows or [None] * len(arrays), strict=True))
     rank = max(array.ndim for array in arrays)
     return [array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(op.order(i, rank))
             for i, array in enumerate(arrays)]
+
+
+def _through(window: ops.Window, x: Array) -> Array:
+    part = np.take(x, range(window.start, window.stop), window.axis)
+    return part.squeeze(window.axis) if window.gone else part
 
 
 def _as_written(op: ops.Matrices, y: Array) -> Array:

@@ -4,7 +4,7 @@ import pytest
 from checks import EPS, assert_exact, assert_within, integers, normal, run, sum_bound
 
 from kernels import ops, reference
-from kernels.ops import Attention, MatMul
+from kernels.ops import Attention, MatMul, Window
 
 # Rows of a, columns of a, columns of b.
 SIZES = [(1, 1, 1), (5, 3, 7), (14, 64, 197), (49, 32, 49), (1, 9, 33), (33, 9, 1), (30, 17, 40),
@@ -104,8 +104,28 @@ def test_attention_is_within_the_bound(queries, keys, depth, width):
 def test_a_bias_is_broadcast(shape):
     rng = np.random.default_rng(0)
     q, k, v = normal(rng, 2, 20, 3, 16), normal(rng, 2, 30, 3, 16), normal(rng, 2, 30, 3, 16)
-    op, bias = Attention((HEADS_LAST,) * 4, 0.25), normal(rng, *shape)
+    op, bias = Attention((HEADS_LAST,) * 4, scale=0.25), normal(rng, *shape)
     assert_within(bound(op, q, k, v, bias), op, q, k, v, bias)
+
+
+@pytest.mark.parametrize("windows", [
+    [Window(2, i, i + 1, gone=True) for i in range(3)],         # of (batch, row, 3, head, column)
+    [Window(4, 8 * i, 8 * i + 8) for i in range(3)], [Window(4, 1, 6), None, Window(4, 2, 7)]])
+def test_windows_are_read_where_they_lie(windows):
+    rng = np.random.default_rng(0)
+    order = HEADS_LAST if windows[0].gone else (0, 2, 3, 1, 4)
+    op = Attention((order,) * 4, tuple(windows), 0.3)
+    inputs = [normal(rng, 2, 30, 3, 3, 24 if window else 5) for window in windows]
+    parts = [array if window is None else cut(array, window)
+             for array, window in zip(inputs, windows, strict=True)]
+    apart = Attention((order,) * 4, scale=0.3)
+    np.testing.assert_array_equal(run(op, *inputs), run(apart, *parts))
+    assert_within(bound(apart, *parts), op, *inputs)
+
+
+def cut(array, window):
+    part = np.take(array, range(window.start, window.stop), window.axis)
+    return part.squeeze(window.axis) if window.gone else part
 
 
 def test_what_is_masked_counts_for_nothing():

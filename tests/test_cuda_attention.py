@@ -16,7 +16,7 @@ from cuda_checks import (
 
 from kernels import ops, reference
 from kernels.cuda.host import attention, matmul
-from kernels.ops import Attention, MatMul
+from kernels.ops import Attention, MatMul, Window
 
 HALF = ["float16", "bfloat16"]
 HEADS_LAST = (0, 2, 1, 3)
@@ -95,7 +95,7 @@ def test_attention_is_within_the_bound(queries, keys, depth, width, dtype, runne
     rng = np.random.default_rng(0)
     q, k, v = (normal(rng, 2, rows, 3, columns) for rows, columns in (
         (queries, depth), (keys, depth), (keys, width)))
-    op = Attention((HEADS_LAST,) * 4, depth ** -0.5)
+    op = Attention((HEADS_LAST,) * 4, scale=depth ** -0.5)
     kernel = "matmul_f32_"
     if dtype in HALF:
         kernel = f"attention_{short(dtype)}x{4 if depth % 8 else 8}_"
@@ -109,8 +109,21 @@ def test_attention_is_within_the_bound(queries, keys, depth, width, dtype, runne
 def test_a_bias_is_broadcast(shape, dtype, runner):
     rng = np.random.default_rng(0)
     q, k, v = normal(rng, 2, 70, 3, 16), normal(rng, 2, 90, 3, 16), normal(rng, 2, 90, 3, 16)
-    op, bias = Attention((HEADS_LAST,) * 4, 0.25), normal(rng, *shape)
+    op, bias = Attention((HEADS_LAST,) * 4, scale=0.25), normal(rng, *shape)
     assert_within(bound(op, dtype, q, k, v, bias), op, q, k, v, bias, dtype=dtype, runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_are_read_where_they_lie(dtype, runner):
+    """Of (batch, row, 3, head, column), as one Linear layer gives all three."""
+    rng = np.random.default_rng(0)
+    x, order = normal(rng, 2, 70, 3, 3, 16), HEADS_LAST
+    op = Attention((order,) * 4, tuple(Window(2, i, i + 1, gone=True) for i in range(3)), 0.25)
+    parts = [np.ascontiguousarray(x[:, :, i]) for i in range(3)]
+    apart = Attention((order,) * 4, scale=0.25)
+    kernel = f"attention_{short(dtype)}x8_" if dtype in HALF else "matmul_f32_"
+    assert_within(bound(apart, dtype, *parts), op, x, x, x, dtype=dtype, kernel=kernel,
+                  runner=runner)
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -99,7 +99,7 @@ def Attention(net: Importer, q: Value, k: Value, v: Value, attn_mask: Value | No
                         "outputs")
     (depth,) = ops.known(net.shape(values[0])[-1:])
     orders: tuple[ops.Order, ...] = ((0, 2, 1, 3),) * 4 if rank == 3 else ()
-    op = ops.Attention(orders, depth ** -0.5 if scale is None else scale)
+    op = ops.Attention(orders, scale=depth ** -0.5 if scale is None else scale)
     bias = [] if attn_mask is None else [_added(net, attn_mask)]
     y = net.emit(op, *values, *bias, suffix="" if rank == 4 else ":heads")
     return y if rank == 4 else net.emit(ops.Reshape((0, 0, -1)), y)

@@ -3,13 +3,26 @@
     scale * (a @ b), or a factor or both scaled     MatMul
     softmax(scale * q @ k.T + bias) @ v             Attention, maybe without bias
 
+    a slice that only a product reads               the product's window
+
 After layout.py, which says how the matrices of a product lie.
 """
 from __future__ import annotations
 
 from dataclasses import replace
 
-from kernels.ops import Add, Attention, MatMul, Mul, Softmax
+from kernels.ops import (
+    Add,
+    Attention,
+    MatMul,
+    Matrices,
+    Mul,
+    Reshape,
+    Slice,
+    Softmax,
+    Window,
+    normal_axis,
+)
 
 from ..graph import Graph, Node
 from .written_out import Search
@@ -23,7 +36,7 @@ def join(graph: Graph) -> Graph:
     for node in graph.nodes:
         joined = search.scaled(node)
         search.nodes[node.output] = search.attention(joined) or joined
-    return replace(graph, nodes=tuple(search.nodes.values()))
+    return replace(graph, nodes=tuple(map(search.windowed, search.nodes.values())))
 
 
 class Products(Search):
@@ -79,8 +92,40 @@ class Products(Search):
             return None
         product, (q, k, _) = found[0], found[1].orders
         orders = (q, (*k[:-2], k[-1], k[-2]), *op.orders[1:])
-        return replace(node, op=Attention(orders, found[1].scale),
+        return replace(node, op=Attention(orders, scale=found[1].scale),
                        inputs=(*product.inputs, node.inputs[1], *bias))
+
+
+    def windowed(self, node: Node) -> Node:
+        """A product that reads what a slice would copy for it."""
+        op, inputs = node.op, list(node.inputs)
+        if not isinstance(op, Matrices) or op.windows:
+            return node
+        windows = [self.window(value) for value in inputs[:3]]
+        for i, found in enumerate(windows):
+            if found is not None:
+                inputs[i] = found[0]
+        if windows.count(None) == len(windows):
+            return node
+        return replace(node, inputs=tuple(inputs), op=replace(op, windows=tuple(
+            None if found is None else found[1] for found in windows)))
+
+    def window(self, value: str) -> tuple[str, Window] | None:
+        """(x, window) of a value that is a slice of x, maybe without the axis that it has one
+        element of."""
+        whole, wanted = value, self.specs[value]
+        while (reshape := self.op(whole, Reshape)) is not None:
+            whole = reshape.inputs[0]
+        part = self.op(whole, Slice)
+        spec = None if part is None else self.specs[part.output]
+        if part is None or spec is None or not isinstance(part.op, Slice) or part.op.step > 1:
+            return None
+        axis = normal_axis(part.op.axis, len(spec.shape))
+        found = Window(axis, part.op.start, part.op.stop, whole != value)
+        if wanted is None or wanted.shape != found.of(spec.shape, found.stop - found.start) or (
+                found.gone and spec.shape[axis] != 1):
+            return None
+        return part.inputs[0], found
 
 
 def _as_meant(op: MatMul, index: int) -> bool:

@@ -38,7 +38,7 @@ from .image import (
     Pool2d,
     window_extent,
 )
-from .matrices import Attention, MatMul, Matrices, Order
+from .matrices import Attention, MatMul, Matrices, Order, Window
 from .movement import Concat, Flatten, Pad, PadMode, Reshape, Slice, Transpose
 from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
 
@@ -48,4 +48,4 @@ __all__ = ["Add", "Attention", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Conc
            "Linear", "LocalResponseNorm", "MatMul", "Matrices", "MaxPool2d", "Mul", "Op", "Order",
            "Pad", "PadMode", "Padding", "Pair", "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid",
            "Silu", "Slice", "Softmax", "Sqrt", "StarRelu", "Tanh", "TensorSpec", "Transpose",
-           "Unary", "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]
+           "Unary", "Window", "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]

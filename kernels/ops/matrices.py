@@ -3,11 +3,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from .base import Dim, Op, Pair, Shape, count
 
 Order = tuple[int, ...]
+
+
+class Window(NamedTuple):
+    """Elements start .. stop of an axis; gone: of the one element that they are, without the axis,
+    as of the queries among a layer's queries, keys and values."""
+    axis: int
+    start: int
+    stop: int
+    gone: bool = False
+
+    def of(self, sizes: Sequence[Dim], replacement: int) -> Shape:
+        """A number for each axis, with this one for the window's."""
+        return (*sizes[:self.axis], *[replacement] * (not self.gone), *sizes[self.axis + 1:])
 
 
 @dataclass(frozen=True)
@@ -18,15 +31,23 @@ class Matrices(Op):
     orders  how the inputs and, last, the output lie in memory, where that is not as they are
             meant: axis i of what is meant is axis order[i] of what is there. Empty: all as meant.
             So the op does transposes before it and after it, but columns of the output stay last
+    windows what of an input it reads, before any order, or None for all. Empty: all of each
     """
     orders: tuple[Order, ...] = ()
+    windows: tuple[Window | None, ...] = ()
 
     def order(self, index: int, rank: int) -> Order:
         """Of an input, or, with -1, of the output."""
         return self.orders[index] if self.orders else tuple(range(rank))
 
+    def seen(self, index: int, shape: Shape) -> Shape:
+        """What an input's window shows of this shape."""
+        window = self.windows[index] if self.windows else None
+        return shape if window is None else window.of(shape, window.stop - window.start)
+
     def meant(self, *shapes: Shape) -> list[Shape]:
         """The shapes of inputs as they are meant, with as many axes as the one that has most."""
+        shapes = tuple(self.seen(i, shape) for i, shape in enumerate(shapes))
         rank = max(len(shape) for shape in shapes)
         full = [(1,) * (rank - len(shape)) + shape for shape in shapes]
         if rank < 2:

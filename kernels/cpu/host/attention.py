@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...matrices import Lie, operands
+from ...matrices import Lie, from_starts, operands
 from ...ops import Attention, TensorSpec
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
@@ -19,7 +19,7 @@ ATTENTION = Kernel("attention", "attention")
 def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpec,
                       weights: list[Array | None], options: Options) -> Step:
     """Inputs q, k, v, [bias]."""
-    sizes, shapes, lies = operands(op, inputs, output)
+    sizes, shapes, lies, starts = operands(op, inputs, output)
     (rows, depth), (keys, width) = shapes[0], shapes[2]
     if len(inputs) == 3:
         lies = (*lies[:3], Lie((0,) * len(sizes), 0, 0), lies[3])
@@ -32,7 +32,7 @@ def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpe
                                 + TILE_ROWS * (depth + keys))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        q, k, v, *rest = (array.reshape(-1) for array in arrays)
+        q, k, v, *rest = from_starts(arrays, starts)
         bias = rest[0] if rest else np.empty(0, np.float32)
         return [ATTENTION.bind(
             q, k, v, bias, y.reshape(-1), np.array(sizes, np.int64), steps, depth, keys, width,

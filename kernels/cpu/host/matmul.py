@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...matrices import Lie, operands
+from ...matrices import Lie, from_starts, operands
 from ...ops import Linear, MatMul, TensorSpec, count, known
 from ...step import Array, Options, Step, weight_and_bias
 from ..geometry import ConvGeometry
@@ -39,7 +39,7 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
 def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
     """y = scale * a @ b. A matrix of one column is the row of a product of transposed matrices."""
-    sizes, ((rows, depth), (_, columns), _), (a, b, y) = operands(op, inputs, output)
+    sizes, ((rows, depth), (_, columns), _), (a, b, y), starts = operands(op, inputs, output)
     swap = columns == 1 and y.row == 1
     if swap:
         a, b, y = b.turned(), a.turned(), y.turned()
@@ -50,7 +50,7 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
     floats = options.threads * depth * (len(zeros) + TILE_ROWS)
 
     def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
-        left, right = (array.reshape(-1) for array in (arrays[::-1] if swap else arrays))
+        left, right = from_starts(arrays, starts)[::-1 if swap else 1]
         return [MATMUL.bind(
             left, right, out.reshape(-1), np.array(sizes, np.int64), steps, depth, columns, tiles,
             bands, zeros, np.float32(op.scale), workspace[:4 * floats].view(np.float32),

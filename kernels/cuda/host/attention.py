@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...matrices import Lie, Operands, operands
+from ...matrices import Lie, Operands, from_starts, operands
 from ...memory import ALIGNMENT
 from ...ops import Attention, Softmax, TensorSpec, count
 from ...step import Array, Step
@@ -71,7 +71,8 @@ def copy_lanes(found: Operands) -> int:
     if max(depth, width) > attention.MOST or any(lie.column != 1 for lie in found.lies[:3]):
         return 0
     return next((lanes for lanes in attention.COPY
-                 if not any(number % lanes for number in (depth, width, *steps))), 0)
+                 if not any(number % lanes for number in (depth, width, *steps, *found.starts))),
+                0)
 
 
 def _prepare_fused(op: Attention, found: Operands, dtype: str, lanes: int) -> Step:
@@ -90,7 +91,8 @@ def _prepare_fused(op: Attention, found: Operands, dtype: str, lanes: int) -> St
     grid = (tiles * count(found.sizes), 1, 1)
 
     def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
-        given = (*arrays[:3], arrays[-1])       # where there is no bias, it is not read
+        q, k, v, *rest = from_starts(arrays, found.starts)
+        given = q, k, v, rest[0] if biased else v       # which is not read then
         return [Launch(kernel, grid, (*given, out, *numbers))]
 
     return Step(kernel.name, bind)
@@ -106,9 +108,9 @@ def _prepare_apart(op: Attention, found: Operands, output: TensorSpec, options: 
     dense = Lie(tuple(queries * keys * count(found.sizes[i + 1:]) for i in range(len(found.sizes))),
                 keys, 1)
     first = Operands(found.sizes, (found.shapes[0], found.shapes[1][::-1], (queries, keys)),
-                     (q, k.turned(), *bias, dense))
+                     (q, k.turned(), *bias, dense), found.starts[:2])
     second = Operands(found.sizes, ((queries, keys), found.shapes[2], found.shapes[3]),
-                      (dense, v, y))
+                      (dense, v, y), (0, found.starts[2]))
     stored = output.dtype
     kernels = (product_kernel(stored, stored, "float32", product_lanes(first)),
                product_kernel("float32", stored, stored, product_lanes(second)))
@@ -118,9 +120,9 @@ def _prepare_apart(op: Attention, found: Operands, output: TensorSpec, options: 
     def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
         there, shares = (workspace[at:at + 4 * count(scores.shape)].view(np.float32)
                          for at in (0, size))
-        return [product(kernels[0], op.kind, first, op.scale, arrays[0], arrays[1], there,
-                        arrays[3] if bias else None),
+        queries, keys, values, *rest = from_starts(arrays, found.starts)
+        return [product(kernels[0], op.kind, first, op.scale, queries, keys, there, *rest),
                 *softmax.bind([there], shares, workspace),
-                product(kernels[1], op.kind, second, 1.0, shares, arrays[2], out)]
+                product(kernels[1], op.kind, second, 1.0, shares, values, out)]
 
     return Step(f"{kernels[0].name} + {softmax.kernel} + {kernels[1].name}", bind, 2 * size)

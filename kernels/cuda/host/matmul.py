@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...matrices import Lie, Operands, operands
+from ...matrices import Lie, Operands, from_starts, operands
 from ...ops import Linear, MatMul, TensorSpec, count, known
 from ...step import Array, Step, weight_and_bias
 from .. import matmul, vector
@@ -72,7 +72,8 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
     kernel = product_kernel(dtype, dtype, dtype, product_lanes(found))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [product(kernel, op.kind, found, op.scale, arrays[0], arrays[1], y)]
+        a, b = from_starts(arrays, found.starts)
+        return [product(kernel, op.kind, found, op.scale, a, b, y)]
 
     return Step(kernel.name, bind)
 
