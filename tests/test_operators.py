@@ -89,6 +89,32 @@ def test_instance_and_group_normalization(tmp_path, trivial):
         compare(tmp_path, build(nodes, IMAGE, constants=constants, opset=opset), x=X)
 
 
+def test_a_norm_of_whole_samples_turns_nothing(tmp_path):
+    """As PoolFormer has it: the order of its elements is no matter to it."""
+    constants = {"w": whole(8, 8, 1, 1), "one": np.ones(1, np.float32),
+                 "zero": np.zeros(1, np.float32), "row": np.int64([0, 1, -1]),
+                 "image": np.int64([0, 8, 6, 4]), "scale": whole(8, 1, 1), "shift": whole(8, 1, 1)}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Reshape", ["c", "row"], ["r"]),
+             node("InstanceNormalization", ["r", "one", "zero"], ["n"]),
+             node("Reshape", ["n", "image"], ["i"]), node("Mul", ["i", "scale"], ["s"]),
+             node("Add", ["s", "shift"], ["a"]), node("Conv", ["a", "w"], ["y"])]
+    compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
+    kinds = [layer.op.kind for layer in cnn.load(tmp_path / "net.onnx")._graph.nodes]
+    assert kinds.count("Transpose") == 1        # of the output
+
+
+def test_of_two_orders_that_meet_one_is_turned(tmp_path):
+    """Pixels in columns, added to what a convolution makes of pixels in rows, and convolved."""
+    constants = {"w": whole(8, 8, 1, 1), "v": whole(8, 8, 1, 1)}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Transpose", ["c"], ["t"], perm=[0, 1, 3, 2]),
+             node("Relu", ["t"], ["r"]), node("Conv", ["z", "v"], ["d"]),
+             node("Add", ["r", "d"], ["a"]), node("Conv", ["a", "w"], ["y"])]
+    model = build(nodes, IMAGE | {"z": ["N", 8, 4, 6]}, constants=constants)
+    compare(tmp_path, model, x=X, z=whole(2, 8, 4, 6))
+    kinds = [layer.op.kind for layer in cnn.load(tmp_path / "net.onnx")._graph.nodes]
+    assert kinds.count("Transpose") == 2        # of the one, and of the output
+
+
 @pytest.mark.parametrize(("starts", "ends", "axes", "steps"), [
     ([1], [5], [1], None), ([0, -3], [2 ** 63 - 1, -1], [0, 1], None),
     ([1, 0], [9, 3], [2, 3], None), ([1], [8], [1], [3]), ([-1], [-100], [1], [-1]),

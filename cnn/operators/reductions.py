@@ -32,20 +32,28 @@ def sum_along(net: Importer, x: Value, axes: Ints | None, keepdims: int) -> Valu
 
 def _pooled(pool: ops.GlobalPool2d, net: Importer, x: Value, axes: Ints | None, keepdims: int
             ) -> Value:
-    """What global pooling makes of images whose pixels lie along `axes`; the last of the other axes
-    is their channels, where its size is known."""
+    """What global pooling makes of images whose pixels lie along `axes`; the longest of the other
+    axes is their channels, or the last of several."""
     shape, over = net.shape(x), _known_axes(net, x, axes)
     if len(shape) == 4 and over in ([1, 2], [2, 3]):        # over height and width, NHWC or NCHW
         y = net.emit(pool, x) if over == [1, 2] else net.channels_last(pool, x)
         return y if keepdims else net.emit(ops.Reshape((0, -1)), y, suffix=":squeeze")
     kept = [axis for axis in range(len(shape)) if axis not in over]
-    channels = kept[-1:] if kept and shape[kept[-1]] is not None else []
-    order = (*kept[:len(kept) - len(channels)], *over, *channels)
+    known = [axis for axis in kept if shape[axis] is not None]
+    channels = [max(known, key=lambda axis: (shape[axis], axis))] if known else []
+    images = [axis for axis in kept if axis not in channels]
+    order = (*images, *over, *channels)
     pixels = ops.count(tuple(shape[axis] for axis in over))
     moved = net.emit(ops.Transpose(order), x, suffix=":together")
     image = net.emit(ops.Reshape((-1, pixels, 1, ops.count(tuple(shape[i] for i in channels)))),
                      moved, suffix=":image")
     pooled = net.emit(pool, image, suffix=":pool")
+    made = [*images, *channels]
+    if made != kept:
+        apart = tuple(-1 if shape[axis] is None else shape[axis] or 0 for axis in made)
+        pooled = net.emit(ops.Reshape(apart), pooled, suffix=":apart")
+        pooled = net.emit(ops.Transpose(tuple(made.index(axis) for axis in kept)), pooled,
+                          suffix=":kept")
     sizes = [1 if axis in over else shape[axis] for axis in range(len(shape))
              if keepdims or axis not in over]
     return net.emit(ops.Reshape(tuple(-1 if size is None else size for size in sizes)), pooled)

@@ -62,6 +62,7 @@ class Layout:
 
     specs    of the values that are there: inputs, constants, what `nodes` give so far
     pending  how a value of the old graph can be had from one that is there
+    place    of the old graph's values, in the order in which they are computed
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -72,6 +73,7 @@ class Layout:
                           for name, array in graph.constants.items())
         self.pending: dict[str, Permuted | Reordered] = {}
         self.old, self.readers = graph.producer(), graph.consumers()
+        self.place = {node.output: i for i, node in enumerate(graph.nodes)}
 
     # ---- emitting -----------------------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class Layout:
         elif isinstance(node.op, (ops.Binary, ops.Concat, ops.Softmax, ops.Slice, ops.Pad)):
             done = self.any_order(node)
         elif isinstance(node.op, (ops.Flatten, ops.Reshape)):
-            done = self.flatten(node) or self.regroup(node)
+            done = self.norm(node) or self.flatten(node) or self.regroup(node)
         elif isinstance(node.op, ops.Linear):
             done = self.linear(node)
         elif isinstance(node.op, ops.Matrices):
@@ -156,12 +158,13 @@ class Layout:
         return True
 
     def any_order(self, node: Node) -> bool:
-        """Ops that work in any order of axes, where all inputs can have the same one for free."""
-        orders = {waiting.permutation for value in node.inputs
+        """Ops that work in any order of axes, where all inputs can have the same one: that of the
+        input computed last, for what else waits in another order is turned once, not twice."""
+        orders = {value: waiting.permutation for value in node.inputs
                   if isinstance(waiting := self.pending.get(value), Permuted)}
-        if len(orders) != 1:
+        if not orders or len(set(map(len, orders.values()))) > 1:
             return False
-        (order,) = orders
+        order = orders[max(orders, key=lambda value: self.place[value])]
         inputs = [moved for value in node.inputs if (moved := self.moved(value, order))]
         if len(inputs) < len(node.inputs):
             return False
@@ -181,7 +184,7 @@ class Layout:
         cost a transpose."""
         waiting, shape = self.pending.get(value), self.shape(value)
         if isinstance(waiting, Permuted):
-            return waiting.base
+            return waiting.base if waiting.permutation == order else self.turned(value, order)
         if shape is None or len(shape) > len(order):
             return None
         full = (1,) * (len(order) - len(shape)) + shape
@@ -195,6 +198,16 @@ class Layout:
             return None
         elif name not in self.specs:        # such as the (N, C, 1, 1) gates of squeeze-excitation
             self.emit(_reshape(full, back), [value], name, f"{value}:order")
+        return name
+
+    def turned(self, value: str, order: Permutation) -> str:
+        """The base of a value that waits in another order, from now on in this one."""
+        waiting = self.pending[value]
+        assert isinstance(waiting, Permuted)
+        name = f"{value}:turned{''.join(map(str, order))}"
+        op = _reordering(self.shape(waiting.base), tuple(
+            waiting.permutation[order.index(axis)] for axis in range(len(order))))
+        self.pending[value] = Permuted(self.emit(op, [waiting.base], name, f"{value}:order"), order)
         return name
 
     def flatten(self, node: Node) -> bool:
@@ -241,6 +254,35 @@ class Layout:
         self.pending[node.output] = Permuted(base, tuple(
             starts[i] + k for i, group in enumerate(groups) for k in range(len(group.sizes))))
         return True
+
+    def norm(self, node: Node) -> bool:
+        """Back to the shape that a value had before a norm of all elements of a sample, for which
+        their order is no matter. prune.py drops the one in their literal order."""
+        norm, shape = self.before_reshapes(node.inputs[0]), self.shape(node.inputs[0])
+        if norm is None or shape is None or not isinstance(norm.op, ops.LayerNorm):
+            return False
+        target, (x, *constants) = node.op.output_shape(shape), norm.inputs
+        while (found := self.permuted(x)) is None or found.shape != target:
+            before = self.old.get(x)
+            if before is None or not isinstance(before.op, (ops.Flatten, ops.Reshape)):
+                return False
+            x = before.inputs[0]
+        if found.waiting.permutation[0] != 0 or None in target[1:] or any(
+                array is None or np.unique(array).size > 1 or array.size != ops.count(target[1:])
+                for array in map(self.constants.get, constants)):
+            return False
+        flat = self.emit(ops.Flatten(1), [found.waiting.base], f"{node.output}:flat", norm.name)
+        normal = self.emit(norm.op, [flat, *constants], f"{node.output}:normal", norm.name)
+        base = self.emit(_reshape(found.moved), [normal], f"{node.output}:moved", node.name)
+        self.pending[node.output] = found.waiting._replace(base=base)
+        return True
+
+    def before_reshapes(self, value: str) -> Node | None:
+        """The node that gave what is reshaped to a value."""
+        while (node := self.old.get(value)) is not None and isinstance(
+                node.op, (ops.Flatten, ops.Reshape)):
+            value = node.inputs[0]
+        return node
 
     def linear(self, node: Node) -> bool:
         """y = x @ W.T with x's column i being base's column columns[i]: W's columns move there."""
