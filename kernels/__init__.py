@@ -5,6 +5,7 @@
 """
 from .functional import (
     add,
+    attention,
     avg_pool2d,
     batch_norm,
     clip,
@@ -24,6 +25,7 @@ from .functional import (
     linear,
     local_response_norm,
     log_softmax,
+    matmul,
     max_pool2d,
     mul,
     pad,
@@ -42,6 +44,7 @@ PROJECT = "numba-cnn"     # tells this package from another of the same name on 
 __all__ = [
     "PROJECT",
     "add",
+    "attention",
     "avg_pool2d",
     "batch_norm",
     "clip",
@@ -61,6 +64,7 @@ __all__ = [
     "linear",
     "local_response_norm",
     "log_softmax",
+    "matmul",
     "max_pool2d",
     "mul",
     "pad",

@@ -52,6 +52,23 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *,
     return run(ops.Linear(activation), x, weight, *given, threads=threads)
 
 
+def matmul(a: Array, b: Array, *, threads: int | None = None) -> Array:
+    """a @ b: (..., M, K), (..., K, N) -> (..., M, N). The leading axes are alike, or 1 where one
+    matrix serves all."""
+    return run(ops.MatMul(), a, b, threads=threads)
+
+
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *,
+              scale: float | None = None, threads: int | None = None) -> Array:
+    """softmax(scale * q @ k.T + bias) @ v: (..., M, D), (..., N, D), (..., N, V) -> (..., M, V).
+
+    bias is broadcast to (..., M, N); scale None is 1 / sqrt(D), as of torch's
+    scaled_dot_product_attention.
+    """
+    op = ops.Attention(scale=q.shape[-1] ** -0.5 if scale is None else float(scale))
+    return run(op, q, k, v, *([] if bias is None else [bias]), threads=threads)
+
+
 def max_pool2d(x: Array, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
                dilation: Size = 1, ceil_mode: bool = False, *,
                threads: int | None = None) -> Array:

@@ -60,7 +60,19 @@ TIMM = [
     "mobilenetv4_conv_small", "fastvit_t8", "hgnetv2_b0", "repvit_m0_9", "starnet_s1",
     "fasternet_t0", "mambaout_femto", "inception_next_atto", "tresnet_m", "resnetblur18",
     "gcresnext26ts", "focalnet_tiny_srf", "efficientnet_b0_gn", "tf_efficientnetv2_b0"]
-NETWORKS = [*(f"torchvision/{name}" for name in TORCHVISION), *(f"timm/{name}" for name in TIMM)]
+ATTENTION = [       # transformers, networks with attention in part, and mixers
+    "torchvision/vit_b_16", "torchvision/swin_t", "torchvision/swin_v2_t", "torchvision/maxvit_t",
+    *(f"timm/{name}" for name in (
+        "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224",
+        "eva02_tiny_patch14_224", "cait_xxs24_224", "convit_tiny", "tnt_s_patch16_224",
+        "xcit_nano_12_p16_224", "davit_tiny", "gcvit_xxtiny", "mvitv2_tiny", "pvt_v2_b0",
+        "coatnet_0_rw_224", "caformer_s18", "mobilevit_s", "mobilevitv2_100", "edgenext_small",
+        "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0",
+        "fastvit_sa12", "levit_128s", "mobilenetv4_hybrid_medium", "nextvit_small", "shvit_s1",
+        "swiftformer_xs", "tiny_vit_5m_224", "visformer_tiny", "botnet26t_256", "mixer_s32_224",
+        "resmlp_12_224"))]
+NETWORKS = [*(f"torchvision/{name}" for name in TORCHVISION), *(f"timm/{name}" for name in TIMM),
+            *ATTENTION]
 TORCHSCRIPT, DYNAMO = EXPORTERS = ("torchscript", "dynamo")   # the second is PyTorch's default now
 # An error that is no matter, for a network may make a hundred of one rounding, and how many of ONNX
 # Runtime's are none: Winograd's algorithm rounds more (CNN_WINOGRAD=0 turns it off).

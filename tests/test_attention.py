@@ -167,3 +167,8 @@ def test_attention_that_does_not_fit_is_named(shapes, sentence):
 def test_its_work_is_that_of_two_products():
     assert Attention().macs((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 8)) == 2 * 3 * 5 * 7 * (4 + 8)
     assert MatMul().macs((2, 5, 4), (2, 4, 7)) == 2 * 5 * 4 * 7
+
+
+def test_bytes_are_those_that_windows_show():
+    op = Attention(windows=tuple(Window(0, i, i + 1, gone=True) for i in range(3)))
+    assert op.bytes(*[(3, 5, 4)] * 3) == 4 * (3 * 5 * 4 + 5 * 4)

@@ -33,6 +33,18 @@ def test_conv2d_without_bias_with_groups_and_with_residual():
                                   reference.run(ops.Conv2d(), X, W) + residual)
 
 
+def test_products_and_attention():
+    a, b = integers(RNG, 2, 3, 5, 4), integers(RNG, 2, 1, 4, 7)
+    np.testing.assert_array_equal(kernels.matmul(a, b), a @ b)
+    q, k, v, bias = (integers(RNG, *shape) for shape in (
+        (2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6), (5, 7)))
+    for given, op in (({}, ops.Attention(scale=0.5)), ({"scale": 0.1}, ops.Attention(scale=0.1))):
+        np.testing.assert_allclose(kernels.attention(q, k, v, bias, **given),
+                                   reference.run(op, q, k, v, bias), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(kernels.linear(a, B[None, :4], residual=a[..., :1]),
+                                  a @ B[None, :4].T + a[..., :1])
+
+
 def test_the_others():
     flat = X.reshape(2, -1)
     weight = integers(RNG, 5, flat.shape[1])

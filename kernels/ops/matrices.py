@@ -62,6 +62,12 @@ class Matrices(Op):
             raise ValueError(f"{self.kind}: an output of {shape} can not lie in order {order}")
         return tuple(shape[order.index(axis)] for axis in range(len(shape)))
 
+    def bytes(self, *shapes: Shape, itemsize: int = 4) -> int:
+        """Of what windows show."""
+        seen = [self.seen(i, shape) for i, shape in enumerate(shapes[:3])]
+        return itemsize * (sum(map(count, (*seen, *shapes[3:])))
+                           + count(self.output_shape(*shapes)))
+
     def leading(self, shapes: Sequence[Shape]) -> Shape:
         """The axes before the last two, for all of these."""
         result: list[Dim] = []
