@@ -10,7 +10,7 @@ from .jit import kernel, njit
 from .matmul import multiply, pack, place, take_rows, whole_vectors
 from .parallel import parallel_for
 from .sizes import TILE_ROWS
-from .softmax import softmax_row
+from .softmax import some_rows
 
 
 @kernel
@@ -55,11 +55,11 @@ def attention_units(thread, first_unit, end_unit, q, k, v, bias, y, sizes, steps
             take_rows(q, q_first + row * steps[0, -2], steps[0, -2], steps[0, -1], count, depth,
                       scale, queries)
             multiply(count, queries, depth, packed_keys, keys, zeros, scores, 0, keys)
-            for r in range(count):
-                line = scores[r * keys:(r + 1) * keys]
-                if len(bias) > 0:
-                    add_bias(line, bias, bias_first + (row + r) * steps[3, -2], steps[3, -1])
-                softmax_row(line)
+            if len(bias) > 0:
+                for r in range(count):
+                    add_bias(scores[r * keys:(r + 1) * keys], bias,
+                             bias_first + (row + r) * steps[3, -2], steps[3, -1])
+            some_rows(scores, scores, 0, count, keys)
             multiply(count, scores, keys, packed_values, width, zeros, y,
                      y_first + row * steps[4, -2], steps[4, -2])
 

@@ -6,7 +6,6 @@ vectors, which in a row of 49 is all of it; and their products and sums would no
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 
 from llvmlite import ir
 from numba import types
@@ -14,6 +13,7 @@ from numba.extending import intrinsic
 
 from . import scalar
 from .simd import (
+    F32,
     I32,
     INT_VECTOR,
     LANES,
@@ -27,12 +27,11 @@ from .simd import (
     first_lanes,
     fma,
     i64,
+    literal_ints,
     load,
     splat,
     store,
 )
-
-WAYS = 4        # sums at work at once: what an addition takes, in additions
 
 
 def exp(b: Builder, x: Value) -> Value:
@@ -57,30 +56,46 @@ def _larger(b: Builder, x: Value, y: Value) -> Value:
     return b.select(b.fcmp_ordered(">", y, x), y, x)
 
 
-def _total(b: Builder, count: Value, start: float,
-           vector: Callable[[Value, Value | None], Value],
-           merge: Callable[[Builder, Value, Value], Value]) -> Value:
-    """`merge` of vector(first, mask), for all vectors of `count` numbers, and of their lanes: WAYS
-    vectors go on side by side, for one merge would wait for the one before."""
-    def vectors(ways: int):
-        def several(index, carried):
-            first, *totals = carried
-            totals = [merge(b, total, vector(b.add(first, i64(way * LANES)), None))
-                      for way, total in enumerate(totals)]
-            return [b.add(first, i64(ways * LANES)), *totals]
-        return several
+def _totals(b: Builder, count: Value, rows: int, start: float,
+            vector: Callable[[int, Value, Value | None], Value],
+            merge: Callable[[Builder, Value, Value], Value]) -> list[Value]:
+    """Of each row `merge` of vector(row, first, mask), for all vectors of `count` numbers, and of
+    their lanes. Rows go on side by side: a merge would wait for the one before."""
+    def whole_vector(index, totals):
+        first = b.mul(index, i64(LANES))
+        return [merge(b, total, vector(row, first, None)) for row, total in enumerate(totals)]
 
     whole = b.sdiv(count, i64(LANES))
-    done, *totals = counted_loop(b, "vectors", b.sdiv(whole, i64(WAYS)),
-                                 [i64(0), *[splat(start)] * WAYS], vectors(WAYS))
-    total = reduce(lambda x, y: merge(b, x, y), totals)
-    done, total = counted_loop(b, "vector", b.srem(whole, i64(WAYS)), [done, total], vectors(1))
+    totals = counted_loop(b, "vector", whole, [splat(start)] * rows, whole_vector)
+    done = b.mul(whole, i64(LANES))
     mask = first_lanes(b, b.sub(count, done))
-    total = b.select(mask, merge(b, total, vector(done, mask)), total)
+    totals = [b.select(mask, merge(b, total, vector(row, done, mask)), total)
+              for row, total in enumerate(totals)]
     for lanes in (LANES >> i for i in range(1, LANES.bit_length())):
         places = ir.Constant(INT_VECTOR, [lane ^ lanes for lane in range(LANES)])
-        total = merge(b, total, b.shuffle_vector(total, total, places))
-    return b.extract_element(total, ir.Constant(I32, 0))
+        totals = [merge(b, total, b.shuffle_vector(total, total, places)) for total in totals]
+    return [b.extract_element(total, ir.Constant(I32, 0)) for total in totals]
+
+
+def _exponentials(b: Builder, rows: int, x: Value, y: Value, step: Value, count: Value
+                  ) -> tuple[list[Value], list[Value]]:
+    """The greatest number of each row, and the sum of all y of it, with y = e ** (x - greatest)."""
+    apart = [b.mul(step, i64(row)) for row in range(rows)]
+
+    def place(array, row, first):
+        return b.gep(array, [b.add(apart[row], first)])
+
+    tops = _totals(b, count, rows, float("-inf"),
+                   lambda row, first, mask: load(b, place(x, row, first), mask), _larger)
+    spread = [broadcast(b, top) for top in tops]
+
+    def exponential(row, first, mask):
+        value = exp(b, b.fsub(load(b, place(x, row, first), mask), spread[row]))
+        store(b, value, place(y, row, first), mask)
+        return value
+
+    return tops, _totals(b, count, rows, 0.0, exponential,
+                         lambda b, total, value: b.fadd(total, value))
 
 
 @intrinsic
@@ -89,30 +104,28 @@ def exponentials(typingctx, x, y, count):
     may be x; both are pointers. NaN in x makes the sum NaN."""
     def codegen(context, b, sig, args):
         x, y, count = args
-        top = _total(b, count, float("-inf"),
-                     lambda first, mask: load(b, b.gep(x, [first]), mask), _larger)
-        tops = broadcast(b, top)
-
-        def exponential(first, mask):
-            value = exp(b, b.fsub(load(b, b.gep(x, [first]), mask), tops))
-            store(b, value, b.gep(y, [first]), mask)
-            return value
-
-        total = _total(b, count, 0.0, exponential, lambda b, sums, value: b.fadd(sums, value))
-        return context.make_tuple(b, sig.return_type, [top, total])
+        tops, totals = _exponentials(b, 1, x, y, i64(0), count)
+        return context.make_tuple(b, sig.return_type, [*tops, *totals])
     return types.UniTuple(types.float32, 2)(x, y, types.intp), codegen
 
 
-@intrinsic
-def multiply_by(typingctx, y, count, factor):
-    """y[i] *= factor, for `count` numbers behind a pointer."""
+@intrinsic(prefer_literal=True)
+def softmax_rows(typingctx, rows, x, y, step, count):
+    """The softmax of so many rows of `count` numbers, which are `step` numbers apart. y may be x;
+    both are pointers. NaN in a row makes all of it NaN."""
+    literal = literal_ints(rows)
+    if literal is None:
+        return None
+
     def codegen(context, b, sig, args):
-        y, count, factor = args
-        factors = broadcast(b, factor)
+        _, x, y, step, count = args
+        _, totals = _exponentials(b, literal[0], x, y, step, count)
+        shares = [broadcast(b, b.fdiv(ir.Constant(F32, 1), total)) for total in totals]
 
         def vector(first, mask):
-            pointer = b.gep(y, [first])
-            store(b, b.fmul(load(b, pointer, mask), factors), pointer, mask)
+            for row, share in enumerate(shares):
+                pointer = b.gep(y, [b.add(b.mul(step, i64(row)), first)])
+                store(b, b.fmul(load(b, pointer, mask), share), pointer, mask)
         each_vector(b, count, vector)
         return context.get_dummy_value()
-    return types.void(y, types.intp, types.float32), codegen
+    return types.void(rows, x, y, types.intp, types.intp), codegen

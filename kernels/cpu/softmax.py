@@ -6,60 +6,69 @@ import numpy as np
 from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
-from .rows import exponentials, multiply_by
+from .rows import exponentials, softmax_rows
 from .simd import at
-
-ONE = np.float32(1)
-
-
-def softmax_kernel(finish):
-    """The kernel whose results `finish` makes of a column's exponentials, which lie in y, and their
-    sum."""
-    @njit(keep=False)
-    def columns(thread, first_column, end_column, x, y, length, inner):
-        for column in range(first_column, end_column):
-            first = column // inner * length * inner + column % inner
-            if inner == 1:
-                greatest, total = exponentials(at(x, first), at(y, first), length)
-            else:
-                greatest, total = x[first], np.float32(0)
-                for i in range(length):
-                    value = x[first + i * inner]
-                    greatest = value if (value > greatest) | (value != value) else greatest
-                for i in range(length):
-                    y[first + i * inner] = scalar.exp(x[first + i * inner] - greatest)
-                    total += y[first + i * inner]
-            finish(x, y, first, length, inner, greatest, total)
-
-    @kernel
-    def softmax(x, y, length, inner, threads):
-        """x, y: flat (outer, length, inner); along `length`."""
-        parallel_for(columns, len(x) // length, threads, (x, y, length, inner))
-
-    return softmax
+from .sizes import HALF_ROWS
 
 
-@njit(inline="always")
-def softmax_row(row):
-    """Of `row` and in its place."""
-    _, total = exponentials(at(row, 0), at(row, 0), len(row))
-    multiply_by(at(row, 0), len(row), ONE / total)
+@kernel
+def softmax(x, y, length, inner, threads):
+    """x, y: flat (outer, length, inner); along `length`."""
+    parallel_for(softmax_columns, len(x) // length, threads, (x, y, length, inner))
 
 
-@njit(inline="always")
-def shares(x, y, first, length, inner, greatest, total):
+@njit()
+def softmax_columns(thread, first_column, end_column, x, y, length, inner):
     if inner == 1:
-        multiply_by(at(y, first), length, ONE / total)
-    else:
+        some_rows(x, y, first_column, end_column, length)
+        return
+    for column in range(first_column, end_column):
+        first = column // inner * length * inner + column % inner
+        _, total = strided_exponentials(x, y, first, length, inner)
         for i in range(length):
             y[first + i * inner] /= total
 
 
 @njit(inline="always")
-def logarithms(x, y, first, length, inner, greatest, total):
-    total = scalar.log(total)
+def some_rows(x, y, first_row, end_row, length):
+    """Of rows that lie one after the other, several at a time; y may be x."""
+    row = first_row
+    while row < end_row:
+        if end_row - row >= HALF_ROWS:
+            softmax_rows(HALF_ROWS, at(x, row * length), at(y, row * length), length, length)
+            row += HALF_ROWS
+        else:
+            softmax_rows(1, at(x, row * length), at(y, row * length), length, length)
+            row += 1
+
+
+@kernel
+def log_softmax(x, y, length, inner, threads):
+    """As `softmax`, of which it is the logarithm."""
+    parallel_for(log_softmax_columns, len(x) // length, threads, (x, y, length, inner))
+
+
+@njit()
+def log_softmax_columns(thread, first_column, end_column, x, y, length, inner):
+    for column in range(first_column, end_column):
+        first = column // inner * length * inner + column % inner
+        if inner == 1:
+            greatest, total = exponentials(at(x, first), at(y, first), length)
+        else:
+            greatest, total = strided_exponentials(x, y, first, length, inner)
+        total = scalar.log(total)
+        for i in range(length):
+            y[first + i * inner] = (x[first + i * inner] - greatest) - total
+
+
+@njit(inline="always")
+def strided_exponentials(x, y, first, length, inner):
+    """As rows.exponentials, of a column."""
+    greatest, total = x[first], np.float32(0)
     for i in range(length):
-        y[first + i * inner] = (x[first + i * inner] - greatest) - total
-
-
-softmax, log_softmax = softmax_kernel(shares), softmax_kernel(logarithms)
+        value = x[first + i * inner]
+        greatest = value if (value > greatest) | (value != value) else greatest
+    for i in range(length):
+        y[first + i * inner] = scalar.exp(x[first + i * inner] - greatest)
+        total += y[first + i * inner]
+    return greatest, total

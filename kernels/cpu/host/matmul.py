@@ -20,7 +20,8 @@ from ..sizes import BLOCK, LANES, TILE_ROWS
 from .conv import cover, prepare_tiled
 
 MATMUL = Kernel("matmul", "matmul")
-UNITS = 4       # of work a thread, so that all end together
+PACKING = 0.05      # time that packing a matrix takes, of that of multiplying all rows by it
+MOST_BANDS = 64
 
 
 def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
@@ -60,9 +61,11 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
 
 
 def cut_bands(sizes: Sequence[int], tiles: int, threads: int) -> int:
-    """Into how many bands the tiles of one matrix are cut: each packs the other matrix anew."""
-    wanted = UNITS * threads if threads > 1 else 1
-    return max(1, min(tiles, -(-wanted // count(tuple(sizes)))))
+    """Into how many bands the tiles of one matrix are cut: as few as give all threads about equal
+    shares, for each packs the other matrix anew."""
+    def time(bands: int) -> float:
+        return -(-count(tuple(sizes)) * bands // threads) * (1 / bands + PACKING)
+    return min(range(1, min(tiles, MOST_BANDS) + 1), key=time)
 
 
 def steps_of(*lies: Lie) -> Array:
