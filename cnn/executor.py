@@ -42,7 +42,7 @@ def specialise(graph: Graph, shapes: Mapping[str, Shape],
     """The graph for inputs of these shapes, with all that they decide folded away."""
     folded = fold.fold(graph.with_input_shapes(dict(shapes)))
     fold.require_folded(folded)
-    return passes.combine(passes.arrange(folded), keep)
+    return passes.combine(passes.arrange(folded, keep), keep)
 
 
 class Program:

@@ -3,6 +3,7 @@ it becomes, and that nothing is turned that can be read as it lies."""
 from collections import Counter
 
 import numpy as np
+import onnx
 import pytest
 from onnx_models import RNG, build, compare, node, saved
 
@@ -83,6 +84,77 @@ def test_a_residual_is_added_by_the_layer_before(tmp_path):
              node("Add", ["x", "s"], ["y"])]
     compare(tmp_path, build(nodes, VALUES, constants=constants), x=X)
     assert ran(tmp_path, X.shape) == {"LayerNorm": 1, "Linear": 2}
+
+
+def test_heads_that_are_joined_with_the_batch_stay_apart(tmp_path):
+    """As PyTorch's exporter turns keys."""
+    constants = {**CONSTANTS, "together": np.int64([-1, TOKENS, DEPTH]),
+                 "apart": np.int64([-1, HEADS, DEPTH, TOKENS])}
+    nodes = [*queries_keys_values(), node("Reshape", ["k", "together"], ["k3"]),
+             node("Transpose", ["k3"], ["t3"], perm=[0, 2, 1]),
+             node("Reshape", ["t3", "apart"], ["kt"]), node("MatMul", ["q", "kt"], ["s"]),
+             node("Softmax", ["s"], ["p"], axis=-1), node("MatMul", ["p", "v"], ["a"]),
+             *together("a")]
+    compare(tmp_path, build(nodes, VALUES, constants=constants), x=X)
+    assert ran(tmp_path, X.shape) == {"Linear": 1, "Attention": 1}
+
+
+def vit(tmp_path):
+    """A small one, of four patches of 16x16 and a class token, and photos for it."""
+    tokens, width = 5, 24
+    constants = {
+        "patch": random(width, 3, 16, 16) / 16, "rows": np.int64([0, width, 4]),
+        "token": random(1, 1, width), "tail": np.int64([1, width]), "zero": np.int64([0]),
+        "one": np.int64([1]), "place": random(1, tokens, width), "ns": random(width),
+        "nb": random(width), "qkv": random(width, 3 * width) / 5,
+        "split": np.int64([0, tokens, 3, HEADS, DEPTH]), "scale": np.float32(DEPTH ** -0.5),
+        "joined": np.int64([0, tokens, width]), "out": random(width, width) / 5,
+        **{f"i{i}": np.int64(i) for i in range(3)}, "classes": random(width, 7)}
+    nodes = [
+        node("Conv", ["x", "patch"], ["c"], strides=[16, 16]),
+        node("Reshape", ["c", "rows"], ["r"]),
+        node("Transpose", ["r"], ["t"], perm=[0, 2, 1]), node("Shape", ["t"], ["s"]),
+        node("Slice", ["s", "zero", "one"], ["n"]), node("Concat", ["n", "tail"], ["e"], axis=0),
+        node("Expand", ["token", "e"], ["tokens"]),
+        node("Concat", ["tokens", "t"], ["all"], axis=1),
+        node("Add", ["all", "place"], ["p"]), node("LayerNormalization", ["p", "ns", "nb"], ["l"]),
+        node("MatMul", ["l", "qkv"], ["m"]), node("Reshape", ["m", "split"], ["five"]),
+        node("Transpose", ["five"], ["f"], perm=[2, 0, 3, 1, 4]),
+        *(node("Gather", ["f", f"i{i}"], [name], axis=0) for i, name in enumerate("qkv")),
+        node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]), node("MatMul", ["q", "kt"], ["sc"]),
+        node("Mul", ["sc", "scale"], ["ss"]), node("Softmax", ["ss"], ["sm"], axis=-1),
+        node("MatMul", ["sm", "v"], ["a"]), node("Transpose", ["a"], ["o"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["o", "joined"], ["j"]), node("MatMul", ["j", "out"], ["d"]),
+        node("Add", ["p", "d"], ["w"]), node("Gather", ["w", "i0"], ["first"], axis=1),
+        node("MatMul", ["first", "classes"], ["y"])]
+    return saved(tmp_path, build(nodes, {"x": ["N", 3, 32, 32]}, constants=constants)), random(
+        3, 32, 32, 3)
+
+
+def test_a_vision_transformer_and_all_its_values(tmp_path):
+    path, photos = vit(tmp_path)
+    compare(tmp_path, onnx.load(path), x=np.ascontiguousarray(photos.transpose(0, 3, 1, 2)))
+    assert ran(tmp_path, photos.shape) == {
+        "Conv2d": 1, "Concat": 1, "Add": 1, "LayerNorm": 1, "Linear": 3, "Attention": 1, "Slice": 1}
+    model = cnn.load(path)
+    values = model.trace(photos)
+    assert "Softmax_19" in values
+    np.testing.assert_allclose(values["Softmax_19"].sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(values["MatMul_26"], model.run({
+        "x": photos.transpose(0, 3, 1, 2)})["y"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float16", 0.01),
+                                              ("bfloat16", 0.08)])
+def test_a_vision_transformer_by_the_cuda_kernels(tmp_path, dtype, bound):
+    path, photos = vit(tmp_path)
+    x = {"x": photos.transpose(0, 3, 1, 2)}
+    expected = cnn.load(path).run(x)["y"]
+    model = cnn.load(path, device="emulator", dtype=dtype)
+    assert np.abs(model.run(x)["y"] - expected).max() <= bound * np.abs(expected).max()
+    (kernel,) = [row.kernel for row in model.summary(3).rows
+                 if row.kernel.startswith(("attention", "matmul"))]
+    assert kernel.startswith("matmul_f32" if dtype == "float32" else "attention_")
 
 
 def test_scores_that_are_read_twice_stay_apart(tmp_path):

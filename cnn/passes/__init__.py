@@ -5,7 +5,7 @@ Values named in `keep` stay values that the network computes, whatever could be 
 from __future__ import annotations
 
 from ..graph import Graph, Node
-from . import affine, attention, expand, fuse, layout, pad, parallel, prune, written_out
+from . import affine, attention, expand, fuse, heads, layout, pad, parallel, prune, written_out
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -17,7 +17,8 @@ def optimise(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
 
 def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
     """The same layers, on NHWC values with as few transposes as possible."""
-    return prune.prune(layout.arrange(prune.prune(expand.leave_out(graph), keep), keep), keep)
+    graph = prune.prune(heads.leave_apart(expand.leave_out(graph)), keep)
+    return prune.prune(layout.arrange(graph, keep), keep)
 
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
