@@ -51,6 +51,7 @@ def Gather(data: Array, indices: Array, *, axis: int = 0) -> Array:
 def GatherND(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
     if batch_dims:
         raise ValueError(f"batch_dims is {batch_dims}; only 0 is supported")
+    check_size([*indices.shape[:-1], *data.shape[indices.shape[-1]:]])
     return data[tuple(np.moveaxis(indices.astype(np.int64), -1, 0))]
 
 
@@ -178,6 +179,7 @@ def Relu(data: Array) -> Array:
 
 
 def MatMul(a: Array, b: Array) -> Array:
+    check_size([*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *a.shape[-2:-1], *b.shape[-1:]])
     return a @ b
 
 
@@ -275,9 +277,18 @@ EVALUATE: dict[str, Callable[..., Array]] = {
         Not, Where, Range, Expand, Tile, Identity, Reshape, Transpose, Shape)}
 
 
+# Whose result may be larger than all that they are given.
+BROADCASTING = {"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Pow", "Equal", "Where"}
+
+
 def evaluate(op: Glue, name: str, *arrays: Array | None) -> Array:
     """The operator's result; ModelError, naming the node, where its inputs do not fit."""
     try:
+        if op.operator in BROADCASTING:
+            given = [array for array in arrays if array is not None]
+            shape = np.broadcast_shapes(*(array.shape for array in given))
+            if math.prod(shape) > max(array.size for array in given):
+                check_size(shape)
         with np.errstate(all="ignore"):
             return np.asarray(EVALUATE[op.operator](*arrays, **dict(op.attributes)), order="C")
     except (ValueError, TypeError, IndexError, KeyError) as error:

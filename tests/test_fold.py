@@ -95,7 +95,47 @@ def test_what_exporters_compute_shapes_with():
     assert fold.Slice(i64(5, 6, 7), (1,), (3,), (0,)).tolist() == [6, 7]      # before opset 10
 
 
+def test_what_exporters_compute_masks_and_positions_with():
+    table = np.arange(6).reshape(3, 2)
+    assert fold.GatherND(table, i64([2], [0])).tolist() == [[4, 5], [0, 1]]
+    assert fold.GatherND(table, i64([2, 0], [0, 1])).tolist() == [4, 1]
+    found = fold.ScatterND(table, i64([1], [0]), i64([7, 8], [9, 9]))
+    assert found.tolist() == [[9, 9], [7, 8], [4, 5]]
+    assert table[1].tolist() == [2, 3]
+    assert fold.Tile(i64(1, 2), i64(3)).tolist() == [1, 2] * 3
+    assert fold.CumSum(i64(1, 2, 3), np.int64(0)).tolist() == [1, 3, 6]
+    assert fold.Not(np.array([True, False])).tolist() == [False, True]
+    assert fold.MatMul(np.float32([[1, 2]]), np.float32([[3], [4]])).tolist() == [[11]]
+    x = np.float32([-1, 0, 1])
+    for function, right in ((fold.Exp, np.exp), (fold.Sin, np.sin), (fold.Cos, np.cos),
+                            (fold.Relu, lambda x: np.maximum(x, 0)),
+                            (fold.Sigmoid, lambda x: 1 / (1 + np.exp(-x)))):
+        assert function(x).dtype == np.float32
+        np.testing.assert_allclose(function(x), right(x.astype(float)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("make", "sentence"), [
+    (lambda: fold.GatherND(i64(1), i64([0]), batch_dims=1), "batch_dims is 1"),
+    (lambda: fold.ScatterND(i64(1), i64([0]), i64(2), reduction="add"), "reduction is 'add'"),
+    (lambda: fold.CumSum(i64(1), np.int64(0), reverse=1), "reverse are not supported")])
+def test_what_is_not_worked_out_is_named(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_no_broadcast_makes_a_constant_that_no_network_means():
+    line = np.zeros(1 << 13, np.float32)
+    for operator in ("Add", "Mul", "Equal"):
+        with pytest.raises(ModelError, match="too large to fold"):
+            fold.evaluate(Glue(operator), "big", line[:, None], line[None])
+    large = np.zeros((5000, 4000), np.float32)          # no larger than what is given
+    assert fold.evaluate(Glue("Mul"), "scaled", large, np.float32(2)).shape == large.shape
+
+
 @pytest.mark.parametrize("make", [
+    lambda: fold.MatMul(np.zeros((1 << 13, 1)), np.zeros((1, 1 << 13))),
+    lambda: fold.GatherND(np.zeros((2, 1 << 13)), np.zeros((1 << 13, 1))),
+    lambda: fold.Tile(i64(1), i64(1 << 30)),
     lambda: fold.ConstantOfShape(i64(1 << 13, 1 << 13)), lambda: fold.Expand(i64(1), i64(1 << 30)),
     lambda: fold.Range(np.int64(0), np.int64(1 << 40), np.int64(1))])
 def test_constants_that_no_network_means_are_not_made(make):

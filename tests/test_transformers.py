@@ -275,6 +275,14 @@ def test_tiles(tmp_path):
     compare(tmp_path, build(nodes, VALUES, constants=constants), x=X)
 
 
+@pytest.mark.parametrize(("times", "sentence"), [
+    ([1, 1 << 40, 1], "Tile 1099511627776 times"), ([1, 0, 1], "only 1 to 256 times")])
+def test_tiles_that_are_refused(tmp_path, times, sentence):
+    nodes = [node("Tile", ["x", "times"], ["y"], name="t")]
+    with pytest.raises(cnn.ModelError, match=f"node 't'.*{sentence}"):
+        cnn.load(saved(tmp_path, build(nodes, VALUES, constants={"times": np.int64(times)})))
+
+
 def test_a_pool_along_one_axis(tmp_path):
     nodes = [node("AveragePool", ["x"], ["y"], kernel_shape=[3], strides=[2], pads=[1, 1])]
     compare(tmp_path, build(nodes, VALUES), x=X)

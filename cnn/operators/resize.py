@@ -11,6 +11,7 @@ import numpy as np
 
 from kernels import ops
 
+from ..fold import check_size
 from ..importer import TO_NCHW, TO_NHWC, Importer, Ints, Value
 from .taking import take
 
@@ -91,6 +92,7 @@ def _weights(change: Change, places: list[Fraction], shares: Callable[[float], d
              ) -> np.ndarray:
     """[new, old]: the shares of the pixels around each place, of those beyond the edge the last
     one's."""
+    check_size((change.new, change.old))
     weights = np.zeros((change.new, change.old))
     for i, at in enumerate(places):
         first = math.floor(at)

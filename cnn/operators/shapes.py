@@ -15,6 +15,7 @@ from ..graph import Glue
 from ..importer import BATCHES, Importer, Ints, Value
 from .taking import take
 
+MOST_TILES = 256        # along an axis: what a file asks for may be anything
 ALL = 2 ** 31 - 1       # what files write, or more, for the end of an axis
 
 
@@ -126,7 +127,10 @@ def Tile(net: Importer, x: Value, repeats: Value) -> Value:
         if number != other and net.shape(x)[axis] != 1:
             raise net.error(f"Tile of shape {net.shape(x)} along axis {axis} is not supported: it "
                             f"depends on the batch")
-        if number == other != 1:
+        if number == other and not 1 <= number <= MOST_TILES:
+            raise net.error(f"Tile {number} times along axis {axis} is not supported, only 1 to "
+                            f"{MOST_TILES} times")
+        if number == other > 1:
             x = net.emit(ops.Concat(axis), *[x] * number, suffix=f":{axis}")
     return x
 
