@@ -21,7 +21,7 @@ Ints = Sequence[int]
 Value = str         # name of a value in the graph being built
 PerBatch = tuple[np.ndarray, np.ndarray]
 Sizes = tuple[Shape, Shape]
-BATCHES = (61, 127)     # sizes that stand for an unknown batch: what both give alike, all do
+BATCHES = (17, 37)      # sizes that stand for an unknown batch: what both give alike, all do
 
 
 class Importer:

@@ -1,11 +1,12 @@
 """Times our CUDA kernels against cuDNN, cuBLAS and the memory's bandwidth, layer by layer.
 
     python profiling/compare_kernels.py --dtype float16 --json kernels.json
-    python profiling/compare_kernels.py gemm memory resnet50:256 --budget 60
+    python profiling/compare_kernels.py gemm attention memory resnet50:256 --budget 60
 
-What is measured, in this order: matrix products ("gemm"), ReLU and pooling against the bandwidth of
-a copy ("memory"), and the distinct convolution, linear and pooling layers of networks at a batch
-size ("resnet50:256"), those first that take longest by the roofline model.
+What is measured, in this order: matrix products ("gemm"), attention as transformers have it
+("attention"), ReLU and pooling against the bandwidth of a copy ("memory"), and the distinct
+convolution, linear and pooling layers of networks at a batch size ("resnet50:256"), those first
+that take longest by the roofline model.
 
 Each rival does all of the layer: convolution or product, bias, residual, activation. Ours is one
 kernel, or two where a sum is split or an image is laid out anew first. PyTorch's are channels_last,
@@ -38,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkou
 import gpu_timing
 import torch_rivals
 from gpu_timing import Rival, Times
-from layer_cases import ROUNDOFF, Arrays, Case, cases_of, check, gemm, to_gpu
+from layer_cases import ROUNDOFF, Arrays, Case, attention, cases_of, check, gemm, to_gpu
 
 from cnn.errors import Error
 from kernels import ops
@@ -49,6 +50,9 @@ from kernels.cuda.launch import Choice, CudaOptions
 from kernels.ops import TensorSpec
 
 GEMM_SIZES = (8192, 4096, 2048, 1024)
+ATTENTION = (       # images or windows, tokens, heads, columns, whether there is a bias
+    (256, 197, 12, 64, False), (256, 197, 6, 64, False), (1, 197, 12, 64, False),
+    (64 * 64, 49, 3, 32, True), (256, 49, 24, 32, True), (64, 1024, 8, 64, False))
 MEMORY_BOUND = (                        # as ResNet-50 and VGG-16 have them
     (ops.Relu(), (256, 56, 56, 256)),
     (ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), (256, 112, 112, 64)),
@@ -56,7 +60,8 @@ MEMORY_BOUND = (                        # as ResNet-50 and VGG-16 have them
     (ops.AvgPool2d((2, 2), (2, 2)), (256, 56, 56, 256)),
     (ops.GlobalAvgPool2d(), (256, 7, 7, 2048)),
 )
-EVERYTHING = ["gemm", "memory", "resnet50:256", "resnet50:1", "mobilenet_v2:256", "vgg16:128",
+FIXED = ("gemm", "attention", "memory")
+EVERYTHING = [*FIXED, "resnet50:256", "resnet50:1", "mobilenet_v2:256", "vgg16:128",
               "mobilenet_v2:1", "vgg16:1"]
 OURS = "ours"
 
@@ -66,9 +71,9 @@ OURS = "ours"
 def check_group(group: str) -> None:
     """ValueError for what names no group."""
     network, _, batch = group.rpartition(":")
-    if group not in ("gemm", "memory") and not (network and batch.isdecimal() and int(batch)):
-        raise ValueError(f"{group!r} is nothing to measure; write gemm, memory, or a network and a "
-                         f"batch size such as resnet50:256")
+    if group not in FIXED and not (network and batch.isdecimal() and int(batch)):
+        raise ValueError(f"{group!r} is nothing to measure; write {', '.join(FIXED)}, or a network "
+                         f"and a batch size such as resnet50:256")
 
 
 def cases_of_group(group: str, dtype: str) -> dict[Case, int]:
@@ -76,6 +81,8 @@ def cases_of_group(group: str, dtype: str) -> dict[Case, int]:
     network that can not be had."""
     if group == "gemm":
         return {gemm(size, dtype): 1 for size in GEMM_SIZES}
+    if group == "attention":
+        return {attention(*sizes, dtype): 1 for sizes in ATTENTION}
     if group == "memory":
         return {Case(op, (shape,), dtype): 1 for op, shape in MEMORY_BOUND}
     network, _, batch = group.rpartition(":")

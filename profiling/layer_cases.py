@@ -72,6 +72,8 @@ class Case:
             words += [f", {self.op.groups} groups"] if getattr(self.op, "groups", 1) > 1 else []
             words += [", + residual"] if len(rest) > 2 else []
             words += [f", {self.op.activation.kind.lower()}"] if self.op.activation else []
+        elif isinstance(self.op, ops.Attention):
+            words += [", + bias"] if len(rest) > 2 else []
         return "".join(words)
 
 
@@ -91,6 +93,14 @@ def cases_of(network: str, batch: int, dtype: str) -> dict[Case, int]:
 def gemm(size: int, dtype: str) -> Case:
     """A square matrix product."""
     return Case(ops.Linear(), ((size, size), (size, size)), dtype)
+
+
+def attention(images: int, tokens: int, heads: int, columns: int, biased: bool, dtype: str) -> Case:
+    """Queries, keys and values as Linear layers leave them, heads of a token side by side; a bias
+    for all images."""
+    op = ops.Attention(((0, 2, 1, 3),) * 4, scale=columns ** -0.5)
+    shape = (images, tokens, heads, columns)
+    return Case(op, (shape,) * 3 + ((heads, tokens, tokens),) * biased, dtype)
 
 
 # ---- arrays -----------------------------------------------------------------------------------
@@ -178,6 +188,8 @@ def check(arrays: Arrays, y: Any, term_roundoff: float = 0.0) -> None:
         found, expected, bound = _conv_sample(arrays, x, y, term_roundoff)
     elif isinstance(case.op, ops.Linear):
         found, expected, bound = _linear_sample(arrays, x[0], y, term_roundoff)
+    elif isinstance(case.op, ops.Attention):
+        found, expected, bound = _attention_sample(arrays, x, y)
     else:
         ends = np.unique([0, len(x[0]) - 1])
         found, images = (picked(array, case.stored, ends) for array in (y, x[0]))
@@ -244,6 +256,22 @@ def _linear_sample(arrays: Arrays, x: Any, y: Any, term_roundoff: float) -> Samp
     added = [bias[columns] for bias in arrays.constants[2:3]]
     return (picked(y, case.stored, rows[:, None], columns),
             *_with_epilogue(case, a @ b, np.abs(a) @ np.abs(b), added, term_roundoff))
+
+
+def _attention_sample(arrays: Arrays, x: Sequence[Any], y: Any) -> Sample:
+    """The first and the last image. An error of a score changes a share by as much; shares may be
+    rounded to the storage type, scores too."""
+    case, op = arrays.case, arrays.case.op
+    ends = np.unique([0, len(x[0]) - 1])
+    q, k, v = (picked(array, case.stored, ends) for array in x[:3])
+    bias = [to_host(array, case.stored) for array in x[3:]]
+    heads_first = [array.transpose(0, 2, 1, 3) for array in (q, k, np.abs(v))]
+    scores = op.scale * heads_first[0] @ heads_first[1].swapaxes(2, 3) + sum(bias)
+    shares = reference.run(ops.Softmax(), scores)
+    roundoff = ROUNDOFF[case.stored] if case.dtype != "tf32" else TF32_TERM
+    relative = 2 * roundoff * (1 + np.abs(scores).max(axis=3, keepdims=True))
+    bound = (relative * (shares @ heads_first[2])).transpose(0, 2, 1, 3)
+    return picked(y, case.stored, ends), reference.run(op, q, k, v, *bias), bound
 
 
 def _with_epilogue(case: Case, sums: np.ndarray, magnitudes: np.ndarray,

@@ -92,6 +92,8 @@ def functions(torch: Any, case: Case) -> dict[str, Function]:
         if len(case.shapes) == 2 and op.activation is None:
             return {"matmul": lambda x, weight: torch.matmul(x, weight.t())}
         return {"linear": lambda *tensors: activate(functional.linear(*tensors))}
+    if isinstance(op, ops.Attention):
+        return {"scaled_dot_product_attention": attention(torch, op)}
     if isinstance(op, ops.MaxPool2d):
         return {"max_pool2d": lambda x: functional.max_pool2d(
             x, op.kernel_size, op.stride, symmetric(op), op.dilation, op.ceil_mode)}
@@ -103,6 +105,19 @@ def functions(torch: Any, case: Case) -> dict[str, Function]:
     if isinstance(op, ops.Relu):
         return {"relu": torch.relu}
     raise ValueError(f"no rival is known for {op.kind}")
+
+
+def attention(torch: Any, op: ops.Attention) -> Function:
+    """By whichever of its kernels PyTorch takes."""
+    def heads_first(x: Any) -> Any:
+        return x.permute(0, 2, 3, 1).transpose(1, 2)        # of what `nchw` took for an image
+
+    def run(q: Any, k: Any, v: Any, bias: Any = None) -> Any:
+        y = torch.nn.functional.scaled_dot_product_attention(
+            *map(heads_first, (q, k, v)), attn_mask=None if bias is None else bias[None],
+            scale=op.scale)
+        return nchw(y.transpose(1, 2))
+    return run
 
 
 def convolutions(torch: Any, op: ops.Conv2d, arity: int, activate: Function) -> dict[str, Function]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch_rivals
 from gpu_timing import Rival
-from layer_cases import Arrays, Case, check, gemm, to_host
+from layer_cases import Arrays, Case, attention, check, gemm, to_host
 
 from kernels import ops, reference
 from kernels.cuda import backend
@@ -96,6 +96,32 @@ def test_memory_is_set_against_a_copy_and_products_against_cublas(cupy, dtype, k
         "relu 3x40: % of copy": pytest.approx(100 * moved / 1e-6 / 1e9)}
 
 
+@pytest.mark.parametrize("wrong", [0.0, 0.1])
+def test_attention_is_checked_and_timed(cupy, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)
+    monkeypatch.setattr(FakeTorch, "wrong", wrong)
+    monkeypatch.setattr(script, "ATTENTION", [(2, 70, 2, 16, False), (1, 49, 3, 32, True)])
+    result = measure(["attention"], tmp_path)
+    plain, biased = result["rows"]
+    assert [plain["layer"], biased["layer"]] == ["attention 2x70x2x16",
+                                                 "attention 1x49x3x32, + bias"]
+    assert plain["kernel"] == "attention_f16x8_16x16"
+    assert biased["kernel"] == "attention_f16x8_32x32_bias"
+    assert plain["flops"] == 2 * 2 * 2 * 70 * 70 * (16 + 16)
+    assert ("slow" in plain["wrong"]) == bool(wrong)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_pytorchs_attention_is_the_same(biased):
+    torch = pytest.importorskip("torch")
+    case = attention(2, 7, 3, 8, biased, "float32")
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in case.shapes]
+    (function,) = torch_rivals.functions(torch, case).values()
+    y = function(*(torch_rivals.nchw(torch.from_numpy(array)) for array in arrays))
+    np.testing.assert_allclose(y.permute(0, 2, 3, 1), reference.run(case.op, *arrays), atol=1e-5)
+
+
 def test_a_layer_of_two_networks_is_measured_once(cupy, small_model, tmp_path, monkeypatch):
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(small_model.read_bytes())
@@ -177,7 +203,7 @@ def test_ours_that_is_wrong_is_not_timed_and_fails(cupy, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["convolutions"], "'convolutions' is nothing to measure; write gemm, memory, or a network"),
+    (["convolutions"], "'convolutions' is nothing to measure; write gemm, attention, memory, or a network"),
     (["resnet50:0"], "'resnet50:0' is nothing to measure"),
     (["memory", "--gpu", "7"], "there is no GPU 7"),
     (["memory"], "give --no-torch to time our kernels alone"),
