@@ -203,7 +203,7 @@ def test_ours_that_is_wrong_is_not_timed_and_fails(cupy, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["convolutions"], "'convolutions' is nothing to measure; write gemm, attention, memory, or a network"),
+    (["convolutions"], "'convolutions' is nothing to measure; write gemm, attention, memory, or"),
     (["resnet50:0"], "'resnet50:0' is nothing to measure"),
     (["memory", "--gpu", "7"], "there is no GPU 7"),
     (["memory"], "give --no-torch to time our kernels alone"),

@@ -14,18 +14,15 @@ from .softmax import some_rows
 
 
 @kernel
-def attention(q, k, v, bias, y, sizes, steps, depth, keys, width, tiles, bands, zeros, scale,
-              scratch, threads):
+def attention(q, k, v, bias, y, matrices, sizes, steps, depth, keys, width, tiles, bands, zeros,
+              scale, scratch, threads):
     """y = softmax(scale * q @ k.T + bias) @ v of each matrix.
 
     Flat arrays, bias maybe empty; steps [5, ..]: of q, k, v, bias and y along the leading axes,
     then from row to row and from column to column, which for y is 1; depth: columns of q and k;
-    keys: rows of k and v; width: columns of v; tiles, sizes, zeros: as of matmul; scratch: of each
-    thread room for both packed matrices and for TILE_ROWS rows of q and of scores.
+    keys: rows of k and v; width: columns of v; matrices, sizes, tiles, zeros: as of matmul;
+    scratch: of each thread room for both packed matrices and for TILE_ROWS rows of q and of scores.
     """
-    matrices = 1
-    for size in sizes:
-        matrices *= size
     parallel_for(attention_units, matrices * bands, threads, (
         q, k, v, bias, y, sizes, steps, depth, keys, width, tiles, bands, zeros, scale, scratch))
 

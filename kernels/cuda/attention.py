@@ -182,9 +182,32 @@ def query_fragments(depth: int) -> Callable:
     return read_queries
 
 
+def two_products(dtype: str) -> Callable:
+    """Device function: sums of two neighbouring tiles of 8 columns, from acc[first] on, += the
+    products of a left fragment and two right ones."""
+    mma = MMA[dtype]
+
+    @cuda.jit(device=True, inline="always")
+    def multiply_pair(acc, first, left, right):
+        d = mma((acc[first], acc[first + 1], acc[first + 2], acc[first + 3]), left,
+                (right[0], right[1]))
+        acc[first] = d[0]                       # constant tuple indices only
+        acc[first + 1] = d[1]
+        acc[first + 2] = d[2]
+        acc[first + 3] = d[3]
+        d = mma((acc[first + 4], acc[first + 5], acc[first + 6], acc[first + 7]), left,
+                (right[2], right[3]))
+        acc[first + 4] = d[0]
+        acc[first + 5] = d[1]
+        acc[first + 6] = d[2]
+        acc[first + 7] = d[3]
+
+    return multiply_pair
+
+
 def score_product(dtype: str, depth: int) -> Callable:
     """Device function: score = 16 queries @ 64 keys.T, 8 keys to 4 sums of a lane."""
-    mma, pitch = MMA[dtype], _pitch(depth)
+    multiply_pair, pitch = two_products(dtype), _pitch(depth)
 
     @cuda.jit(device=True, inline="always")
     def multiply_keys(score, query, smem, lane):
@@ -196,19 +219,7 @@ def score_product(dtype: str, depth: int) -> Callable:
             left = (query[step * 4], query[step * 4 + 1], query[step * 4 + 2], query[step * 4 + 3])
             for pair in range(KEYS // 16):
                 right = ldmatrix_x4(uint32(at + uint32(pair * 16 * pitch + step * 32)))
-                o = pair * 8
-                d = mma((score[o], score[o + 1], score[o + 2], score[o + 3]), left,
-                        (right[0], right[1]))
-                score[o] = d[0]
-                score[o + 1] = d[1]
-                score[o + 2] = d[2]
-                score[o + 3] = d[3]
-                d = mma((score[o + 4], score[o + 5], score[o + 6], score[o + 7]), left,
-                        (right[2], right[3]))
-                score[o + 4] = d[0]
-                score[o + 5] = d[1]
-                score[o + 6] = d[2]
-                score[o + 7] = d[3]
+                multiply_pair(score, pair * 8, left, right)
 
     return multiply_keys
 
@@ -261,7 +272,7 @@ def online_softmax(dtype: str, columns: int, biased: bool) -> Callable:
 def value_product(dtype: str, width: int) -> Callable:
     """Device function: acc += the shares of 16 queries @ 64 values, 8 columns to 4 sums of a lane.
     Sums of two neighbouring tiles of 8 keys lie as the left fragment of 16 keys does."""
-    mma, pitch = MMA[dtype], _pitch(width)
+    multiply_pair, pitch = two_products(dtype), _pitch(width)
 
     @cuda.jit(device=True, inline="always")
     def multiply_values(acc, share, smem, lane):
@@ -270,18 +281,7 @@ def value_product(dtype: str, width: int) -> Callable:
             left = (share[step * 4], share[step * 4 + 1], share[step * 4 + 2], share[step * 4 + 3])
             for pair in range(width // 16):
                 right = ldmatrix_x4_trans(uint32(at + uint32(step * 16 * pitch + pair * 32)))
-                o = pair * 8
-                d = mma((acc[o], acc[o + 1], acc[o + 2], acc[o + 3]), left, (right[0], right[1]))
-                acc[o] = d[0]
-                acc[o + 1] = d[1]
-                acc[o + 2] = d[2]
-                acc[o + 3] = d[3]
-                d = mma((acc[o + 4], acc[o + 5], acc[o + 6], acc[o + 7]), left,
-                        (right[2], right[3]))
-                acc[o + 4] = d[0]
-                acc[o + 5] = d[1]
-                acc[o + 6] = d[2]
-                acc[o + 7] = d[3]
+                multiply_pair(acc, pair * 8, left, right)
 
     return multiply_values
 

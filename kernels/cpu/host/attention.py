@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...matrices import Lie, from_starts, operands
-from ...ops import Attention, TensorSpec
+from ...ops import Attention, TensorSpec, count
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
 from ..sizes import BLOCK, LANES, TILE_ROWS
@@ -35,8 +35,8 @@ def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpe
         q, k, v, *rest = from_starts(arrays, starts)
         bias = rest[0] if rest else np.empty(0, np.float32)
         return [ATTENTION.bind(
-            q, k, v, bias, y.reshape(-1), np.array(sizes, np.int64), steps, depth, keys, width,
-            tiles, bands, zeros, np.float32(op.scale), workspace[:4 * floats].view(np.float32),
-            options.threads)]
+            q, k, v, bias, y.reshape(-1), count(sizes), np.array(sizes, np.int64), steps, depth,
+            keys, width, tiles, bands, zeros, np.float32(op.scale),
+            workspace[:4 * floats].view(np.float32), options.threads)]
 
     return Step(f"attention_f32_{TILE_ROWS}x{BLOCK}", bind, 4 * floats)

@@ -53,9 +53,9 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
     def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
         left, right = from_starts(arrays, starts)[::-1 if swap else 1]
         return [MATMUL.bind(
-            left, right, out.reshape(-1), np.array(sizes, np.int64), steps, depth, columns, tiles,
-            bands, zeros, np.float32(op.scale), workspace[:4 * floats].view(np.float32),
-            options.threads)]
+            left, right, out.reshape(-1), count(sizes), np.array(sizes, np.int64), steps, depth,
+            columns, tiles, bands, zeros, np.float32(op.scale),
+            workspace[:4 * floats].view(np.float32), options.threads)]
 
     return Step(f"matmul_f32_{TILE_ROWS}x{BLOCK}", bind, 4 * floats)
 
