@@ -27,8 +27,8 @@ def matmul(a, b, y, matrices, sizes, steps, depth, columns, tiles, bands, zeros,
 
     a, b, y: flat; matrices: how many; sizes: of the leading axes; steps [3, ..]: of a, b and y
     along these, then from row to row and from column to column, which for y is 1; depth: columns
-    of a; columns: of b; tiles [.., 2]: first row and rows; zeros: `columns` of them in whole vectors; scratch: of each
-    thread depth * (columns in whole vectors + TILE_ROWS) floats.
+    of a; columns: of b; tiles [.., 2]: first row and rows; zeros: `columns` of them in whole
+    vectors; scratch: of each thread depth * (columns in whole vectors + TILE_ROWS) floats.
     """
     parallel_for(matmul_units, matrices * bands, threads, (
         a, b, y, sizes, steps, depth, columns, tiles, bands, zeros, scale, scratch))
