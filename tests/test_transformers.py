@@ -8,6 +8,7 @@ import pytest
 from onnx_models import RNG, build, compare, node, saved
 
 import cnn
+from cnn import passes
 from cnn.executor import specialise
 from cnn.onnx_import import load_onnx
 from cnn.plan import views
@@ -142,6 +143,17 @@ def test_a_vision_transformer_and_all_its_values(tmp_path):
     np.testing.assert_allclose(values["Softmax_19"].sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(values["MatMul_26"], model.run({
         "x": photos.transpose(0, 3, 1, 2)})["y"], rtol=0, atol=1e-4)
+
+
+def test_a_vision_transformer_of_a_fixed_batch(tmp_path):
+    """All shapes are known at load, so that all is arranged there, and once more for the call."""
+    path, photos = vit(tmp_path)
+    file = onnx.load(path)
+    file.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    compare(tmp_path, file, x=np.ascontiguousarray(photos.transpose(0, 3, 1, 2)))
+    graph = passes.optimise(load_onnx(tmp_path / "net.onnx").graph)
+    assert any(getattr(node.op, "windows", ()) for node in graph.nodes)
+    assert passes.optimise(graph).nodes == graph.nodes
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float16", 0.01),

@@ -61,7 +61,8 @@ class Products(Search):
         if isinstance(node.op, MatMul):
             inputs, scale = list(node.inputs), node.op.scale
             for i in (0, 1):
-                while (found := self.number(inputs[i], Mul)) is not None:
+                while (found := self.number(inputs[i], Mul)) is not None and (
+                        self.specs[found[0]] == self.specs[inputs[i]]):
                     inputs[i], scale = found[0], scale * found[1]
             return replace(node, op=replace(node.op, scale=scale), inputs=tuple(inputs))
         found = self.number(node.output, Mul)
@@ -94,7 +95,6 @@ class Products(Search):
         orders = (q, (*k[:-2], k[-1], k[-2]), *op.orders[1:])
         return replace(node, op=Attention(orders, scale=found[1].scale),
                        inputs=(*product.inputs, node.inputs[1], *bias))
-
 
     def windowed(self, node: Node) -> Node:
         """A product that reads what a slice would copy for it."""

@@ -300,11 +300,14 @@ class Layout:
     def matrices(self, node: Node, op: ops.Matrices) -> bool:
         """Inputs are read as they lie, and the output is written as the next transpose wants it."""
         count = min(len(node.inputs), 3)        # all but the bias of an attention
-        found = [self.permuted(value) for value in node.inputs[:count]]
+        windows = op.windows or (None,) * count     # what they show lies as the literal value does
+        found = [self.permuted(value) if window is None else None
+                 for value, window in zip(node.inputs, windows, strict=False)]
         inputs = [self.literal(value) if at is None else at.waiting.base
                   for value, at in zip(node.inputs, found, strict=False)]
         shapes = [self.shape(value) for value in inputs]
-        ranks = {None if shape is None else len(shape) for shape in shapes}
+        ranks = {None if shape is None else len(op.seen(i, shape))
+                 for i, shape in enumerate(shapes)}
         rank = ranks.pop()
         if ranks or rank is None:
             return False
@@ -323,6 +326,8 @@ class Layout:
         if wanted[y[-1]] != rank - 1:
             wanted = dict(zip(y, places, strict=True))
         moved = replace(op, orders=(*orders, tuple(wanted[axis] for axis in y)))
+        if moved == op and inputs == list(node.inputs[:count]):
+            return False
         rest = [self.literal(value) for value in node.inputs[count:]]
         base = self.emit(moved, [*inputs, *rest], f"{node.output}:moved", node.name)
         self.pending[node.output] = Permuted(base, tuple(wanted[axis] for axis in range(rank)))
