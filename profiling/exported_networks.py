@@ -242,9 +242,9 @@ def table(outcomes: list[Outcome]) -> Table:
 
 
 def known(outcome: Outcome) -> dict[str, Any]:
-    """What JSON can hold."""
-    return {name: value for name, value in asdict(outcome).items()
-            if name != "dtype" and value not in ("", math.inf)}
+    """What JSON can hold: not what there is none of, nor NaN."""
+    return {name: value for name, value in asdict(outcome).items() if name != "dtype"
+            and value != "" and (isinstance(value, str) or math.isfinite(value))}
 
 
 def main(arguments: list[str] | None = None) -> int:
