@@ -21,7 +21,8 @@ test-full: test test-portable test-slow
 
 # The CPU's kernels as narrower CPUs run them: AVX2, and SSE without fused multiply-adds.
 PORTABLE := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py depthwise.py matmul.py \
-	pool.py elementwise.py softmax.py norm.py copy.py functional.py parallel.py executor.py)
+	attention.py pool.py elementwise.py softmax.py norm.py copy.py functional.py parallel.py \
+	executor.py)
 test-portable: $(VENV)/.installed-test
 	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= CNN_SIMD_LANES=8 $(BIN)/python -m pytest $(PORTABLE)
 	NUMBA_CPU_NAME=nehalem NUMBA_CPU_FEATURES= CNN_SIMD_LANES=4 $(BIN)/python -m pytest $(PORTABLE)
