@@ -36,20 +36,14 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Size =
     """
     op = ops.Conv2d(_pair(stride, "stride"), _padding(padding), _pair(dilation, "dilation"),
                     groups, activation)
-    if residual is not None and bias is None:
-        bias = np.zeros(len(weight), np.float32)
-    given = [array for array in (bias, residual) if array is not None]
-    return run(op, x, weight, *given, threads=threads)
+    return run(op, x, weight, *_added(weight, bias, residual), threads=threads)
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, *,
            activation: ops.Unary | None = None, residual: Array | None = None,
            threads: int | None = None) -> Array:
     """activation(x @ weight.T + bias + residual): (..., in) -> (..., out)."""
-    if residual is not None and bias is None:
-        bias = np.zeros(len(weight), np.float32)
-    given = [array for array in (bias, residual) if array is not None]
-    return run(ops.Linear(activation), x, weight, *given, threads=threads)
+    return run(ops.Linear(activation), x, weight, *_added(weight, bias, residual), threads=threads)
 
 
 def matmul(a: Array, b: Array, *, threads: int | None = None) -> Array:
@@ -272,6 +266,13 @@ def _run_on_cpu(op: Op, arrays: Sequence[Array], threads: int | None) -> Array:
         for launch in launches:
             launch()
     return result
+
+
+def _added(weight: Array, bias: Array | None, residual: Array | None) -> list[Array]:
+    """The inputs behind a layer's weight; a residual never stands without bias."""
+    if residual is not None and bias is None:
+        bias = np.zeros(len(weight), np.float32)
+    return [array for array in (bias, residual) if array is not None]
 
 
 def _pair(size: Size, name: str) -> Pair:

@@ -21,6 +21,11 @@ class Lie(NamedTuple):
         return Lie(self.leading, self.column, self.row)
 
 
+def nowhere(sizes: Sequence[int]) -> Lie:
+    """Of a bias that is not there, for kernels that take one."""
+    return Lie((0,) * len(sizes), 0, 0)
+
+
 class Operands(NamedTuple):
     """sizes: of the leading axes, as few as there can be, one at least; shapes: of the matrices of
     the inputs, without a bias, and of the output; lies: of all inputs and the output; starts: the

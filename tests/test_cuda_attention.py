@@ -10,12 +10,14 @@ from cuda_checks import (
     assert_resources,
     assert_within,
     expected,
+    prepare,
     rounded,
     run,
 )
 
 from kernels import ops, reference
 from kernels.cuda.host import attention, matmul
+from kernels.cuda.launch import CudaOptions
 from kernels.ops import Attention, MatMul, Window
 
 HALF = ["float16", "bfloat16"]
@@ -58,6 +60,16 @@ def test_the_order_of_the_output(runner):
     rng, as_is = np.random.default_rng(0), (0, 1, 2, 3)
     assert_exact(MatMul((HEADS_LAST, as_is, HEADS_LAST)), integers(rng, 2, 9, 3, 8),
                  integers(rng, 2, 3, 8, 20), dtype="float16", runner=runner)
+
+
+@pytest.mark.parametrize("op", [MatMul, Attention])
+def test_too_many_leading_axes_are_refused_before_anything_runs(op):
+    """Of which no two neighbours can be one."""
+    order = (4, 3, 2, 1, 0, 5, 6)
+    matrices = [np.zeros((2, 3, 2, 3, 2, 8, 8), np.float32)] * op.arity[0]
+    with pytest.raises(ValueError, match=r"5 axes .* at most 4"):
+        prepare(op((order, *[tuple(range(7))] * op.arity[0])), matrices, "float32", (),
+                CudaOptions())
 
 
 def test_nan_stays_in_its_row(runner):

@@ -50,8 +50,8 @@ def _pooled(pool: ops.GlobalPool2d, net: Importer, x: Value, axes: Ints | None, 
     pooled = net.emit(pool, image, suffix=":pool")
     made = [*images, *channels]
     if made != kept:
-        apart = tuple(-1 if shape[axis] is None else shape[axis] or 0 for axis in made)
-        pooled = net.emit(ops.Reshape(apart), pooled, suffix=":apart")
+        apart = (-1 if size is None else size for size in (shape[axis] for axis in made))
+        pooled = net.emit(ops.Reshape(tuple(apart)), pooled, suffix=":apart")
         pooled = net.emit(ops.Transpose(tuple(made.index(axis) for axis in kept)), pooled,
                           suffix=":kept")
     sizes = [1 if axis in over else shape[axis] for axis in range(len(shape))

@@ -31,24 +31,22 @@ from .ptx import (
     uint64,
     wait_for_inputs,
 )
+from .softmax import ALL, LOWEST
 
 WARPS, THREADS = 4, 128
 QUERIES, KEYS = 16 * WARPS, 64      # of a block; of a tile
 SCORES, SHARES = KEYS // 2, KEYS // 4     # registers of a lane
 MOST = 128                          # columns of a matrix: more sums than these no thread can hold
-LOWEST = -3.4028234663852886e38
 NOTHING = float("-inf")
 LOG2_E = 1.4426950408889634
-ALL = 0xFFFFFFFF                    # lanes of a warp
-STEPS = ("uint32",) * 5             # of one operand: along four leading axes, and rows
+STEPS = ("uint32",) * 5             # of one operand
 
 # q, k, v, bias, y, scale * log2(e), queries, keys, depth, width, tiles of queries, the leading
-# axes, then steps in elements of q, k, v, y, and bias, the latter along columns, too. Grid: tiles
-# of all matrices.
+# axes, then steps in elements of q, k, v, y and bias, along these and then of each from row to row,
+# and of bias from column to column. Grid: tiles of all matrices.
 SIGNATURE = (("pointer",) * 5 + ("float32",) + ("uint32",) * 4 + DIVISOR + AXES + STEPS * 5
              + ("uint32",))
 
-_PACK = {"float16": "cvt.rn.f16x2.f32 $0, $2, $1;", "bfloat16": "cvt.rn.bf16x2.f32 $0, $2, $1;"}
 exp2 = asm_op("exp2", "ex2.approx.ftz.f32 $0, $1;", float32, [float32], pure=True)
 # As ldmatrix_x4, each matrix turned: a lane receives elements (2 * (lane % 4) + {0, 1}, lane // 4).
 ldmatrix_x4_trans = asm_op(
@@ -88,9 +86,9 @@ def make(dtype: str, depth: int, width: int, lanes: int, biased: bool) -> Callab
     finish = store_rows(dtype, columns)
 
     def attention(q, k, v, bias, y, scale, queries, keys, q_columns, v_columns, tiles, tiles_m,
-                  tiles_s, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s, q0, q1, q2, q3, q_row,
-                  k0, k1, k2, k3, k_row, v0, v1, v2, v3, v_row, y0, y1, y2, y3, y_row,
-                  b0, b1, b2, b3, b_row, b_column):
+                  tiles_s, n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s, q0, q1, q2, q3,
+                  k0, k1, k2, k3, v0, v1, v2, v3, y0, y1, y2, y3, b0, b1, b2, b3, q_row, k_row,
+                  v_row, y_row, b_row, b_column):
         tid = uint32(cuda.threadIdx.x)
         warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
         matrix, tile = split(uint32(cuda.blockIdx.x), tiles, tiles_m, tiles_s)
@@ -228,7 +226,8 @@ def online_softmax(dtype: str, columns: int, biased: bool) -> Callable:
     """Device function: the scores of a tile become shares relative to the greatest score so far, in
     half precision; acc and the sums, what they were relative to before. Keys beyond the last count
     for nothing."""
-    pack = asm_op(f"pack_{dtype}", _PACK[dtype], uint32, [float32, float32], pure=True)
+    pack = asm_op(f"pack_{dtype}", vector.STORAGE[dtype].narrow.format("$1", "$2", w="$0"), uint32,
+                  [float32, float32], pure=True)
     load_bias = vector.load(dtype, 1, fill=0.0)
 
     @cuda.jit(device=True, inline="always")

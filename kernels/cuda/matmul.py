@@ -19,10 +19,11 @@ BLOCK, DEPTH = 64, 16           # rows and columns of a block, and what of the s
 ROUNDS = BLOCK * DEPTH // THREADS
 PITCH = BLOCK + 4               # floats from one k to the next: 16-byte vectors, in distinct banks
 SHARED_BYTES = 2 * DEPTH * PITCH * 4
-STEPS = ("uint32",) * 6         # of one operand: along four leading axes, rows and columns
+STEPS = ("uint32",) * 6         # of one operand
 
 # a, b, bias, has_bias, y, scale, rows, depth, columns, tiles along the columns, the leading axes,
-# then steps in elements of a, b, bias and y, whose columns are neighbours. Grid: matrices, tiles.
+# then steps in elements of a, b, bias and y, along these and then of each from row to row and from
+# column to column; columns of y are neighbours. Grid: matrices, tiles.
 SIGNATURE = (("pointer",) * 3 + ("uint32", "pointer", "float32") + ("uint32",) * 3 + DIVISOR + AXES
              + STEPS * 4)
 
@@ -34,9 +35,9 @@ def make(a_dtype: str, b_dtype: str, y_dtype: str, lanes: int) -> Callable:
     load_bias, store = vector.load(b_dtype, 1), vector.store(y_dtype, lanes)
 
     def matmul(a, b, bias, has_bias, y, scale, rows, depth, columns, tiles, tiles_m, tiles_s,
-               n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s, a0, a1, a2, a3, a_row, a_column,
-               b0, b1, b2, b3, b_row, b_column, c0, c1, c2, c3, c_row, c_column,
-               y0, y1, y2, y3, y_row, y_column):
+               n1, n1_m, n1_s, n2, n2_m, n2_s, n3, n3_m, n3_s, a0, a1, a2, a3, b0, b1, b2, b3,
+               c0, c1, c2, c3, y0, y1, y2, y3, a_row, a_column, b_row, b_column, c_row, c_column,
+               y_row, y_column):
         tid = uint32(cuda.threadIdx.x)
         i0, i1, i2, i3 = split_axes(uint32(cuda.blockIdx.x), n1, n1_m, n1_s, n2, n2_m, n2_s, n3,
                                     n3_m, n3_s)

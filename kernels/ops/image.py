@@ -29,6 +29,14 @@ def window_extent(size: Dim, kernel: int, stride: int, before: int, after: int,
     return extent
 
 
+def _check_residual(what: str, shapes: tuple[Shape, ...], y: Shape) -> None:
+    """ValueError where there is a residual whose shape is not the output's."""
+    for shape in shapes:
+        if len(shape) != len(y) or any(
+                None not in (p, q) and p != q for p, q in zip(y, shape, strict=True)):
+            raise ValueError(f"{what}: residual has shape {shape}, the output {y}")
+
+
 @dataclass(frozen=True)
 class Conv2d(Op):
     """y = activation(conv(x, weight) + bias + residual).
@@ -61,9 +69,7 @@ class Conv2d(Op):
         top, left, bottom, right = self.padding
         y = (n, window_extent(h, kh, self.stride[0], top, bottom, self.dilation[0]),
              window_extent(w, kw, self.stride[1], left, right, self.dilation[1]), o)
-        if len(shapes) > 3 and (len(shapes[3]) != 4 or any(
-                None not in (p, q) and p != q for p, q in zip(y, shapes[3], strict=True))):
-            raise ValueError(f"Conv2d: residual has shape {shapes[3]}, the output {y}")
+        _check_residual(self.kind, shapes[3:], y)
         return y
 
     def macs(self, *shapes: Shape) -> int:
@@ -90,9 +96,7 @@ class Linear(Op):
         if len(shapes) > 2 and shapes[2] != weight[:1]:
             raise ValueError(f"Linear: bias has shape {shapes[2]}, {weight[:1]} is needed")
         y = (*x[:-1], weight[0])
-        if len(shapes) > 3 and (len(shapes[3]) != len(y) or any(
-                None not in (p, q) and p != q for p, q in zip(y, shapes[3], strict=True))):
-            raise ValueError(f"Linear: residual has shape {shapes[3]}, the output {y}")
+        _check_residual(self.kind, shapes[3:], y)
         return y
 
     def macs(self, *shapes: Shape) -> int:

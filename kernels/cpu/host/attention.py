@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...matrices import Lie, from_starts, operands
+from ...matrices import from_starts, nowhere, operands
 from ...ops import Attention, TensorSpec, count
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
@@ -22,7 +22,7 @@ def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpe
     sizes, shapes, lies, starts = operands(op, inputs, output)
     (rows, depth), (keys, width) = shapes[0], shapes[2]
     if len(inputs) == 3:
-        lies = (*lies[:3], Lie((0,) * len(sizes), 0, 0), lies[3])
+        lies = (*lies[:3], nowhere(sizes), lies[3])
     tiles = np.array(cover(rows), np.int64)
     bands = cut_bands(sizes, len(tiles), options.threads)
     steps = steps_of(*lies)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...matrices import Lie, Operands, from_starts, operands
+from ...axes import dense_steps
+from ...matrices import Lie, Operands, from_starts, nowhere, operands
 from ...memory import ALIGNMENT
 from ...ops import Attention, Softmax, TensorSpec, count
 from ...step import Array, Step
@@ -14,7 +15,7 @@ from .. import attention, vector
 from ..compiler import Kernel, number_of
 from ..index import divisor
 from ..launch import CudaOptions, Launch
-from .arguments import MOST_AXES, check_sizes
+from .arguments import check_sizes, four_axes
 from .conv import stored_as
 from .matmul import product, product_kernel, product_lanes
 from .softmax import prepare_softmax
@@ -53,9 +54,6 @@ def prepare_attention(op: Attention, inputs: list[TensorSpec], output: TensorSpe
     """Inputs q, k, v, [bias]."""
     check_sizes(op.kind, *inputs, output)
     found = operands(op, inputs, output)
-    if len(found.sizes) > MOST_AXES:
-        raise ValueError(f"{op.kind}: {len(found.sizes)} leading axes of sizes {found.sizes} are "
-                         f"left after merging; the CUDA kernels walk over at most {MOST_AXES}")
     if options.dtype in DTYPES and number_of(options.arch) >= 80:
         lanes = copy_lanes(found)
         if lanes:
@@ -80,14 +78,12 @@ def _prepare_fused(op: Attention, found: Operands, dtype: str, lanes: int) -> St
     biased = len(found.lies) == 5
     kernel = fused_kernel(dtype, depth, width, lanes, biased)
     tiles = -(-queries // attention.QUERIES)
-    missing = [0] * (MOST_AXES - len(found.sizes))
-    axes = [number for size in [*(1 for _ in missing), *found.sizes][1:]
-            for number in divisor(size)]
     q, k, v, *rest, y = found.lies
-    bias = rest[0] if biased else Lie((0,) * len(found.sizes), 0, 0)
-    steps = [step for lie in (q, k, v, y, bias) for step in (*missing, *lie.leading, lie.row)]
-    numbers = (op.scale * attention.LOG2_E, queries, keys, depth, width, *divisor(tiles), *axes,
-               *steps, bias.column)
+    bias = rest[0] if biased else nowhere(found.sizes)
+    lies = q, k, v, y, bias
+    numbers = (op.scale * attention.LOG2_E, queries, keys, depth, width, *divisor(tiles),
+               *four_axes(op.kind, found.sizes, *(lie.leading for lie in lies)),
+               *(lie.row for lie in lies), bias.column)
     grid = (tiles * count(found.sizes), 1, 1)
 
     def bind(arrays: Sequence[Array], out: Array, workspace: Array) -> list[Launch]:
@@ -105,8 +101,8 @@ def _prepare_apart(op: Attention, found: Operands, output: TensorSpec, options: 
     matrices = count(found.sizes)
     scores = TensorSpec((matrices, queries, keys))
     check_sizes(op.kind, scores)
-    dense = Lie(tuple(queries * keys * count(found.sizes[i + 1:]) for i in range(len(found.sizes))),
-                keys, 1)
+    *leading, row, column = dense_steps((*found.sizes, queries, keys))
+    dense = Lie(tuple(leading), row, column)
     first = Operands(found.sizes, (found.shapes[0], found.shapes[1][::-1], (queries, keys)),
                      (q, k.turned(), *bias, dense), found.starts[:2])
     second = Operands(found.sizes, ((queries, keys), found.shapes[2], found.shapes[3]),
@@ -114,6 +110,8 @@ def _prepare_apart(op: Attention, found: Operands, output: TensorSpec, options: 
     stored = output.dtype
     kernels = (product_kernel(stored, stored, "float32", product_lanes(first)),
                product_kernel("float32", stored, stored, product_lanes(second)))
+    scores_of = product(kernels[0], op.kind, first, op.scale)
+    values_of = product(kernels[1], op.kind, second, 1.0)
     softmax = prepare_softmax(Softmax(), [scores], scores, [None], options)
     size = -(-4 * count(scores.shape) // ALIGNMENT) * ALIGNMENT
 
@@ -121,8 +119,7 @@ def _prepare_apart(op: Attention, found: Operands, output: TensorSpec, options: 
         there, shares = (workspace[at:at + 4 * count(scores.shape)].view(np.float32)
                          for at in (0, size))
         queries, keys, values, *rest = from_starts(arrays, found.starts)
-        return [product(kernels[0], op.kind, first, op.scale, queries, keys, there, *rest),
-                *softmax.bind([there], shares, workspace),
-                product(kernels[1], op.kind, second, 1.0, shares, values, out)]
+        return [scores_of(there, queries, keys, *rest),
+                *softmax.bind([there], shares, workspace), values_of(out, shares, values)]
 
     return Step(f"{kernels[0].name} + {softmax.kernel} + {kernels[1].name}", bind, 2 * size)

@@ -3,9 +3,9 @@ convolution over an image of one row; where both matrices are computed it is ../
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ...matrices import Lie, Operands, from_starts, operands
+from ...matrices import Operands, from_starts, nowhere, operands
 from ...ops import Linear, MatMul, TensorSpec, count, known
 from ...step import Array, Step, weight_and_bias
 from .. import matmul, vector
@@ -14,7 +14,7 @@ from ..conv_gemm import Tile
 from ..index import divisor
 from ..launch import CudaOptions, Launch
 from . import gemv
-from .arguments import MOST_AXES, check_sizes
+from .arguments import check_sizes, four_axes
 from .conv import check_dtype, decide, prepare_gemm, stored_as
 from .conv_shape import Conv
 
@@ -70,10 +70,10 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
     check_sizes(op.kind, *inputs, output)
     found, dtype = operands(op, inputs, output), output.dtype
     kernel = product_kernel(dtype, dtype, dtype, product_lanes(found))
+    multiply = product(kernel, op.kind, found, op.scale)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        a, b = from_starts(arrays, found.starts)
-        return [product(kernel, op.kind, found, op.scale, a, b, y)]
+        return [multiply(y, *from_starts(arrays, found.starts))]
 
     return Step(kernel.name, bind)
 
@@ -85,21 +85,20 @@ def product_lanes(found: Operands) -> int:
     return 4 if all(step % 4 == 0 for step in steps) else 1
 
 
-def product(kernel: Kernel, what: str, found: Operands, scale: float, a: Array, b: Array, y: Array,
-            bias: Array | None = None) -> Launch:
-    """The launch that multiplies; the lies of `found` are those of a, b, [bias,] y."""
+def product(kernel: Kernel, what: str, found: Operands, scale: float) -> Callable[..., Launch]:
+    """What makes the launch that multiplies, of y, a, b and maybe a bias; the lies of `found` are
+    those of a, b, [bias,] y. ValueError for too many leading axes."""
     (rows, depth), (_, columns) = found.shapes[:2]
-    *lies, last = found.lies
-    if bias is None:
-        lies.append(Lie((0,) * len(found.sizes), 0, 0))
-    missing = MOST_AXES - len(found.sizes)
-    if missing < 0:
-        raise ValueError(f"{what}: {len(found.sizes)} leading axes of sizes {found.sizes} are left "
-                         f"after merging; the CUDA kernels walk over at most {MOST_AXES}")
+    a, b, *bias, y = found.lies
+    lies = a, b, *(bias or [nowhere(found.sizes)]), y
     tiles = -(-columns // matmul.BLOCK)
-    axes = [number for size in ([1] * missing + [*found.sizes])[1:] for number in divisor(size)]
-    steps = [number for lie in (*lies, last)
-             for number in (*[0] * missing, *lie.leading, lie.row, lie.column)]
+    numbers = (rows, depth, columns, *divisor(tiles),
+               *four_axes(what, found.sizes, *(lie.leading for lie in lies)),
+               *(step for lie in lies for step in (lie.row, lie.column)))
     grid = (count(found.sizes), -(-rows // matmul.BLOCK) * tiles, 1)
-    return Launch(kernel, grid, (a, b, a if bias is None else bias, int(bias is not None), y, scale,
-                                 rows, depth, columns, *divisor(tiles), *axes, *steps))
+
+    def launch(y: Array, a: Array, b: Array, bias: Array | None = None) -> Launch:
+        added = (a, 0) if bias is None else (bias, 1)       # which is not read then
+        return Launch(kernel, grid, (a, b, *added, y, scale, *numbers))
+
+    return launch
