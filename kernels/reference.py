@@ -178,6 +178,11 @@ def star_relu(op: ops.StarRelu, x: Array) -> Array:
     return op.scale * np.maximum(x, 0) ** 2 + op.bias
 
 
+def fake_quantize(op: ops.FakeQuantize, x: Array) -> Array:
+    codes = np.clip(np.rint(x / op.scale) + op.zero_point, 0, 255)
+    return (codes - op.zero_point) * op.scale
+
+
 def _erfc(x: Array) -> Array:
     return np.vectorize(math.erfc, otypes=[float])(x)
 
@@ -254,6 +259,7 @@ MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.Relu: relu, ops.Clip: clip, ops.Sigmoid: sigmoid, ops.Tanh: tanh, ops.Silu: silu,
     ops.HardSwish: hard_swish, ops.HardSigmoid: hard_sigmoid, ops.LeakyRelu: leaky_relu,
     ops.Elu: elu, ops.Gelu: gelu, ops.Erf: erf, ops.Sqrt: sqrt, ops.StarRelu: star_relu,
+    ops.FakeQuantize: fake_quantize,
     ops.Add: add, ops.Mul: mul, ops.Div: div, ops.BatchNorm: batch_norm,
     ops.LayerNorm: layer_norm, ops.LocalResponseNorm: local_response_norm, ops.Concat: concat,
     ops.Slice: slice_, ops.Pad: pad, ops.Softmax: softmax, ops.Transpose: transpose,

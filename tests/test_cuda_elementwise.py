@@ -76,6 +76,14 @@ def test_other_activations_keep_their_digits_to_both_ends(op, kernel, dtype, run
     assert_within(bound, op, x.astype(np.float32), dtype=dtype, kernel=kernel, runner=runner)
 
 
+@pytest.mark.parametrize("op", [ops.FakeQuantize(0.25, 0), ops.FakeQuantize(2.0, 128)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_fake_quantisation_is_exact(op, dtype, runner):
+    ties = np.arange(-600, 601, dtype=np.float32) * np.float32(op.scale / 2)
+    x = np.concatenate([EDGES[-3:], ties])
+    assert_exact(op, x, dtype=dtype, kernel="fake_quantize_", runner=runner)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_star_relu_rounds_once_an_operation(dtype, runner):
     op, x = ops.StarRelu(0.9, -0.4), rounded(np.linspace(-100, 100, 2001), dtype)

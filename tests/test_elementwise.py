@@ -14,7 +14,8 @@ EDGES = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1, -1, 88, 88.5, 89, -87, -88
 SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish(), ops.Elu(), ops.Elu(0.7),
           ops.Gelu(), ops.Erf()]
 EVERY = [*SMOOTH, ops.Gelu(tanh=True), ops.HardSigmoid(), ops.HardSigmoid(0.2, 0.4),
-         ops.LeakyRelu(), ops.Relu(), ops.Clip(-1.0, 6.0), ops.Sqrt(), ops.StarRelu(0.9, -0.4)]
+         ops.LeakyRelu(), ops.Relu(), ops.Clip(-1.0, 6.0), ops.Sqrt(), ops.StarRelu(0.9, -0.4),
+         ops.FakeQuantize(0.1, 100)]
 
 
 @pytest.mark.parametrize("op", [ops.Relu(), ops.Clip(0.0, 6.0), ops.Clip(-2.0), ops.Clip()])
@@ -70,6 +71,24 @@ def test_star_relu_rounds_once_an_operation():
     op, x = ops.StarRelu(0.8944, -0.4472), normal(np.random.default_rng(0), 10_007) * 4
     bound = 3 * EPS * (op.scale * x.astype(float) ** 2 + abs(op.bias))
     assert_within(bound, op, x, kernel="starrelu_f32")
+
+
+@pytest.mark.parametrize("op", [ops.FakeQuantize(0.25, 0), ops.FakeQuantize(2.0, 128),
+                                ops.FakeQuantize(1.0, 255), ops.FakeQuantize(2.0 ** -20, 7)])
+@pytest.mark.parametrize("size", [1, 17, 1000])
+def test_fake_quantisation_is_exact(op, size):
+    """Halves between two codes go to the even one, before the zero point is added."""
+    ties = np.arange(-600, 601, dtype=np.float32) * np.float32(op.scale / 2)
+    x = np.resize(np.concatenate([EDGES, ties]), size)
+    assert_exact(op, x, kernel="fakequantize_f32")
+
+
+def test_fake_quantisation_is_off_by_a_code_at_most_where_a_quotient_is_nearly_a_half():
+    op, x = ops.FakeQuantize(float(np.float32(0.0173)), 77), normal(np.random.default_rng(0), 99_991)
+    quotients = x / op.scale
+    tie = np.abs(np.abs(quotients - np.trunc(quotients)) - 0.5) <= 2 * EPS * np.abs(quotients)
+    bound = 3 * EPS * np.abs(reference.run(op, x)) + op.scale * tie
+    assert_within(bound, op, x, kernel="fakequantize_f32")
 
 
 def test_a_square_root_is_rounded_once():

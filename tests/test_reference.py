@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from kernels import ops, reference
 
@@ -16,9 +16,8 @@ def outside(operator, *arrays, opset=19, **attributes):
     names = [f"i{k}" for k in range(len(arrays))]
     graph = helper.make_graph(
         [helper.make_node(operator, names, ["y"], **attributes)], "g",
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape)
-         for n, a in zip(names, arrays, strict=True)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+         for n, a in zip(names, arrays, strict=True)], [helper.make_empty_tensor_value_info("y")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(),
                                            providers=["CPUExecutionProvider"])
@@ -128,6 +127,16 @@ def test_star_relu_and_quotients():
                                   [[[0.5 * max(n, 0) ** 2 - 1 for n in row] for row in plane]
                                    for plane in x])
     np.testing.assert_allclose(reference.run(ops.Div(), x, y), outside("Div", x, y), rtol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "zero_point", "ours"), [
+    (np.uint8, 0, 0), (np.uint8, 131, 131), (np.int8, 0, 128), (np.int8, -128, 0)])
+def test_fake_quantize(dtype, zero_point, ours):
+    x = np.linspace(-70, 70, 561, dtype=np.float32)
+    scale, zero = np.array(0.25, np.float32), np.array(zero_point, dtype)
+    codes = outside("QuantizeLinear", x, scale, zero)
+    np.testing.assert_array_equal(reference.run(ops.FakeQuantize(0.25, ours), x),
+                                  outside("DequantizeLinear", codes, scale, zero))
 
 
 def test_layer_norm_global_max_slice_and_pad():

@@ -39,6 +39,7 @@ hard_swish, hard_sigmoid = unary(scalar.hard_swish), unary(scalar.hard_sigmoid)
 leaky_relu, elu, erf = unary(scalar.leaky_relu), unary(scalar.elu), unary(scalar.erf)
 gelu, gelu_tanh = unary(scalar.gelu), unary(scalar.gelu_tanh)
 sqrt, star_relu = unary(scalar.sqrt), unary(scalar.star_relu)
+fake_quantize = unary(scalar.fake_quantize)
 
 
 # ---- two inputs -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ THREE, SIX = np.float32(3), np.float32(6)
 LOG2_E = np.float32(1.44269504088896341)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 ROUND = np.float32(1.5 * 2 ** 23)       # adding and subtracting it rounds to a whole number
+MOST_CODE = np.float32(255)
 # At these ends 2 ** n is 0 and infinity.
 EXP_LOW, EXP_HIGH = np.float32(-88.0), np.float32(89.0)
 TANH_SMALL = np.float32(0.625)
@@ -198,6 +199,13 @@ def star_relu(x, scale, bias):
     """scale * max(x, 0) ** 2 + bias; NaN stays NaN."""
     above = ZERO if x < ZERO else x
     return scale * (above * above) + bias
+
+
+@njit(inline="always")
+def fake_quantize(x, scale, zero_point):
+    """Clipped first, as ROUND serves small numbers alone; NaN stays NaN."""
+    n = clip(x / scale, -zero_point, MOST_CODE - zero_point)
+    return ((n + ROUND) - ROUND) * scale
 
 
 @njit(inline="always")

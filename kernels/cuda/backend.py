@@ -45,6 +45,7 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Erf: elementwise.prepare_unary,
     ops.Sqrt: elementwise.prepare_unary,
     ops.StarRelu: elementwise.prepare_unary,
+    ops.FakeQuantize: elementwise.prepare_unary,
     ops.Add: elementwise.prepare_binary,
     ops.Mul: elementwise.prepare_binary,
     ops.Div: elementwise.prepare_binary,

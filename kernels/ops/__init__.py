@@ -12,6 +12,7 @@ from .elementwise import (
     Div,
     Elu,
     Erf,
+    FakeQuantize,
     Gelu,
     HardSigmoid,
     HardSwish,
@@ -43,9 +44,10 @@ from .movement import Concat, Flatten, Pad, PadMode, Reshape, Slice, Transpose
 from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
 
 __all__ = ["Add", "Attention", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d",
-           "Dim", "Div", "Elu", "Erf", "Flatten", "Gelu", "GlobalAvgPool2d", "GlobalL2Pool2d",
-           "GlobalMaxPool2d", "GlobalPool2d", "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu",
-           "Linear", "LocalResponseNorm", "MatMul", "Matrices", "MaxPool2d", "Mul", "Op", "Order",
-           "Pad", "PadMode", "Padding", "Pair", "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid",
-           "Silu", "Slice", "Softmax", "Sqrt", "StarRelu", "Tanh", "TensorSpec", "Transpose",
-           "Unary", "Window", "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]
+           "Dim", "Div", "Elu", "Erf", "FakeQuantize", "Flatten", "Gelu", "GlobalAvgPool2d",
+           "GlobalL2Pool2d", "GlobalMaxPool2d", "GlobalPool2d", "HardSigmoid", "HardSwish",
+           "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm", "MatMul", "Matrices",
+           "MaxPool2d", "Mul", "Op", "Order", "Pad", "PadMode", "Padding", "Pair", "Pool2d", "Relu",
+           "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Sqrt", "StarRelu", "Tanh",
+           "TensorSpec", "Transpose", "Unary", "Window", "broadcast_shapes", "count", "known",
+           "normal_axis", "window_extent"]

@@ -82,6 +82,18 @@ class StarRelu(Unary):
     bias: float = 0.0
 
 
+@dataclass(frozen=True)
+class FakeQuantize(Unary):
+    """(min(max(round(x / scale) + zero_point, 0), 255) - zero_point) * scale, half to even: the
+    number that stands for x among 256 (Jacob et al. 2018, arXiv:1712.05877).
+
+    A network quantised to 8 bits stores it as that whole number from 0 to 255, its code; one that
+    stores int8 has its zero_point and codes 128 below ours.
+    """
+    scale: float = 1.0
+    zero_point: int = 0
+
+
 class Binary(Op):
     """y = f(a, b) with NumPy's broadcasting."""
     arity: ClassVar[Pair] = (2, 2)

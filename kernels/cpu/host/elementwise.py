@@ -18,7 +18,8 @@ UNARY: dict[type[Op], str] = {
     ops.Relu: "clip", ops.Clip: "clip", ops.Sigmoid: "sigmoid", ops.Tanh: "tanh", ops.Silu: "silu",
     ops.HardSwish: "hard_swish", ops.HardSigmoid: "hard_sigmoid", ops.LeakyRelu: "leaky_relu",
     ops.Elu: "elu", ops.Gelu: "gelu", ops.Erf: "erf", ops.Sqrt: "sqrt",
-    ops.StarRelu: "star_relu"}
+    ops.StarRelu: "star_relu",
+    ops.FakeQuantize: "fake_quantize"}
 
 
 def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
@@ -35,6 +36,8 @@ def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
         a = op.alpha
     elif isinstance(op, ops.StarRelu):
         a, b = op.scale, op.bias
+    elif isinstance(op, ops.FakeQuantize):
+        a, b = op.scale, op.zero_point
     elif isinstance(op, ops.Gelu) and op.tanh:
         name = "gelu_tanh"
     return Kernel("elementwise", name), np.float32(a), np.float32(b)
