@@ -84,7 +84,8 @@ def test_fake_quantisation_is_exact(op, size):
 
 
 def test_fake_quantisation_is_off_by_a_code_at_most_where_a_quotient_is_nearly_a_half():
-    op, x = ops.FakeQuantize(float(np.float32(0.0173)), 77), normal(np.random.default_rng(0), 99_991)
+    op = ops.FakeQuantize(float(np.float32(0.0173)), 77)
+    x = normal(np.random.default_rng(0), 99_991)
     quotients = x / op.scale
     tie = np.abs(np.abs(quotients - np.trunc(quotients)) - 0.5) <= 2 * EPS * np.abs(quotients)
     bound = 3 * EPS * np.abs(reference.run(op, x)) + op.scale * tie
