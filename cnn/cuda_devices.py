@@ -4,7 +4,6 @@ What differs is where arrays lie and who executes: gpu_device.py, emulated_devic
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from kernels.cuda.backend import DTYPES, prepare, stored_as
 from kernels.cuda.host.copy import prepare_convert, prepare_pixels, prepare_transpose
 from kernels.cuda.launch import CudaOptions, Launch
-from kernels.ops import Op, Shape, TensorSpec, Transpose, count
+from kernels.ops import Op, TensorSpec, Transpose, count
 from kernels.step import Array, Narrow, Step
 
 from .errors import DeviceError
@@ -48,8 +47,11 @@ class CudaKernels:
                 weights: list[Array | None], options: CudaOptions) -> Step:
         return prepare(op, inputs, output, weights, options)
 
-    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
-        return Narrow()         # values are all stored in one dtype
+    narrows: tuple[str, ...] = ()       # values are all stored in one dtype
+
+    def narrow(self, dtype: str, op: Op, inputs: list[TensorSpec], weights: list[Array | None],
+               options: Any) -> Narrow:
+        return Narrow()
 
     def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Launch]]:
         if spec.dtype == "float32":

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from kernels.cpu.launch import Exchange, Launch, together
 from kernels.cpu.threads import check_threads, team
 from kernels.memory import aligned_zeros, copy_into
-from kernels.ops import Op, Shape, TensorSpec, known
+from kernels.ops import Op, TensorSpec, known
 from kernels.step import Array, Narrow, Options, Step
 
 from .errors import DeviceError
@@ -32,11 +32,13 @@ class Device(Protocol):
     name     "cpu", "cuda:0", "emulator"
     dtype    the compute type
     stored   the dtype that values have in its memory, but for what `narrow` says
+    narrows  the narrower dtypes that some may have instead
     threads  CPU threads, None where kernels run elsewhere
     """
     name: str
     dtype: str
     stored: str
+    narrows: tuple[str, ...]
     threads: int | None
 
     def options(self) -> Options:
@@ -46,8 +48,9 @@ class Device(Protocol):
                 weights: list[Array | None], options: Any) -> Step:
         """Choose the kernel for an op of these shapes; `weights` holds the constant inputs."""
 
-    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
-        """What the kernel for an op can do with bfloat16 where values are wider."""
+    def narrow(self, dtype: str, op: Op, inputs: list[TensorSpec], weights: list[Array | None],
+               options: Any) -> Narrow:
+        """What the kernel for an op can do with one of the dtypes `narrows`."""
 
     def allocate(self, size: int) -> Array:
         """`size` bytes, aligned."""
@@ -105,11 +108,12 @@ class CpuDevice:
         try:
             count = check_threads(threads)
             if dtype == "bfloat16":
-                from kernels.cpu.host import bf16
-                bf16.choose()       # asks for AMX before there are workers
+                from kernels.cpu.host import unit_choice
+                unit_choice.choose()       # asks for AMX before there are workers
         except ValueError as error:
             raise DeviceError(str(error)) from None
         self.dtype = dtype
+        self.narrows: tuple[str, ...] = ("uint8", *(name for name in [dtype] if name != "float32"))
         self.threads: int | None = count
         self.count = count
 
@@ -121,11 +125,12 @@ class CpuDevice:
         from kernels.cpu.backend import prepare  # with LLVM, which `import cnn` does without
         return prepare(op, inputs, output, weights, options)
 
-    def narrow(self, op: Op, shapes: Sequence[Shape]) -> Narrow:
-        if self.dtype != "bfloat16":
-            return Narrow()
-        from kernels.cpu.host.bf16_values import narrow
-        return narrow(op, shapes)
+    def narrow(self, dtype: str, op: Op, inputs: list[TensorSpec], weights: list[Array | None],
+               options: Options) -> Narrow:
+        from kernels.cpu.host import narrow
+        if dtype == "uint8":
+            return narrow.codes(op, inputs, weights, options)
+        return narrow.bfloat16(op, inputs)
 
     def allocate(self, size: int) -> Array:
         return aligned_zeros(size)

@@ -10,7 +10,7 @@ import llvmlite.binding as llvm
 
 from kernels.cache import cache_root
 from kernels.cpu import sizes, store, threads
-from kernels.cpu.host import bf16
+from kernels.cpu.host import unit_choice
 from kernels.cuda.assembler import name_and_version
 from kernels.cuda.errors import CudaError
 
@@ -53,7 +53,7 @@ def report() -> list[tuple[str, str]]:
 def _bfloat16() -> str:
     """What multiplies it on the CPU, or why nothing does."""
     try:
-        return bf16.choose().name
+        return unit_choice.choose().name
     except ValueError as error:
         return f"none: {error}"
 

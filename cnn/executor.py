@@ -59,7 +59,7 @@ class Program:
     def __init__(self, graph: Graph, device: Device, options: Any,
                  keep: frozenset[str] = frozenset(), activation: Op | None = None) -> None:
         self.graph, self.device = graph, device
-        specs = storage(graph, device, keep)
+        specs = storage(graph, device, options, keep)
         shared = views(graph)
         layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
         workspaces = [layer.step.workspace if layer.step else 0 for layer in layers]

@@ -2,36 +2,69 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from kernels.ops import TensorSpec
+from kernels.ops import Concat, FakeQuantize, Flatten, Grid, MaxPool2d, Reshape, TensorSpec
 
 from .devices import Device
-from .graph import Graph
+from .graph import Graph, Node
 from .plan import views
 
+Specs = dict[str, TensorSpec]
+MOVING = (Concat, Flatten, MaxPool2d, Reshape)      # ops that only pick numbers
 
-def storage(graph: Graph, device: Device,
-            keep: frozenset[str] = frozenset()) -> dict[str, TensorSpec]:
-    """Spec of every value, with the dtype that it is stored in.
 
-    That is the device's, and bfloat16 where the layer that gives a value and all that read it can
-    do with that. What the caller writes or reads, values in `keep` too, is never of these.
+def storage(graph: Graph, device: Device, options: Any,
+            keep: frozenset[str] = frozenset()) -> Specs:
+    """Spec of every value, with the dtype that it is stored in, and the grid of 8 bits that it is
+    known to be of.
+
+    The dtype is the device's, and a narrower one where the layer that gives a value and all that
+    read it can do with that. What the caller writes or reads, values in `keep` too, is never of
+    these.
     """
     specs = {name: stored(spec, device.stored) for name, spec in graph.infer().items()
              if spec is not None}
-    shared, alike = views(graph), Alike()
-    wide = [*graph.inputs, *graph.outputs, *graph.constants, *keep]
+    if not device.narrows:
+        return specs
     for node in graph.nodes:
-        can = device.narrow(node.op, [specs[name].shape for name in node.inputs])
+        specs[node.output] = replace(specs[node.output], grid=_grid(node, specs))
+    wide = {*graph.inputs, *graph.outputs, *graph.constants, *keep}
+    for dtype in device.narrows:
+        specs = _narrowed(dtype, graph, device, options, specs, wide)
+    return specs
+
+
+def _grid(node: Node, specs: Specs) -> Grid | None:
+    """Of what a node gives."""
+    last = getattr(node.op, "activation", node.op)
+    if isinstance(last, FakeQuantize):
+        return last.grid
+    grids = {specs[name].grid for name in node.inputs}
+    return grids.pop() if isinstance(node.op, MOVING) and len(grids) == 1 else None
+
+
+def _narrowed(dtype: str, graph: Graph, device: Device, options: Any, specs: Specs,
+              wide: set[str]) -> Specs:
+    """The specs with this dtype for what can be stored so, is not yet narrow, and not in `wide`."""
+    shared, alike = views(graph), Alike()
+    unfit = [*wide, *(name for name, spec in specs.items() if not _can_be(dtype, spec, device))]
+    for node in graph.nodes:
+        weights = [graph.constants.get(name) for name in node.inputs]
+        can = device.narrow(dtype, node.op, [specs[name] for name in node.inputs], weights, options)
         if can.moves or node.output in shared:
             for name in node.inputs:
                 alike.join(name, node.output)
             continue
-        wide += [name for i, name in enumerate(node.inputs) if i not in can.reads]
-        wide += [] if can.writes else [node.output]
-    unfit = {alike.first(name) for name in wide}
-    return {name: spec if alike.first(name) in unfit else replace(spec, dtype="bfloat16")
+        unfit += [name for i, name in enumerate(node.inputs) if i not in can.reads]
+        unfit += [] if can.writes else [node.output]
+    left_wide = {alike.first(name) for name in unfit}
+    return {name: spec if alike.first(name) in left_wide else replace(spec, dtype=dtype)
             for name, spec in specs.items()}
+
+
+def _can_be(dtype: str, spec: TensorSpec, device: Device) -> bool:
+    return spec.dtype == device.stored and (dtype != "uint8" or spec.grid is not None)
 
 
 class Alike:

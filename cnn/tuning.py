@@ -24,7 +24,7 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     assert isinstance(device, CudaDevice)
     if not budget >= 0:
         raise ModelError(f"budget={budget!r} must be a number of seconds, 0 or more")
-    specs = storage(graph, device)
+    specs = storage(graph, device, options)
     free = views(graph)
     layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),
                          specs[node.output]) for node in graph.nodes if node.output not in free]

@@ -21,7 +21,7 @@ def merge(weight: Array, groups: int, together: int) -> Array:
     another of the groups that go together. So an infinite input makes NaN of the outputs of all."""
     per_group, kh, kw, depth = len(weight) // groups, *weight.shape[1:]
     narrow = weight.reshape(-1, together, per_group, kh, kw, depth)
-    wide = np.zeros((*narrow.shape[:5], together, depth), np.float32)
+    wide = np.zeros((*narrow.shape[:5], together, depth), weight.dtype)
     for i in range(together):
         wide[:, i, :, :, :, i] = narrow[:, i]
     return wide.reshape(len(weight), kh, kw, -1)

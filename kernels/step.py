@@ -33,7 +33,7 @@ class Step:
 
 
 class Narrow(NamedTuple):
-    """What an op can do with values in bfloat16, where others are wider.
+    """What an op can do with values in a narrow dtype, where others are wider.
 
     reads   positions of inputs that its kernel takes so
     writes  its output can be stored so

@@ -9,10 +9,10 @@ from llvmlite import ir
 from numba import float32, int64, njit
 from numba.extending import intrinsic
 
-from kernels.cpu import bf16_simd, simd
-from kernels.cpu.bf16_instructions import PAIRS, SUMS
-from kernels.cpu.bf16_units import COLUMNS, TILE_PAIRS, TILE_ROWS
-from kernels.cpu.host import bf16
+from kernels.cpu import dot_simd, simd
+from kernels.cpu.dot_instructions import SUMS, WORDS
+from kernels.cpu.dot_units import COLUMNS, TILE_ROWS, TILE_WORDS
+from kernels.cpu.host import unit_choice
 from kernels.cpu.parallel import parallel_for
 from kernels.cpu.sizes import LANES
 from kernels.cpu.threads import team
@@ -43,9 +43,9 @@ def fma_chains(typingctx, rounds):
 def bf16_chains(typingctx, unit, rounds):
     """(Unit, int64) -> float32: `rounds` times TILES products of tiles, or CHAINS of vectors."""
     def codegen(context, builder, sig, args):
-        known, _, instructions = bf16_simd.MICRO_KERNELS[unit.instance_class]
+        known, _, instructions = dot_simd.MICRO_KERNELS[unit.instance_class]
         if known.has_tiles:
-            tiles = instructions(builder, simd.i64(TILE_PAIRS))
+            tiles = instructions(builder, simd.i64(TILE_WORDS))
             for i in range(8):
                 tiles.zero(i)
 
@@ -55,12 +55,12 @@ def bf16_chains(typingctx, unit, rounds):
                 return []
             simd.counted_loop(builder, "chains", args[1], [], multiply)
             return ir.Constant(ir.FloatType(), 0)
-        # Pairs and sums that are the same would be one chain to the compiler.
-        pairs = [ir.Constant(PAIRS, [i] * COLUMNS) for i in range(CHAINS)]
+        # Words and sums that are the same would be one chain to the compiler.
+        words = [ir.Constant(WORDS, [i] * COLUMNS) for i in range(CHAINS)]
 
         def body(index, sums):
             return [instructions(builder, total, x, x)
-                    for total, x in zip(sums, pairs, strict=True)]
+                    for total, x in zip(sums, words, strict=True)]
         first, *rest = simd.counted_loop(builder, "chains", args[1],
                                          [ir.Constant(SUMS, None)] * CHAINS, body)
         for value in rest:
@@ -87,10 +87,10 @@ def _multiply_bf16(unit, results, rounds, threads):
 
 @njit()
 def _multiply_bf16_units(thread, first, end, unit, results, rounds):
-    bf16_simd.configure(unit, unit.depth)
+    dot_simd.configure(unit, unit.depth)
     for i in range(first, end):
         results[i] = bf16_chains(unit, rounds)
-    bf16_simd.release(unit)
+    dot_simd.release(unit)
 
 
 @njit()
@@ -123,8 +123,8 @@ def measure(threads: int, dtype: str = "float32") -> tuple[float, float]:
     target = np.empty_like(source)
     macs, multiply = FMA_ROUNDS * CHAINS * LANES, partial(_multiply, results)
     if dtype == "bfloat16":
-        unit = bf16.choose()
-        of_tile, of_vector = TILE_ROWS * TILE_PAIRS * 2, 2
+        unit = unit_choice.choose()
+        of_tile, of_vector = TILE_ROWS * TILE_WORDS * 2, 2
         macs = FMA_ROUNDS * COLUMNS * (TILES * of_tile if unit.has_tiles else CHAINS * of_vector)
         multiply = partial(_multiply_bf16, unit, results)
     with team(threads):

@@ -8,7 +8,8 @@ from checks import EPS, GUARD, THREADS, aligned, assert_within, sum_bound
 
 from kernels import reference
 from kernels.cpu import backend
-from kernels.cpu.host import bf16
+from kernels.cpu.dot_units import Unit, missing
+from kernels.cpu.host import unit_choice
 from kernels.cpu.threads import team
 from kernels.ops import Op, TensorSpec
 from kernels.step import Options, Step
@@ -16,28 +17,32 @@ from kernels.step import Options, Step
 BF16_EPS = 2.0 ** -8            # unit roundoff: 8 significant bits
 
 
-def lacking(name: str) -> str:
+def lacking(unit: Unit) -> str:
     """Why this machine can not run a unit, or ""."""
-    if bf16.missing(name):
-        return f"this CPU lacks {', '.join(bf16.missing(name))}"
+    if missing(unit):
+        return f"this CPU lacks {', '.join(missing(unit))}"
     try:
-        if name == "amx":
-            bf16.permit_tiles()
+        if unit.name == "amx":
+            unit_choice.permit_tiles()
     except ValueError as error:
         return str(error)
     return ""
 
 
-every_unit = pytest.mark.parametrize("unit", [
-    pytest.param(unit, id=name, marks=pytest.mark.skipif(bool(lacking(name)), reason=lacking(name)))
-    for name, unit in bf16.UNITS.items()])
+def every(units: dict[str, Unit]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("unit", [
+        pytest.param(unit, id=name, marks=pytest.mark.skipif(
+            bool(lacking(unit)), reason=lacking(unit))) for name, unit in units.items()])
+
+
+every_unit = every(unit_choice.BF16)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def prepared_in_bfloat16():
     """`checks.run` finds the kernels of bfloat16, which take the unit as a choice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "PREPARE", backend.PREPARE | backend.bfloat16())
+        patch.setattr(backend, "PREPARE", backend.PREPARE | backend.narrow())
         yield
 
 
@@ -70,7 +75,8 @@ def prepare_stored(op: Op, arrays, dtype: str, threads: int = 1, **choice) -> St
     output = TensorSpec(op.output_shape(*(array.shape for array in arrays)), dtype)
     specs = [TensorSpec(array.shape, array.dtype.name) for array in arrays]
     weights = [array if i in op.packed else None for i, array in enumerate(arrays)]
-    return backend.PREPARE[type(op)](op, specs, output, weights, Options(threads), **choice)
+    return backend.PREPARE[type(op)](op, specs, output, weights, Options(threads, "bfloat16"),
+                                     **choice)
 
 
 def run_stored(op: Op, arrays, dtype: str, **choice) -> np.ndarray:

@@ -9,8 +9,8 @@ from PIL import Image
 
 import cnn
 from cnn import doctor
-from kernels.cpu import bf16_units
-from kernels.cpu.host import bf16
+from kernels.cpu import dot_units
+from kernels.cpu.host import unit_choice
 from kernels.ops import Linear, TensorSpec
 from kernels.step import Options
 
@@ -38,40 +38,40 @@ def cpu(monkeypatch):
     def plan(missing, permitted=True):
         system = System(0 if permitted else -1)
         monkeypatch.delenv("CNN_BF16", raising=False)
-        monkeypatch.setattr(bf16, "missing", lambda name: missing.get(name, []))
-        monkeypatch.setattr(bf16, "CDLL", lambda *_, **__: system)
-        bf16.permit_tiles.cache_clear()
+        monkeypatch.setattr(unit_choice, "missing", lambda unit: missing.get(unit.name, []))
+        monkeypatch.setattr(unit_choice, "CDLL", lambda *_, **__: system)
+        unit_choice.permit_tiles.cache_clear()
         return system
     yield plan
-    bf16.permit_tiles.cache_clear()
+    unit_choice.permit_tiles.cache_clear()
 
 
 def test_tiles_are_chosen_before_vectors_and_permission_is_asked_for_once(cpu):
     system = cpu(TILES)
-    assert bf16.choose() is bf16.choose() is bf16_units.AMX
+    assert unit_choice.choose() is unit_choice.choose() is dot_units.AMX_BF16
     assert system.calls == [(158, 0x1023, 18)]     # arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA
     system = cpu(VECTORS)
-    assert bf16.choose() is bf16_units.AVX512
+    assert unit_choice.choose() is dot_units.AVX512_BF16
     assert system.calls == []
 
 
 def test_the_environment_chooses(cpu, monkeypatch):
     system = cpu(TILES)
-    for name, unit in bf16.UNITS.items():
+    for name, unit in unit_choice.BF16.items():
         monkeypatch.setenv("CNN_BF16", name)
-        assert bf16.choose() is unit
+        assert unit_choice.choose() is unit
         assert unit.name == name
     assert len(system.calls) == 1       # for "amx" alone
     cpu(NOTHING)
     for name in ("amx_emulated", "avx512_emulated"):
         monkeypatch.setenv("CNN_BF16", name)
-        assert bf16.choose() is bf16.UNITS[name]
+        assert unit_choice.choose() is unit_choice.BF16[name]
 
 
 @pytest.mark.parametrize(("missing", "permitted", "asked", "words"), [
     (NOTHING, True, None, "this CPU does not multiply bfloat16: for AMX it lacks amx-tile, "
                           "amx-bf16, avx512bf16, for AVX512_BF16 avx512bf16; use dtype='float32'"),
-    (VECTORS, True, "amx", "CNN_BF16 is 'amx' and this CPU lacks amx-tile, amx-bf16; use dtype="),
+    (VECTORS, True, "amx", "CNN_BF16 is 'amx' and this CPU lacks amx-tile, amx-bf16; leave it out"),
     (NOTHING, True, "avx512", "CNN_BF16 is 'avx512' and this CPU lacks avx512bf16"),
     (TILES, True, "emulate", "CNN_BF16 is 'emulate'; it must be one of amx, avx512, amx_emulated, "
                              "avx512_emulated"),
@@ -97,7 +97,7 @@ def test_other_dtypes_are_refused_with_what_works():
 def test_a_features_name_is_one_that_the_compiler_knows():
     import llvmlite.binding as llvm
     known = llvm.get_host_cpu_features()
-    assert all(need in known for needs in bf16.NEEDS.values() for need in needs)
+    assert all(need in known for needs in dot_units.NEEDS.values() for need in needs)
 
 
 def test_a_linear_layer_of_few_samples_takes_the_vectors_of_its_cpu(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from numba.core.registry import cpu_target
 
-from kernels.cpu.host import bf16
+from kernels.cpu.dot_units import AMX_BF16, missing
 
 PROGRAM = """
 import sys
@@ -22,12 +22,12 @@ from test_bf16_conv import WAYS, arrays
 from test_bf16_simd import BLOCK, bits, numbers, products, tile_sums
 from test_bf16_values import IN_PLACE
 from kernels import reference
-from kernels.cpu.host import bf16
+from kernels.cpu.host import unit_choice
 from kernels.ops import Linear
 
 amx_traps.install()
-unit = bf16.UNITS["amx"]
-backend.PREPARE.update(backend.bfloat16())
+unit = unit_choice.BF16["amx"]
+backend.PREPARE.update(backend.narrow())
 
 problems = [(op, arrays(integers, op, 2, *sizes, residual=residual))
             for *sizes, op, _, _ in WAYS for residual in (False, True)]
@@ -56,7 +56,7 @@ print("right")
 """
 
 
-@pytest.mark.skipif(not bf16.missing("amx"), reason="this CPU has AMX, and the other tests run it")
+@pytest.mark.skipif(not missing(AMX_BF16), reason="this CPU has AMX, and the other tests run it")
 def test_the_machine_code_for_tiles_is_right():
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     environment = {**os.environ, "NUMBA_CPU_FEATURES": f"{features},+amx-tile,+amx-bf16"}

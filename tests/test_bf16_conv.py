@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu import backend, bf16_units
-from kernels.cpu.bf16_units import BLOCK, COLUMNS, GROUP
+from kernels.cpu import backend, dot_units
+from kernels.cpu.dot_units import BLOCK, COLUMNS, GROUP
 from kernels.cpu.geometry import ConvGeometry
-from kernels.cpu.host import bf16, bf16_conv
+from kernels.cpu.host import dot_conv, unit_choice
 from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
@@ -87,28 +87,28 @@ def test_each_way_to_read_the_image_runs_where_it_should(
     out_height, out_width = op.output_shape(*(a.shape for a in inputs))[1:3]
     g = ConvGeometry(height + top + bottom, width + left + right, channels, out_height, out_width,
                      outputs, *kernel, *op.stride, 0, 0, *op.dilation, inputs[1].shape[3])
-    cut = bf16_conv.cut_tiles(2, g, unit)
-    rows = bf16_conv.cut_rows(2, g, unit)
+    cut = dot_conv.cut_tiles(2, g, unit)
+    rows = dot_conv.cut_rows(2, g, unit)
     in_rows = cut.pitch == rows.pitch and np.array_equal(cut.position, rows.position)
-    channels = bf16_conv.padded_channels(g, op.groups, unit)
+    channels = dot_conv.padded_channels(g, op.groups, unit)
     p = g._replace(channels=channels * op.groups, per_group=channels)
     way = "rows" if in_rows else "images"
-    if bf16_conv.planes_if_faster(p, op.groups, unit):
+    if dot_conv.planes_if_faster(p, op.groups, unit):
         way = "planes"
     assert way == (tiles if unit.depth > 2 else vectors)
     assert_exact(op, *inputs, weights=WEIGHTS, unit=unit)
 
 
-@pytest.mark.parametrize("unit", bf16.UNITS.values(), ids=bf16.UNITS)
+@pytest.mark.parametrize("unit", unit_choice.BF16.values(), ids=unit_choice.BF16)
 @pytest.mark.parametrize("length", [1, 6, 7, 8, 14, 16, 17, 31, 32, 33, 100])
 @pytest.mark.parametrize("back", [0, 1, 5])
 def test_tiles_cover_every_pixel_once(unit, length, back):
     """Of two images of 3 x length pixels, under windows of 2 x 3, begun `back` positions earlier
     where their micro-kernel has the room."""
     g = ConvGeometry(4, length + 2, 5, 3, length, 8, 2, 3, 1, 1, 0, 0, 1, 1, 5)
-    for cut in bf16_conv.cut_rows(2, g, unit), bf16_conv.cut_images(2, g, unit):
+    for cut in dot_conv.cut_rows(2, g, unit), dot_conv.cut_images(2, g, unit):
         earlier = np.minimum(back, cut.computed(unit) - cut.rows)
-        table, patterns = bf16_conv.tabulate(cut, earlier, g, unit)
+        table, patterns = dot_conv.tabulate(cut, earlier, g, unit)
         assert patterns.shape[1] % GROUP == 0
         pixels, inputs = [], []
         for rows, first, offset, pattern in table:
@@ -124,7 +124,7 @@ def test_tiles_cover_every_pixel_once(unit, length, back):
         np.testing.assert_array_equal(inputs, ((image * 4 + row) * (length + 2) + column) * 5)
 
 
-@pytest.mark.parametrize("unit", bf16.UNITS.values(), ids=bf16.UNITS)
+@pytest.mark.parametrize("unit", unit_choice.BF16.values(), ids=unit_choice.BF16)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("channels", [1, 2, 3, 16, 24, 37, 48, 74, 80, 144, 1024])
 @pytest.mark.parametrize(("kernel", "dilation"), [((1, 1), (1, 1)), ((3, 3), (1, 1)),
@@ -132,10 +132,10 @@ def test_tiles_cover_every_pixel_once(unit, length, back):
                                                   ((2, 3), (1, 3))])
 def test_taps_are_the_inputs_of_a_window_in_even_steps(unit, groups, channels, kernel, dilation):
     g = ConvGeometry(50, 40, channels * groups, 1, 1, 8, *kernel, 1, 1, 0, 0, *dilation, channels)
-    padded = bf16_conv.padded_channels(g, groups, unit)
+    padded = dot_conv.padded_channels(g, groups, unit)
     assert channels <= padded <= 2 * channels or channels == 1
     p = g._replace(channels=padded * groups, per_group=padded)
-    taps = bf16_conv.cut_taps(p, unit)
+    taps = dot_conv.cut_taps(p, unit)
     assert taps.depth % 2 == 0
     assert taps.depth <= unit.depth
     assert taps.steps == 1 or unit.depth == 2
@@ -145,8 +145,8 @@ def test_taps_are_the_inputs_of_a_window_in_even_steps(unit, groups, channels, k
     np.testing.assert_array_equal(found.ravel(), window.ravel())
     assert taps.span == window.max() + 1
     # Not many more steps than channels need that are multiples of what a step can take.
-    wide = bf16_conv.up_to(channels, unit.depth)
-    run = bf16_conv.run(g._replace(channels=wide * groups, per_group=wide))
+    wide = dot_conv.up_to(channels, unit.depth)
+    run = dot_conv.run(g._replace(channels=wide * groups, per_group=wide))
     runs = kernel[0] * kernel[1] * wide // run
     assert len(taps.starts) * taps.steps <= 1.25 * runs * -(-run // unit.depth)
 
@@ -157,7 +157,7 @@ def test_taps_are_the_inputs_of_a_window_in_even_steps(unit, groups, channels, k
 def test_planes_hold_what_each_tap_reads_and_nothing_else(kernel, stride, dilation):
     """Pixels are numbered: window by window, the taps find the numbers that the image has there."""
     g = ConvGeometry(13, 17, 2, 3, 3, 8, *kernel, *stride, 0, 0, *dilation, 2)
-    planes = bf16_conv.cut_planes(g, bf16_units.AVX512)
+    planes = dot_conv.cut_planes(g, dot_units.AVX512_BF16)
     numbers = np.full((-(-13 // stride[0]) * stride[0], -(-17 // stride[1]) * stride[1]), -1)
     numbers[:13, :17] = np.arange(13 * 17).reshape(13, 17)
     image = np.concatenate([numbers[row::stride[0], column::stride[1]].ravel()
@@ -182,7 +182,7 @@ def test_planes_hold_what_each_tap_reads_and_nothing_else(kernel, stride, dilati
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("most", [1, 3, 99])
 def test_passes_are_even_shares_of_all_blocks(blocks, groups, tiles, threads, most):
-    passes = bf16_conv.cut_passes(blocks * groups, groups, most, tiles, threads, 10)
+    passes = dot_conv.cut_passes(blocks * groups, groups, most, tiles, threads, 10)
     assert [block for first, end, _ in passes for block in range(first, end)] == list(
         range(blocks * groups))
     assert all(offset == 10 * (first // blocks) == 10 * ((end - 1) // blocks)
@@ -196,7 +196,7 @@ def test_passes_are_even_shares_of_all_blocks(blocks, groups, tiles, threads, mo
 
 @pytest.mark.parametrize("by_tile", [False, True])
 def test_units_are_all_pairs_of_pass_and_tile(by_tile):
-    units = bf16_conv.order_units(3, 5, by_tile)
+    units = dot_conv.order_units(3, 5, by_tile)
     assert sorted(map(tuple, units)) == [(i, j) for i in range(3) for j in range(5)]
     assert (np.diff(units[:, 1 if by_tile else 0]) >= 0).all()
 
@@ -205,7 +205,7 @@ def test_units_are_all_pairs_of_pass_and_tile(by_tile):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("worth", [0, 1e9])
 def test_pixels_or_outputs_are_parted(monkeypatch, unit, threads, worth):
-    monkeypatch.setattr(bf16_conv, "WORTH", worth)
+    monkeypatch.setattr(dot_conv, "WORTH", worth)
     inputs = arrays(integers, PADDED, 1, 9, 32, 32, 5 * BLOCK + 3, (3, 3))
     step = prepare(PADDED, inputs, WEIGHTS, threads=threads, unit=unit)
     y = np.empty(PADDED.output_shape(*(array.shape for array in inputs)), np.float32)
@@ -217,7 +217,7 @@ def test_pixels_or_outputs_are_parted(monkeypatch, unit, threads, worth):
 @every_unit
 @pytest.mark.parametrize(("threads", "at_once"), [(1, 1), (1, 2), (2, 2)])
 def test_many_passes_over_large_weights(monkeypatch, unit, threads, at_once):
-    monkeypatch.setattr(bf16_conv, "PASS_BYTES", at_once * 9 * 32 * BLOCK * 2)
+    monkeypatch.setattr(dot_conv, "PASS_BYTES", at_once * 9 * 32 * BLOCK * 2)
     inputs = arrays(integers, PADDED, 1, 5, 32, 32, 5 * BLOCK + 3, (3, 3))
     assert_exact(PADDED, *inputs, weights=WEIGHTS, unit=unit)
 
@@ -285,8 +285,8 @@ from bf16_checks import backend, narrow, prepare_stored
 from test_bf16_conv import UNITS, WAYS, arrays, integers
 from test_bf16_values import IN_PLACE
 from kernels import reference
-from kernels.cpu.bf16_conv import conv_units
-from kernels.cpu.host import bf16
+from kernels.cpu.dot_conv import conv_units
+from kernels.cpu.host import unit_choice
 
 def at_the_edge(size):
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -307,8 +307,8 @@ def copy_at_the_edge(array):
     copy[...] = array
     return copy
 
-unit = bf16.UNITS[sys.argv[1]]
-backend.PREPARE.update(backend.bfloat16())
+unit = unit_choice.BF16[sys.argv[1]]
+backend.PREPARE.update(backend.narrow())
 problems = [(*way[:4], *way[4:6]) for way in WAYS]
 problems += [(h, w, c, 40, kernel, op) for h, w, c, kernel, op in IN_PLACE]
 problems += [(1, pixels, 24, 40, (1, 1), IN_PLACE[0][-1]) for pixels in (1, 7, 13, 17, 33)]
@@ -338,7 +338,7 @@ def test_nothing_beyond_the_input_the_output_and_the_scratch_is_touched(unit):
 
 
 def test_nothing_before_the_scratch_is_touched():
-    unit = bf16_units.AMX_EMULATED
+    unit = dot_units.AMX_EMULATED_BF16
     inputs = arrays(integers, PADDED, 1, 7, 7, 16, 40, (3, 3))
     step = prepare(PADDED, inputs, WEIGHTS, unit=unit)
     block = aligned(step.workspace + 64)
@@ -355,7 +355,7 @@ def test_weights_are_packed_once_for_all_programs(unit):
     for batch in (1, 2):
         spec = TensorSpec((batch, 9, 32, 32))
         output = TensorSpec(PADDED.output_shape(spec.shape, inputs[1].shape))
-        bf16_conv.prepare_conv2d(PADDED, [spec, *(TensorSpec(a.shape) for a in inputs[1:])], output,
+        dot_conv.prepare_conv2d(PADDED, [spec, *(TensorSpec(a.shape) for a in inputs[1:])], output,
                                  [None, *inputs[1:]], options, unit)
     assert len(options.packed) == 1
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops
-from kernels.cpu.bf16_units import BLOCK, COLUMNS
-from kernels.cpu.host import bf16_matmul
+from kernels.cpu.dot_units import BLOCK, COLUMNS
+from kernels.cpu.host import dot_matmul
 from kernels.ops import Linear
 
 WEIGHTS = (1, 2)
@@ -21,7 +21,7 @@ def arrays(make, shape, outputs, seed=0):
 
 def kernel(unit, samples):
     """The name's beginning: few samples are multiplied by vectors, one alone by a single row."""
-    if samples < bf16_matmul.FEW:
+    if samples < dot_matmul.FEW:
         name = unit.name.replace("amx", "avx512")
         return f"linear_bf16_{name}_{'gemv' if samples == 1 else '14x32'}"
     return f"linear_bf16_{unit.name}_{unit.rows}x32"

@@ -11,15 +11,14 @@ import numba
 import numpy as np
 import pytest
 
-from kernels.cpu import bf16_units
-from kernels.cpu.bf16_simd import (
+from kernels.cpu import dot_units
+from kernels.cpu.dot_simd import (
     BLOCK,
     configure,
     multiply,
     narrow,
     release,
 )
-from kernels.cpu.host import bf16
 from kernels.cpu.simd import at
 from kernels.cpu.sizes import LANES
 
@@ -31,17 +30,18 @@ def products(unit, x, w, sums, steps):
     """The largest micro-kernel over one run; 2 * COLUMNS output channels. Nothing is written."""
     configure(unit, unit.depth)
     rows = unit.sizes[-1]
-    taps = np.arange(steps) * unit.depth if unit.depth > 2 else np.zeros(1, np.int64)
+    taps = np.arange(steps) * unit.depth if unit.depth > unit.together else np.zeros(1, np.int64)
     multiply(unit, 2 * len(unit.sizes) - 1, (
         at(x, 0), x.size // rows, at(taps, 0), len(taps), steps // len(taps), unit.depth, at(w, 0),
         at(sums, 0), at(sums, 0), at(sums, 0), at(sums, 0), 0, at(sums, 0), at(taps, 0),
-        at(sums, 0), 0, 0, np.float32(0), np.float32(0)))
+        at(sums, 0), 0, 0, np.float32(0), np.float32(0), 0,
+        np.float32(0)))
     release(unit)
 
 
 @numba.njit
 def round_all(x, y, count, padded):
-    narrow(at(y, 0), at(x, 0), count, padded)
+    narrow(at(y, 0), at(x, 0), count, padded, np.float32(1), 0)
 
 
 def numbers(rng, *shape):
@@ -80,7 +80,7 @@ def vector_sums(x, w):
 
 
 @pytest.mark.parametrize(("unit", "definition"), [
-    (bf16_units.AMX_EMULATED, tile_sums), (bf16_units.AVX512_EMULATED, vector_sums)],
+    (dot_units.AMX_EMULATED_BF16, tile_sums), (dot_units.AVX512_EMULATED_BF16, vector_sums)],
     ids=["amx", "avx512"])
 def test_emulated_instructions_sum_in_the_order_of_the_manual(unit, definition):
     rng, depth = np.random.default_rng(0), 96
@@ -109,7 +109,7 @@ def test_rounding_is_to_nearest_even_and_writes_what_it_should(count, zeros):
     found = y[:count].view(ml_dtypes.bfloat16).astype(np.float32)
     with np.errstate(invalid="ignore"):
         expected = x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    if not bf16.missing("avx512"):      # whose instruction takes for 0 what is below 2 ** -126
+    if not dot_units.missing(dot_units.AVX512_BF16):    # which takes for 0 what is below 2 ** -126
         expected[np.abs(x) < 2.0 ** -126] *= 0
     np.testing.assert_array_equal(found, expected)
     assert (y[count:count + zeros] == 0).all()
@@ -138,16 +138,20 @@ def test_a_nan_of_any_payload_stays_one():
 COMPILE = """
 import json, sys
 from numba import types, typeof
-from kernels.cpu import bf16_conv
-from kernels.cpu.host import bf16
-floats, bits, numbers, table = (types.Array(kind, dimensions, "C") for kind, dimensions in (
-    (types.float32, 1), (types.uint16, 1), (types.int64, 1), (types.int64, 2)))
-bf16_conv.conv_units.compile((
-    types.int64, types.int64, types.int64, typeof(bf16.UNITS[sys.argv[1]]), bits, bits, floats,
-    bits, bits, types.int64, numbers, types.int64, bits, floats, numbers, types.int64, types.int64,
-    table, table, table, table, types.int64, types.float32, types.float32))
-code = next(iter(bf16_conv.conv_units.inspect_asm().values()))
-print(json.dumps({"code": code, "missing": bf16.missing(sys.argv[1])}))
+from kernels.cpu import dot_conv
+from kernels.cpu.host import unit_choice
+floats, bias, bits, numbers, table = (
+    types.Array(kind, dimensions, "C") for kind, dimensions in (
+        (types.float32, 1), (types.float32, 2), (types.uint16, 1), (types.int64, 1),
+        (types.int64, 2)))
+unit = unit_choice.BF16[sys.argv[1]]
+dot_conv.conv_units.compile((
+    types.int64, types.int64, types.int64, typeof(unit), bits, bits, bias, bits, bits, types.int64,
+    numbers, types.int64, bits, floats, numbers, types.int64, types.int64, table, table, table,
+    table, types.int64, types.float32, types.float32, types.int64,
+    types.float32))
+code = next(iter(dot_conv.conv_units.inspect_asm().values()))
+print(json.dumps({"code": code, "missing": unit_choice.missing(unit)}))
 """
 
 

@@ -23,9 +23,9 @@ from cnn import devices, executor, passes
 from cnn.graph import Graph, Node
 from cnn.storage import storage
 from kernels import ops
-from kernels.cpu.bf16_units import AMX, AVX512, AVX512_EMULATED, BLOCK, COLUMNS
+from kernels.cpu.dot_units import AMX_BF16, AVX512_BF16, AVX512_EMULATED_BF16, BLOCK, COLUMNS
 from kernels.cpu.geometry import ConvGeometry
-from kernels.cpu.host import bf16_conv
+from kernels.cpu.host import dot_conv
 from kernels.ops import Conv2d, Linear, TensorSpec
 
 PADDED = Conv2d(padding=(1, 1, 1, 1))
@@ -100,16 +100,16 @@ def test_an_input_without_padding_is_read_in_place(unit, batch, height, width, c
     assert_stored_right(op, given, unit, ["x"])
 
 
-@pytest.mark.parametrize("unit", [AMX, AVX512], ids=["amx", "avx512"])
+@pytest.mark.parametrize("unit", [AMX_BF16, AVX512_BF16], ids=["amx", "avx512"])
 @pytest.mark.parametrize("pixels", range(1, 100))
 def test_tiles_that_would_read_beyond_the_input_begin_earlier(unit, pixels):
     g = ConvGeometry(1, pixels, 64, 1, pixels, 8, 1, 1, 1, 1, 0, 0, 1, 1, 64)
-    cut = bf16_conv.cut_images(1, g, unit)
-    back = bf16_conv.beyond(cut, 64 * pixels, 64, 64, unit)
+    cut = dot_conv.cut_images(1, g, unit)
+    back = dot_conv.beyond(cut, 64 * pixels, 64, 64, unit)
     computed = cut.computed(unit)
     np.testing.assert_array_equal(back[:-1], 0)
     assert back[-1] == max(0, cut.position[-1] + computed[-1] - pixels) <= computed[-1] - 1
-    table, patterns = bf16_conv.tabulate(cut, back, g, unit)
+    table, patterns = dot_conv.tabulate(cut, back, g, unit)
     rows, first, offset, pattern = table[-1]
     assert offset + 64 * computed[-1] <= 64 * pixels
     assert (offset >= 0) == (pixels >= computed[-1])
@@ -159,7 +159,8 @@ DEPTHWISE = [
 
 @pytest.mark.parametrize(("height", "width", "channels", "kernel", "op"), DEPTHWISE)
 def test_depthwise_convolutions_write_it(height, width, channels, kernel, op):
-    given, unit = arrays(normal, op, 2, height, width, channels, channels, kernel), AVX512_EMULATED
+    given = arrays(normal, op, 2, height, width, channels, channels, kernel)
+    unit = AVX512_EMULATED_BF16
     expected = run_stored(op, given, "float32", unit=unit)
     assert run_stored(op, given, "bfloat16", unit=unit).tobytes() == narrow(expected).tobytes()
 
@@ -219,7 +220,8 @@ class Chain:
 
 
 def narrow_values(graph, device, keep=frozenset()):
-    return {name for name, spec in storage(graph, device, keep).items() if spec.dtype == "bfloat16"}
+    specs = storage(graph, device, device.options(), keep)
+    return {name for name, spec in specs.items() if spec.dtype == "bfloat16"}
 
 
 def test_what_only_bfloat16_layers_read_is_stored_so(device):

@@ -81,7 +81,7 @@ def test_a_full_disk_is_said_and_kernels_still_run(monkeypatch):
 @pytest.mark.parametrize(("argument", "code", "words"), [
     (7, "int64", [7]), (True, "int64", [1]), (np.int64(-3), "int64", [-3]),
     (np.float32(-0.5), "float32", [np.float32(-0.5).view(np.int32)]),
-    ((1, 2, 3), "int64*3", [1, 2, 3]), (Constant("bf16_units", "AMX"), "bf16_units.AMX", [])])
+    ((1, 2, 3), "int64*3", [1, 2, 3]), (Constant("dot_units", "AMX"), "dot_units.AMX", [])])
 def test_arguments_become_words(argument, code, words):
     found, numbers = describe(argument)
     assert (found, list(numbers)) == (code, words)

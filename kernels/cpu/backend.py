@@ -42,12 +42,14 @@ def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[
     if type(op) not in PREPARE:
         raise ValueError(f"the CPU has no kernel for {op.kind}; it has "
                          f"{sorted(known.__name__ for known in PREPARE)}")
-    families = PREPARE | bfloat16() if options.dtype == "bfloat16" else PREPARE
+    families = PREPARE
+    if options.dtype == "bfloat16" or inputs[0].grid is not None:
+        families = PREPARE | narrow()
     return families[type(op)](op, inputs, output, weights, options)
 
 
-def bfloat16() -> dict[type[Op], Callable[..., Step]]:
-    """What multiplies in bfloat16 where that is asked for, and is imported only then; all other
-    ops stay in float32."""
-    from .host import bf16_conv, bf16_matmul
-    return {ops.Conv2d: bf16_conv.prepare_conv2d, ops.Linear: bf16_matmul.prepare_linear}
+def narrow() -> dict[type[Op], Callable[..., Step]]:
+    """What multiplies narrow numbers, where that is asked for or a file is quantised to them, and
+    is imported only then; all other ops stay in float32."""
+    from .host import dot_conv, dot_matmul
+    return {ops.Conv2d: dot_conv.prepare_conv2d, ops.Linear: dot_matmul.prepare_linear}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from . import store
@@ -132,7 +133,7 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
 def flat_bits(array: np.ndarray) -> np.ndarray:
     """Of rank 1, and bfloat16 as its bits, for kernels know no such number."""
     flat = array.reshape(-1)
-    return flat if flat.dtype == np.float32 else flat.view(np.uint16)
+    return flat.view(np.uint16) if flat.dtype == ml_dtypes.bfloat16 else flat
 
 
 @cache

@@ -22,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import winograd_matrices
-from .bf16_memory import load_wide, store_narrow
+from .convert import load_wide, store_narrow
 from .jit import njit
 from .simd import (
     Builder,
@@ -224,7 +224,7 @@ def _depthwise_window(b: Builder, window: Window, x: Value, channels: Value, lin
             following = b.gep(pixel, [x_line])
             pixels = {}
             for column in columns:          # neighbours share their loads
-                pixels[column] = load(b, pixel, mask)
+                pixels[column] = load_wide(b, pixel, mask)
                 pixel = b.gep(pixel, [channels])
             for t in range(taps):
                 weight = load(b, advance(b, weights, w_tap, t))
@@ -272,7 +272,7 @@ def depthwise_any(typingctx, tile_rows, arguments):
                 def pixel(index):
                     inside = b.icmp_unsigned("<", index, width)
                     there = advance(b, first, index, channels)
-                    return load(b, b.select(inside, there, zeros), mask)
+                    return load_wide(b, b.select(inside, there, zeros), mask)
 
                 def tap(t, acc):
                     weight = load(b, advance(b, weights, w_tap, t))

@@ -203,9 +203,15 @@ def star_relu(x, scale, bias):
 
 @njit(inline="always")
 def fake_quantize(x, scale, zero_point):
-    """Clipped first, as ROUND serves small numbers alone; NaN stays NaN."""
+    """NaN stays NaN."""
+    return code(x, scale, zero_point) * scale
+
+
+@njit(inline="always")
+def code(x, scale, zero_point):
+    """The code of x less zero_point. Clipped first, as ROUND serves small numbers alone."""
     n = clip(x / scale, -zero_point, MOST_CODE - zero_point)
-    return ((n + ROUND) - ROUND) * scale
+    return (n + ROUND) - ROUND
 
 
 @njit(inline="always")

@@ -244,6 +244,16 @@ def clear(typingctx, target, count):
 
 
 @intrinsic
+def fill(typingctx, target, count, byte):
+    """Write `count` numbers of what the pointer points to, all of whose bytes are this."""
+    def codegen(context, b, sig, args):
+        size = b.mul(args[1], i64(target.dtype.bitwidth // 8))
+        cgutils.memset(b, args[0], size, b.trunc(args[2], ir.IntType(8)))
+        return context.get_dummy_value()
+    return types.void(target, types.intp, types.intp), codegen
+
+
+@intrinsic
 def power_of_two(typingctx, exponent):
     """2.0 ** exponent as float32 for an int32 from -127 (gives 0) to 128 (gives infinity)."""
     def codegen(context, b, sig, args):

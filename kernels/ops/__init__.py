@@ -4,7 +4,7 @@ Images are NHWC, convolution weights OHWI (out, height, width, in / groups), Lin
 (out, in). A dimension that is not known yet, usually the batch, is None and travels as None.
 What each op MEANS is in `reference.py`.
 """
-from .base import Dim, Op, Padding, Pair, Shape, TensorSpec, count, known, normal_axis
+from .base import Dim, Grid, Op, Padding, Pair, Shape, TensorSpec, count, known, normal_axis
 from .elementwise import (
     Add,
     Binary,
@@ -45,7 +45,7 @@ from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
 
 __all__ = ["Add", "Attention", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d",
            "Dim", "Div", "Elu", "Erf", "FakeQuantize", "Flatten", "Gelu", "GlobalAvgPool2d",
-           "GlobalL2Pool2d", "GlobalMaxPool2d", "GlobalPool2d", "HardSigmoid", "HardSwish",
+           "GlobalL2Pool2d", "GlobalMaxPool2d", "GlobalPool2d", "Grid", "HardSigmoid", "HardSwish",
            "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm", "MatMul", "Matrices",
            "MaxPool2d", "Mul", "Op", "Order", "Pad", "PadMode", "Padding", "Pair", "Pool2d", "Relu",
            "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Sqrt", "StarRelu", "Tanh",

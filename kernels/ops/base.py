@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 Dim = int | None
 Shape = tuple[Dim, ...]
@@ -11,11 +11,22 @@ Pair = tuple[int, int]
 Padding = tuple[int, int, int, int]     # top, left, bottom, right: the order of ONNX `pads`
 
 
+class Grid(NamedTuple):
+    """The 256 numbers (code - zero_point) * scale, for codes from 0 to 255: what FakeQuantize of
+    these two gives."""
+    scale: float
+    zero_point: int
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype (a NumPy name) of a value."""
+    """Shape and dtype (a NumPy name) of a value.
+
+    grid  where it is known that its numbers are of one; in uint8 they are stored as its codes
+    """
     shape: Shape
     dtype: str = "float32"
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Dim, Op, Pair, Shape
+from .base import Dim, Grid, Op, Pair, Shape
 
 
 class Unary(Op):
@@ -92,6 +92,10 @@ class FakeQuantize(Unary):
     """
     scale: float = 1.0
     zero_point: int = 0
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.scale, self.zero_point)
 
 
 class Binary(Op):

@@ -22,6 +22,9 @@ UNARY: dict[type[Op], str] = {
     ops.FakeQuantize: "fake_quantize"}
 
 
+QUANTIZE = Kernel("elementwise", "quantize")
+
+
 def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
     """The kernel of an op, and the two numbers that its function takes, 0 where it takes none; Relu
     is a clip."""
@@ -55,10 +58,24 @@ def _unary(op: Op, x: Array, y: Array, threads: int) -> Launch:
 
 def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
                   weights: list[Array | None], options: Options) -> Step:
+    if output.dtype == "uint8":
+        return _prepare_quantize(op, options)
+
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         return [_unary(op, arrays[0].reshape(-1), y.reshape(-1), options.threads)]
 
     return Step(f"{op.kind.lower()}_f32", bind)
+
+
+def _prepare_quantize(op: Unary, options: Options) -> Step:
+    """To codes."""
+    _, scale, zero_point = unary_kernel(op)
+
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        return [QUANTIZE.bind(scale, zero_point, arrays[0].reshape(-1), y.reshape(-1),
+                              options.threads)]
+
+    return Step("quantize_u8", bind)
 
 
 def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,

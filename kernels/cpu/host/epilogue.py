@@ -11,6 +11,8 @@ from ...ops import Clip, Relu, Unary
 from ...step import Array
 from ..launch import Launch
 
+HIGHEST = 255           # code of 8 bits
+
 Finish = Callable[[Array, int], list[Launch]]
 
 
@@ -25,7 +27,7 @@ class Epilogue(NamedTuple):
 
 def epilogue(activation: Unary | None) -> Epilogue:
     low, high = -np.inf, np.inf
-    finish: Finish = _nothing
+    finish: Finish = nothing
     if isinstance(activation, Relu):
         low = 0.0
     elif isinstance(activation, Clip):
@@ -39,9 +41,9 @@ def epilogue(activation: Unary | None) -> Epilogue:
 
 def is_clip(activation: Unary | None) -> bool:
     """Whether the kernel computes all of it, and no sweep follows."""
-    return epilogue(activation).finish is _nothing
+    return epilogue(activation).finish is nothing
 
 
-def _nothing(y: Array, threads: int) -> list[Launch]:
+def nothing(y: Array, threads: int) -> list[Launch]:
     """A clip leaves nothing to be done."""
     return []

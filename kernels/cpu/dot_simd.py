@@ -1,11 +1,11 @@
-"""bfloat16 micro-kernels as LLVM IR, over the instructions of bf16_instructions.py.
+"""Micro-kernels of narrow numbers as LLVM IR, over the instructions of dot_instructions.py.
 
     multiply    the products behind a block of outputs of a convolution or Linear layer
-    narrow      copies float32, or bfloat16, as bfloat16
+    narrow      copies numbers as bfloat16, or as the codes of 8 bits
 
-bfloat16 lies in memory as uint16, the upper halves of float32. Weights are panels
-[inputs / 2, vectors * COLUMNS, 2]: the two inputs of a pair are neighbours, as the instructions
-want them.
+bfloat16 lies in memory as uint16, the upper halves of float32; codes are uint8. Weights are panels
+[inputs / together, vectors * COLUMNS, together], for the instructions want words of neighbouring
+inputs; those for codes are int8.
 """
 from __future__ import annotations
 
@@ -16,41 +16,48 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .bf16_instructions import (
+from .convert import load_bits, rounded, store_bits, store_code
+from .dot_instructions import (
     BYTES,
     I8,
     SUMS,
+    WORDS,
     EmulatedTiles,
     Tiles,
-    broadcast_pair,
+    broadcast_word,
     dot,
+    dot_int8,
     emulated_dot,
-    load_pairs,
+    emulated_dot_int8,
+    load_words,
 )
-from .bf16_memory import load_bits, rounded, store_bits
-from .bf16_units import (
-    AMX,
-    AMX_EMULATED,
-    AVX512,
-    AVX512_EMULATED,
+from .dot_units import (
+    AMX_BF16,
+    AMX_EMULATED_BF16,
+    AMX_EMULATED_INT8,
+    AMX_INT8,
+    AVX512_BF16,
+    AVX512_EMULATED_BF16,
     BLOCK,
     COLUMNS,
     GROUP,
     TILE_ROWS,
+    VNNI_EMULATED_INT8,
+    VNNI_INT8,
     Amx,
-    AmxEmulated,
-    Avx512,
-    Avx512Emulated,
+    AmxInt8,
 )
-from .bf16_write import Writer
+from .dot_write import Writer
 from .simd import (
     F32,
     I32,
     Value,
     advance,
+    broadcast,
     choose,
     counted_loop,
     first_lanes,
+    fma,
     i64,
     least,
     load,
@@ -62,11 +69,9 @@ from .sizes import LANES
 # be: without that AMX was seen to take 128 cycles for a step instead of 99 in products of 36 steps,
 # and 114 in those of 72.
 LONG, BREATH = 24, 4
-# A single pixel reads each weight once: they are fetched so many numbers before. 38 GB/s instead of
+# A single pixel reads each weight once: they are fetched so many words before. 38 GB/s instead of
 # 24 were seen where they come from main memory.
-AHEAD = 4096
-
-BITS = types.CPointer(types.uint16)
+AHEAD = 2048
 
 
 # ---- micro-kernels ----------------------------------------------------------------------------
@@ -90,9 +95,9 @@ def multiply(typingctx, unit, number, arguments):
     sums[r, c] = sum over t, k of x[r*x_step + taps[t] + k] * w[t*steps*depth + k, c]
 
     for t < count, k < steps * depth, r < rows, c < vectors * COLUMNS; with `number` go the unit's
-    sizes, each with one vector and with two. x points to bfloat16, and steps count these; sums are
-    float32, BLOCK apart. Tiles take one step a tap. Meanwhile what the Writer has is written, which
-    must be other sums.
+    sizes, each with one vector and with two. x points to the unit's inputs, and steps count these;
+    sums are float32, or int32 of codes, BLOCK apart. Tiles take one step a tap. Meanwhile what the
+    Writer has is written, which must be other sums.
     """
     def codegen(context, b, sig, args):
         known, emit, instructions = MICRO_KERNELS[unit.instance_class]
@@ -100,21 +105,21 @@ def multiply(typingctx, unit, number, arguments):
 
         def micro_kernel(b, size, *values):
             (rows, vectors), count = size, len(Products._fields)
-            emit(b, instructions, rows, vectors, Products._make(values[:count]),
+            emit(b, known, instructions, rows, vectors, Products._make(values[:count]),
                  Writer(b, list(values[count:])))
 
-        choose(b, args[1], args[2], f"multiply_{known.name}", sizes, micro_kernel)
+        choose(b, args[1], args[2], f"multiply_{known.constant.name}", sizes, micro_kernel)
         return context.get_dummy_value()
 
     return types.void(unit, types.int64, arguments), codegen
 
 
-def tile_products(b, instructions, rows, vectors, given, writer):
+def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
     """Tiles 0 to 3 hold sums, 4 and 5 pixels, 6 and 7 weights."""
-    tiles = instructions(b, b.sdiv(given.depth, i64(2)))
+    tiles = tiles_with(b, b.sdiv(given.depth, i64(unit.together)))
     pixels, columns = range(rows // TILE_ROWS), range(vectors)
     sums = [(i, j) for i in pixels for j in columns]
-    x_bytes, panel = b.mul(given.x_step, i64(2)), vectors * COLUMNS * 2
+    x_bytes = b.mul(given.x_step, i64(unit.itemsize))
     for i, j in sums:
         tiles.zero(2 * i + j)
 
@@ -124,7 +129,8 @@ def tile_products(b, instructions, rows, vectors, given, writer):
         for i in pixels:
             tiles.load_pixels(4 + i, advance(b, inputs, given.x_step, i * TILE_ROWS), x_bytes)
         for j in columns:
-            tiles.load_weights(6 + j, advance(b, weights, j * COLUMNS * 2), i64(2 * panel))
+            tiles.load_weights(6 + j, advance(b, weights, j * COLUMNS * unit.together),
+                               i64(4 * vectors * COLUMNS))
         for number, (i, j) in enumerate(sums):
             tiles.multiply(2 * i + j, 4 + i, 6 + j)
             meanwhile(number * GROUP // len(sums), (number + 1) * GROUP // len(sums))
@@ -160,10 +166,10 @@ def tile_products(b, instructions, rows, vectors, given, writer):
         tiles.store(2 * i + j, target, i64(4 * BLOCK))
 
 
-def vector_products(b, instructions, rows, vectors, given, writer):
+def vector_products(b, unit, instruction, rows, vectors, given, writer):
     """All sums stay in registers through both loops, and there is no room for the Writer's."""
     writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
-    panel = vectors * COLUMNS * 2
+    panel = vectors * COLUMNS * unit.together
 
     def tap(t, carried):
         weights, *totals = carried
@@ -171,54 +177,66 @@ def vector_products(b, instructions, rows, vectors, given, writer):
         pixels = [b.bitcast(advance(b, first, given.x_step, r), I32.as_pointer())
                   for r in range(rows)]
 
-        def pair(k, totals):
+        def word(k, totals):
             inputs = advance(b, weights, k, panel)
             if rows == 1:
                 for j in range(vectors):
-                    prefetch(b, b.gep(inputs, [i64(AHEAD + j * COLUMNS * 2)]))
-            w_vectors = [load_pairs(b, advance(b, inputs, j * COLUMNS * 2))
+                    prefetch(b, b.gep(inputs, [i64((AHEAD + j * COLUMNS) * unit.together)]))
+            w_vectors = [load_words(b, advance(b, inputs, j * COLUMNS * unit.together))
                          for j in range(vectors)]
             result = []
             for r in range(rows):
                 pixel = b.load(b.gep(pixels[r], [k]))
-                pixel.align = 2
-                x_pair = broadcast_pair(b, pixel)
-                result += [instructions(b, totals[r * vectors + j], x_pair, w_vectors[j])
+                pixel.align = unit.itemsize
+                x_word = broadcast_word(b, pixel)
+                result += [instruction(b, totals[r * vectors + j], x_word, w_vectors[j])
                            for j in range(vectors)]
             return result
 
-        totals = counted_loop(b, "pair", given.steps, totals, pair)
+        totals = counted_loop(b, "word", given.steps, totals, word)
         return [advance(b, weights, given.steps, panel), *totals]
 
-    start = [ir.Constant(SUMS, None)] * (rows * vectors)
+    kind = WORDS if unit.is_int8 else SUMS
+    start = [ir.Constant(kind, None)] * (rows * vectors)
     _, *totals = counted_loop(b, "tap", given.count, [given.w, *start], tap)
     for i, total in enumerate(totals):
         target = advance(b, given.sums, i // vectors * BLOCK + i % vectors * COLUMNS)
-        b.store(total, b.bitcast(target, SUMS.as_pointer())).align = 4
+        b.store(total, b.bitcast(target, kind.as_pointer())).align = 4
 
 
-MICRO_KERNELS = {Amx: (AMX, tile_products, Tiles),
-                 AmxEmulated: (AMX_EMULATED, tile_products, EmulatedTiles),
-                 Avx512: (AVX512, vector_products, dot),
-                 Avx512Emulated: (AVX512_EMULATED, vector_products, emulated_dot)}
+def tiles(kind, instruction):
+    """The tiles of a micro-kernel, where they hold so many words of inputs."""
+    return lambda b, words: kind(b, words, instruction)
+
+
+MICRO_KERNELS = {type(unit): (unit, emit, instructions) for unit, emit, instructions in (
+    (AMX_BF16, tile_products, tiles(Tiles, "tdpbf16ps")),
+    (AMX_EMULATED_BF16, tile_products, tiles(EmulatedTiles, "tdpbf16ps")),
+    (AMX_INT8, tile_products, tiles(Tiles, "tdpbusd")),
+    (AMX_EMULATED_INT8, tile_products, tiles(EmulatedTiles, "tdpbusd")),
+    (AVX512_BF16, vector_products, dot),
+    (AVX512_EMULATED_BF16, vector_products, emulated_dot),
+    (VNNI_INT8, vector_products, dot_int8),
+    (VNNI_EMULATED_INT8, vector_products, emulated_dot_int8))}
 
 
 @intrinsic
 def configure(typingctx, unit, depth):
     """Before a thread uses the unit: AMX is told that all tiles have 16 rows of 64 bytes, but those
-    of pixels and of weights only what holds `depth` inputs, an even number."""
+    of pixels and of weights only what holds `depth` inputs, which are whole words."""
     def codegen(context, b, sig, args):
-        if unit.instance_class is Amx:
+        if unit.instance_class in (Amx, AmxInt8):
+            together = MICRO_KERNELS[unit.instance_class][0].together
             palette, columns, rows = 1, [64, 0] * 8, [TILE_ROWS] * 8
             data = bytes([palette, *[0] * 15, *columns, *[0] * 16, *rows, *[0] * 8])
             block = cgutils.alloca_once_value(
                 b, cgutils.make_bytearray(data), name="tile_configuration")
             start = b.bitcast(block, BYTES)
-            pairs = b.trunc(b.sdiv(args[1], i64(2)), I8)
+            words = b.trunc(b.sdiv(args[1], i64(together)), I8)
             for tile in (4, 5):
-                b.store(b.mul(pairs, I8(4)), b.gep(start, [i64(16 + 2 * tile)]))
+                b.store(b.mul(words, I8(4)), b.gep(start, [i64(16 + 2 * tile)]))
             for tile in (6, 7):
-                b.store(pairs, b.gep(start, [i64(48 + tile)]))
+                b.store(words, b.gep(start, [i64(48 + tile)]))
             function = ir.FunctionType(ir.VoidType(), [BYTES])
             b.call(cgutils.get_or_insert_function(b.module, function, "llvm.x86.ldtilecfg"),
                    [start])
@@ -230,30 +248,38 @@ def configure(typingctx, unit, depth):
 def release(typingctx, unit):
     """When a thread is done with it: tiles in use would be saved at each switch of threads."""
     def codegen(context, b, sig, args):
-        if unit.instance_class is Amx:
+        if unit.instance_class in (Amx, AmxInt8):
             function = ir.FunctionType(ir.VoidType(), [])
             b.call(cgutils.get_or_insert_function(b.module, function, "llvm.x86.tilerelease"), [])
         return context.get_dummy_value()
     return types.void(unit), codegen
 
 
-# ---- moving bfloat16 --------------------------------------------------------------------------
+# ---- moving narrow numbers ----------------------------------------------------------------------
 
 @intrinsic
-def narrow(typingctx, target, source, count, padded):
-    """target[i] = bfloat16(source[i]) for i < count, 0 for count <= i < padded; source points to
-    float32, or to bfloat16, which stays as it is."""
+def narrow(typingctx, target, source, count, padded, inverse, zero_point):
+    """target[i] = source[i] for i < count, 0 for count <= i < padded. target points to bfloat16, or
+    to codes: those of float32 are source[i] * inverse + zero_point, rounded, from 0 to 255. What is
+    of target's type already stays as it is."""
     def codegen(context, b, sig, args):
-        target, source, count, padded = args
-        wide = source.type.pointee == F32
+        target, source, count, padded, inverse, zero_point = args
+        wide, coded = source.type.pointee == F32, target.type.pointee == I8
+        scaled, zero = broadcast(b, inverse), broadcast(b, b.sitofp(zero_point, F32))
 
-        def bits(c, mask=None):
-            pointer = b.gep(source, [c])
-            return rounded(b, load(b, pointer, mask)) if wide else load_bits(b, pointer, mask)
+        def move(c, among=None, within=None):
+            """LANES numbers; of a part of them, with masks of those that there are to be read and
+            to be written."""
+            pointer, place = b.gep(source, [c]), b.gep(target, [c])
+            if not wide:
+                store_bits(b, load_bits(b, pointer, among), place, within)
+            elif coded:
+                store_code(b, fma(b, load(b, pointer, among), scaled, zero), place, within)
+            else:
+                store_bits(b, rounded(b, load(b, pointer, among)), place, within)
 
         def vector(index, _):
-            c = b.mul(index, i64(LANES))
-            store_bits(b, bits(c), b.gep(target, [c]))
+            move(b.mul(index, i64(LANES)))
             return []
 
         whole = b.sdiv(count, i64(LANES))
@@ -263,10 +289,9 @@ def narrow(typingctx, target, source, count, padded):
 
         def rest(index, _):
             c = b.add(done, b.mul(index, i64(LANES)))
-            value = bits(c, first_lanes(b, b.sub(count, c)))
-            store_bits(b, value, b.gep(target, [c]), first_lanes(b, b.sub(padded, c)))
+            move(c, first_lanes(b, b.sub(count, c)), first_lanes(b, b.sub(padded, c)))
             return []
 
         counted_loop(b, "rest", b.sdiv(b.add(left, i64(LANES - 1)), i64(LANES)), [], rest)
         return context.get_dummy_value()
-    return types.void(BITS, source, types.intp, types.intp), codegen
+    return types.void(target, source, types.intp, types.intp, types.float32, types.intp), codegen

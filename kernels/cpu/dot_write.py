@@ -12,32 +12,60 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .bf16_memory import load_wide, store_narrow
-from .bf16_units import BLOCK, GROUP
-from .simd import Builder, Value, advance, broadcast, clip, counted_loop, first_lanes, i64, load
+from .convert import CODES, ROUND, load_wide, store_bits, store_narrow
+from .dot_instructions import I8
+from .dot_units import BLOCK, GROUP
+from .simd import (
+    I32,
+    INT_VECTOR,
+    VECTOR,
+    Builder,
+    Value,
+    advance,
+    broadcast,
+    clip,
+    counted_loop,
+    first_lanes,
+    fma,
+    i64,
+    load,
+    splat,
+)
 from .sizes import LANES
 
 
 class Writer:
     """Of the arguments (sums, bias, residual, has_residual, y, places, spare, rows, channels, low,
-    high).
+    high, zero_point, residual_factor).
 
-        y[places[r] + c] = clip(sums[r, c] + bias[c] + residual[places[r] + c], low, high)
+        y[places[r] + c] = clip(sums[r, c] + bias[c] + residual[places[r] + c] * residual_factor,
+                                low, high)
 
-    for r < rows, c < channels <= BLOCK, in float32. residual and y may each point to bfloat16: y is
-    then rounded. Rows of place -1 are written to `spare`, and so may be those up to a whole GROUP.
-    sums and bias are BLOCK wide; of residual and y nothing beyond `channels` is touched.
+    for r < rows, c < channels <= BLOCK, in float32. residual and y may each point to narrow
+    numbers, to which y is then rounded. Rows of place -1 are written to `spare`, and so may be
+    those up to a whole GROUP. sums and bias are BLOCK wide; of residual and y nothing beyond
+    `channels` is touched.
+
+    Sums of codes are int32, and are multiplied by bias[BLOCK + c] first. Where y points to codes,
+    the result is rounded to a whole number, halves to even ones, and zero_point is added.
     """
 
     def __init__(self, b: Builder, arguments: list[Value]) -> None:
         (self.sums, bias, self.residual, has_residual, self.y, self.places, self.spare, rows,
-         channels, low, high) = arguments
+         channels, low, high, zero_point, residual_factor) = arguments
         self.b = b
         self.groups = b.sdiv(b.add(rows, i64(GROUP - 1)), i64(GROUP))
-        self.low, self.high = broadcast(b, low), broadcast(b, high)
+        self.low, self.high, self.residual_factor = (
+            broadcast(b, number) for number in (low, high, residual_factor))
         self.add_residual = b.icmp_signed("!=", has_residual, i64(0))
+        self.of_codes, self.to_codes = (
+            pointer.type.pointee == kind for pointer, kind in ((self.sums, I32), (self.y, I8)))
+        # In the bits of a number to which ROUND was added.
+        self.zero_point = broadcast(b, b.trunc(zero_point, I32)) if self.to_codes else None
         self.columns = [(i64(c), first_lanes(b, b.sub(channels, i64(c))),
-                         load(b, b.gep(bias, [i64(c)]))) for c in range(0, BLOCK, LANES)]
+                         load(b, b.gep(bias, [i64(c)])),
+                         load(b, b.gep(bias, [i64(BLOCK + c)])) if self.of_codes else None)
+                        for c in range(0, BLOCK, LANES)]
 
     def either(self, emit: Callable[[bool], None]) -> None:
         """emit(whether there is a residual), chosen when it runs: once, and not for each row."""
@@ -66,11 +94,29 @@ class Writer:
         place = b.select(beside, i64(0), place)
         y = b.select(beside, self.spare, b.gep(self.y, [place]))
         sums, residual = advance(b, self.sums, row, BLOCK), b.gep(self.residual, [place])
-        for c, mask, bias in self.columns:
-            value = b.fadd(load(b, b.gep(sums, [c])), bias)
+        for c, mask, bias, factor in self.columns:
+            value = self._scaled(b.gep(sums, [c]), bias, factor)
             if add_residual:
-                value = b.fadd(value, load_wide(b, b.gep(residual, [c]), mask))
-            store_narrow(b, clip(b, value, self.low, self.high), b.gep(y, [c]), mask)
+                other = load_wide(b, b.gep(residual, [c]), mask)
+                value = fma(b, other, self.residual_factor, value)
+            self._store(clip(b, value, self.low, self.high), b.gep(y, [c]), mask)
+
+    def _scaled(self, sums: Value, bias: Value, factor: Value | None) -> Value:
+        """LANES sums with their bias, as float32."""
+        b = self.b
+        if factor is None:
+            return b.fadd(load(b, sums), bias)
+        whole = b.load(b.bitcast(sums, INT_VECTOR.as_pointer()))
+        whole.align = 4
+        return fma(b, b.sitofp(whole, VECTOR), factor, bias)
+
+    def _store(self, value: Value, pointer: Value, mask: Value) -> None:
+        b = self.b
+        if not self.to_codes:
+            store_narrow(b, value, pointer, mask)
+            return
+        whole = b.bitcast(b.fadd(value, splat(ROUND)), INT_VECTOR)
+        store_bits(b, b.trunc(b.add(whole, self.zero_point), CODES), pointer, mask)
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""How an image is read and cut for bf16_conv.py, and what it is called with."""
+"""How an image is read and cut for dot_conv.py, and what it is called with."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,16 +10,17 @@ import numpy as np
 from ...axes import flat_pixels
 from ...groups import merge, merged
 from ...memory import ALIGNMENT, aligned
-from ...ops import Conv2d, Pair, TensorSpec, Unary, known
+from ...ops import Conv2d, Pair, TensorSpec, known
 from ...step import Array, Options, Step, weight_and_bias
-from ..bf16_units import BLOCK, COLUMNS, GROUP, Unit
+from ..dot_units import BLOCK, COLUMNS, GROUP, Unit
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
-from . import bf16, depthwise
-from .epilogue import epilogue, is_clip
+from . import conv, depthwise
+from .epilogue import nothing
+from .numbers import Numbers, numbers_of, unit_for
 
-CONV2D, MAKE_IMAGE = Kernel("bf16_conv", "conv2d"), Kernel("bf16_conv", "make_image")
-MAKE_PLANES = Kernel("bf16_conv", "make_planes")
+CONV2D, MAKE_IMAGE = Kernel("dot_conv", "conv2d"), Kernel("dot_conv", "make_image")
+MAKE_PLANES = Kernel("dot_conv", "make_planes")
 
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
@@ -47,7 +48,7 @@ class Taps(NamedTuple):
 
 
 def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
-    """Those of an image with even runs."""
+    """Those of an image whose runs are whole words."""
     lines = np.arange(g.kernel_height) * g.dilation_height * g.width * g.channels
     columns, length = np.arange(g.kernel_width) * g.dilation_width * g.channels, run(g)
     if length != g.per_group:           # a line is one run
@@ -56,7 +57,7 @@ def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
 
 
 def cut_runs(starts: Array, length: int, unit: Unit) -> Taps:
-    """Of runs that begin there, of an even length."""
+    """Of runs that begin there, of whole words."""
     depth = step_depth(length, unit)
     if unit.has_tiles:
         return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
@@ -70,19 +71,20 @@ def run(g: ConvGeometry) -> int:
 
 
 def step_depth(length: int, unit: Unit) -> int:
-    """The greatest even divisor of an even run that a step can take."""
-    return max(depth for depth in range(2, unit.depth + 1, 2) if length % depth == 0)
+    """The greatest divisor of a run of whole words, itself of whole words, that a step can take."""
+    depths = range(unit.together, unit.depth + 1, unit.together)
+    return max(depth for depth in depths if length % depth == 0)
 
 
 def padded_channels(g: ConvGeometry, groups: int, unit: Unit) -> int:
-    """Channels that the image has for each group. Zeros are added where runs are odd, or much
-    fewer steps will do for longer ones. It looks at the weights alone: no batch changes a bit."""
+    """Channels that the image has for each group. Some are added where runs are no whole words, or
+    much fewer steps do for longer ones. It looks at the weights alone: no batch changes a bit."""
     steps = {}
     multiple = 1
     while multiple <= unit.depth:
         channels = up_to(g.per_group, multiple)
         length = run(g._replace(channels=channels * groups, per_group=channels))
-        if length % 2 == 0:
+        if length % unit.together == 0:
             steps[channels] = length // step_depth(length, unit)
         multiple *= 2
     return next(channels for channels, count in sorted(steps.items())
@@ -116,7 +118,7 @@ def cut_planes(p: ConvGeometry, unit: Unit) -> Planes:
 
 def planes_if_faster(p: ConvGeometry, groups: int, unit: Unit) -> Planes | None:
     """Where tiles fill so much better. It looks at one image alone: no batch changes a bit."""
-    if groups > 1 or p.per_group % 2 or (p.stride_height, p.stride_width) == (1, 1):
+    if groups > 1 or p.per_group % unit.together or (p.stride_height, p.stride_width) == (1, 1):
         return None
     planes = cut_planes(p, unit)
 
@@ -248,18 +250,15 @@ def order_units(passes: int, tiles: int, by_tile: bool) -> Array:
     return np.stack([number, tile], axis=1)
 
 
-def pack(weight: Array, blocks: Array, channels: int) -> Array:
-    """(O, KH, KW, C) -> the blocks' panels [inputs / 2, vectors * COLUMNS, 2] of bfloat16 one after
-    the other; padded with zeros to `channels` inputs a tap."""
-    out_channels, kh, kw, given = weight.shape
-    padded = np.zeros((out_channels, kh, kw, channels), np.float32)
-    padded[..., :given] = weight
-    rows = bf16.to_bits(padded).reshape(out_channels, -1)
+def pack(weight: Array, blocks: Array, channels: int, together: int) -> Array:
+    """Narrow (O, KH, KW, C) -> the blocks' panels [inputs / together, vectors * COLUMNS, together]
+    one after the other; padded with zeros to `channels` inputs a tap."""
+    rows = np.pad(weight, [(0, 0)] * 3 + [(0, channels - weight.shape[3])]).reshape(len(weight), -1)
     panels = []
     for channel, wanted, _ in blocks:
-        panel = np.zeros((rows.shape[1] // 2, up_to(wanted, COLUMNS), 2), np.uint16)
-        pairs = rows[channel:channel + wanted].reshape(wanted, -1, 2)
-        panel[:, :wanted] = pairs.transpose(1, 0, 2)
+        panel = np.zeros((rows.shape[1] // together, up_to(wanted, COLUMNS), together), rows.dtype)
+        words = rows[channel:channel + wanted].reshape(wanted, -1, together)
+        panel[:, :wanted] = words.transpose(1, 0, 2)
         panels.append(panel.ravel())
     return aligned(np.concatenate(panels))
 
@@ -291,7 +290,7 @@ def lay_out(batch: int, g: ConvGeometry, end_padding: Pair, groups: int, unit: U
     p = g._replace(height=g.height + g.top + bottom, width=g.width + g.left + right, top=0, left=0,
                    channels=channels * groups, per_group=channels)
     planes, taps, phases = planes_if_faster(p, groups, unit), cut_taps(p, unit), None
-    in_place = dtype == "bfloat16" and p == g and planes is None
+    in_place = dtype == unit.stored and p == g and planes is None
     if planes:
         p, taps, phases = planes.image, planes.taps, planes.phases
     cut, x_step = cut_tiles(batch, p, unit), p.stride_width * p.channels
@@ -303,36 +302,33 @@ def lay_out(batch: int, g: ConvGeometry, end_padding: Pair, groups: int, unit: U
 
 
 def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, groups: int,
-                  activation: Unary | None, weight: Array, bias: Array | None, options: Options,
-                  unit: Unit, dtype: str, has_residual: bool = False) -> Step:
-    """Step of a convolution or Linear layer of this geometry; weight (O, KH, KW, C / groups);
-    inputs x, of this dtype, weight, [bias, [residual]]."""
+                  numbers: Numbers, options: Options, unit: Unit, dtype: str,
+                  has_residual: bool = False) -> Step:
+    """Step of a convolution or Linear layer of this geometry, with these numbers; inputs x, of this
+    dtype, weight (O, KH, KW, C / groups), [bias, [residual]]."""
     together = merged(g.out_channels, groups, BLOCK if unit.has_tiles else COLUMNS)
     groups, g = groups // together, g._replace(per_group=g.per_group * together)
     p, taps, tiles, x_step, size, phases, in_place = lay_out(batch, g, end_padding, groups, unit,
                                                              dtype)
     channels = p.per_group
     blocks = cut_blocks(g.out_channels, groups, p.depth)
-    passes = cut_passes(len(blocks), groups, max(1, PASS_BYTES // (2 * p.depth * BLOCK)),
-                        len(tiles.table), options.threads, channels)
+    at_once = max(1, PASS_BYTES // (unit.itemsize * p.depth * BLOCK))
+    passes = cut_passes(len(blocks), groups, at_once, len(tiles.table), options.threads, channels)
     # Where pixels are parted, each thread reads in its own cache what it wrote there itself.
-    weight_bytes = 2 * up_to(g.out_channels, BLOCK) * p.depth
-    moved = 2 * batch * (g.height * g.width * g.channels + g.out_height * g.out_width
-                         * g.out_channels)
+    weight_bytes = unit.itemsize * up_to(g.out_channels, BLOCK) * p.depth
+    moved = unit.itemsize * batch * (g.height * g.width * g.channels + g.out_height * g.out_width
+                                     * g.out_channels)
     units = order_units(len(passes), len(tiles.table),
                         weight_bytes <= min(PASS_BYTES, moved * WORTH))
     packed = options.pack(
-        weight, f"bfloat16 {channels} {groups} {together}", lambda w: pack(
-            merge(w.reshape(len(w), g.kernel_height, g.kernel_width, -1), groups * together,
-                  together), blocks, channels))
-    packed_bias = np.zeros((len(blocks), BLOCK), np.float32)
-    if bias is not None:
-        for row, (channel, count, _) in zip(packed_bias, blocks, strict=True):
-            row[:count] = bias[channel:channel + count]
-    low, high, finish, suffix = epilogue(activation)
+        numbers.weight, f"{unit.dtype} {channels} {groups} {together}", lambda w: pack(
+            merge(numbers.narrow(w).reshape(len(w), g.kernel_height, g.kernel_width, -1),
+                  groups * together, together), blocks, channels, unit.together))
+    bias = np.stack([of_blocks(row, blocks) for row in numbers.rows], axis=1)
+    bias = bias.reshape(len(blocks), -1)
     # Bytes of the image, of what is written for nothing and of all sums, in the workspace.
     reach = tiles.patterns.shape[1]
-    image_bytes = 0 if in_place else 2 * (size + unit.rows * x_step + SLACK)
+    image_bytes = 0 if in_place else unit.itemsize * (size + unit.rows * x_step + SLACK)
     ends = np.cumsum([up_to(size, ALIGNMENT) for size in (
         image_bytes, 4 * options.threads * BLOCK, 8 * options.threads * reach * BLOCK)])
     # The image is made group by group, as if each were a pixel.
@@ -344,36 +340,48 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
         memory, y_step = flat_pixels(output)
         x, y = flat_bits(inputs[0]), flat_bits(memory)
         residual = flat_bits(inputs[3]) if len(inputs) > 3 else y[:0]
-        image = x if in_place else workspace[:ends[0]].view(np.uint16)
+        image = x if in_place else workspace[:ends[0]].view(numbers.dtype)
         spare = workspace[ends[0]:ends[1]].view(y.dtype)[:options.threads * BLOCK]
-        sums = workspace[ends[1]:ends[2]].view(np.float32)
+        sums = workspace[ends[1]:ends[2]].view(np.int32 if unit.is_int8 else np.float32)
         places = np.where(tiles.patterns < 0, -1, tiles.patterns * y_step).ravel()
         make = [] if in_place else [
-            maker.bind(x, image, batch, *making, *extra, options.threads)]
+            maker.bind(x, image, batch, *making, *extra, *numbers.reading, options.threads)]
         return [*make,
-                CONV2D.bind(unit.constant, image, packed, packed_bias.reshape(-1), residual, y,
-                            y_step, places, reach, spare, sums, taps.starts, taps.steps,
-                            taps.depth, tiles.table, blocks, passes, units, x_step, low, high,
-                            options.threads), *finish(y, options.threads)]
+                CONV2D.bind(unit.constant, image, packed, bias, residual, y, y_step, places, reach,
+                            spare, sums, taps.starts, taps.steps, taps.depth, tiles.table, blocks,
+                            passes, units, x_step, *numbers.writing, options.threads),
+                *numbers.finish(y, options.threads)]
 
     # Residual and y are walked through in the same steps.
-    return Step(name + suffix, bind, int(ends[2]), is_clip(activation) and not has_residual)
+    return Step(name + numbers.suffix, bind, int(ends[2]),
+                numbers.finish is nothing and not has_residual)
+
+
+def of_blocks(row: Array, blocks: Array) -> Array:
+    """(O,) -> [blocks, BLOCK], padded with zeros."""
+    result = np.zeros((len(blocks), BLOCK), np.float32)
+    for of_block, (channel, count, _) in zip(result, blocks, strict=True):
+        of_block[:count] = row[channel:channel + count]
+    return result
 
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options, unit: Unit | None = None) -> Step:
-    """A depthwise convolution by its float32 kernel, any other in bfloat16 by the unit: None asks
-    for `bf16.choose`."""
+    """A depthwise convolution by its own kernel, any other by the unit: None asks for `unit_for`.
+    Where there is none for numbers that float32 has to multiply, conv.py does."""
     weight, bias = weight_and_bias(op.kind, weights)
-    unit = unit or bf16.choose()
     n, h, w, c = known(inputs[0].shape)
     _, out_h, out_w, out_c = known(output.shape)
     if depthwise.fits(op, weight.shape, c) and len(inputs) < 4:
         return depthwise.prepare_depthwise(op, inputs, output, weight, bias, options)
+    unit = unit or unit_for(inputs[0], weight, options)
+    if unit is None:
+        return conv.prepare_conv2d(op, inputs, output, weights, options)
     kh, kw, per_group = weight.shape[1:]
     top, left, bottom, right = op.padding
     g = ConvGeometry(h, w, c, out_h, out_w, out_c, kh, kw, *op.stride, top, left, *op.dilation,
-                 per_group)
-    name = f"conv2d_{kh}x{kw}_bf16_{unit.name}_{unit.rows}x{BLOCK}"
-    return prepare_tiled(name, n, g, (bottom, right), op.groups, op.activation, weight, bias,
-                         options, unit, inputs[0].dtype, has_residual=len(inputs) > 3)
+                     per_group)
+    numbers = numbers_of(unit, op.activation, inputs, output, weight, bias, options)
+    name = f"conv2d_{kh}x{kw}_{unit.dtype}_{unit.name}_{unit.rows}x{BLOCK}"
+    return prepare_tiled(name, n, g, (bottom, right), op.groups, numbers, options, unit,
+                         inputs[0].dtype, has_residual=len(inputs) > 3)

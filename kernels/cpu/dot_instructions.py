@@ -1,0 +1,239 @@
+"""The instructions of dot_units.py as LLVM IR. Words of 32 bits hold two inputs of bfloat16 or four
+of 8 bits.
+
+An emulated instruction computes what Intel's manual says, where each multiplication with addition
+is fused and rounded to nearest even in float32:
+
+    tdpbf16ps   products at even places of the pairs are summed from 0 on, those at odd places by
+                themselves, and even + odd is added to what the tile held
+    vdpbf16ps   to what the vector held the product at the odd place is added, then that at the even
+
+But the instructions take numbers below 2 ** -126 for 0, read or written, and the emulation does
+not; and which of several NaNs comes out may differ.
+
+    tdpbusd, vpdpbusd   exact, but for what does not fit 32 bits
+"""
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from .dot_units import COLUMNS, TILE_ROWS
+from .simd import F32, I32, I64, Builder, Value, counted_loop, i64
+
+I8 = ir.IntType(8)
+BYTES = I8.as_pointer()
+SUMS, WORDS = ir.VectorType(F32, COLUMNS), ir.VectorType(I32, COLUMNS)
+
+
+# ---- tiles ------------------------------------------------------------------------------------
+
+class Tiles:
+    """The eight tile registers of a thread, as `configure` of dot_simd.py sets them up: 16 rows of
+    64 bytes each, but those of pixels and weights only hold `words` of inputs."""
+
+    def __init__(self, b: Builder, words: Value, instruction: str) -> None:
+        self.b, self.words, self.instruction = b, words, instruction
+
+    def _call(self, name: str, *args: Value) -> None:
+        function = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+        callee = cgutils.get_or_insert_function(self.b.module, function, f"llvm.x86.{name}")
+        self.b.call(callee, args)
+
+    def zero(self, tile: int) -> None:
+        self._call("tilezero", I8(tile))
+
+    def load_pixels(self, tile: int, pointer: Value, step: Value) -> None:
+        """Rows that are `step` bytes apart, a pixel each."""
+        self._call("tileloadd64", I8(tile), self.b.bitcast(pointer, BYTES), step)
+
+    def load_weights(self, tile: int, pointer: Value, step: Value) -> None:
+        """The same, a row a word of each output's inputs."""
+        self.load_pixels(tile, pointer, step)
+
+    def multiply(self, sums: int, pixels: int, weights: int) -> None:
+        """sums[16, 16] += pixels[16, inputs of all words] @ weights[the same, 16]"""
+        self._call(self.instruction, I8(sums), I8(pixels), I8(weights))
+
+    def store(self, tile: int, pointer: Value, step: Value) -> None:
+        self._call("tilestored64", I8(tile), self.b.bitcast(pointer, BYTES), step)
+
+
+class EmulatedTiles:
+    """The same registers in the stack's memory."""
+
+    def __init__(self, b: Builder, words: Value, instruction: str) -> None:
+        self.b, self.words, self.instruction = b, words, instruction
+        self.tiles = [cgutils.alloca_once(b, WORDS, TILE_ROWS) for _ in range(8)]
+
+    def _row(self, tile: int, row: Value) -> Value:
+        return self.b.gep(self.tiles[tile], [row])
+
+    def zero(self, tile: int) -> None:
+        def row(r, _):
+            self.b.store(ir.Constant(WORDS, None), self._row(tile, r))
+            return []
+        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
+
+    def load_pixels(self, tile: int, pointer: Value, step: Value) -> None:
+        def row(r, _):
+            words = load_some_words(self.b, self._memory(pointer, step, r), self.words)
+            self.b.store(words, self._row(tile, r))
+            return []
+        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
+
+    def load_weights(self, tile: int, pointer: Value, step: Value) -> None:
+        def row(r, _):
+            self.b.store(load_words(self.b, self._memory(pointer, step, r)), self._row(tile, r))
+            return []
+        counted_loop(self.b, "row", self.words, [], row)
+
+    def multiply(self, sums: int, pixels: int, weights: int) -> None:
+        self.b.call(_tile_product(self.b.module, self.instruction),
+                    [*(self.tiles[tile] for tile in (sums, pixels, weights)), self.words])
+
+    def store(self, tile: int, pointer: Value, step: Value) -> None:
+        def row(r, _):
+            target = self.b.bitcast(self._memory(pointer, step, r), WORDS.as_pointer())
+            self.b.store(self.b.load(self._row(tile, r)), target).align = 4
+            return []
+        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
+
+    def _memory(self, pointer: Value, step: Value, row: Value) -> Value:
+        return self.b.gep(self.b.bitcast(pointer, BYTES), [self.b.mul(step, row)])
+
+
+def _tile_product(module: ir.Module, instruction: str) -> ir.Function:
+    """The product of tiles as a function of the module's own: compiled once, and not in every
+    place."""
+    name = f"emulated_{instruction}"
+    if name in module.globals:
+        return module.globals[name]
+    kind = ir.FunctionType(ir.VoidType(), [*[WORDS.as_pointer()] * 3, I64])
+    function = ir.Function(module, kind, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    b, of_row = ir.IRBuilder(function.append_basic_block()), ROW_PRODUCTS[instruction]
+    sums, pixels, weights, words = function.args
+
+    def row(r, _):
+        inputs = b.bitcast(b.gep(pixels, [r]), I32.as_pointer())
+        of_row(b, b.gep(sums, [r]), inputs, weights, words)
+        return []
+
+    counted_loop(b, "row", i64(TILE_ROWS), [], row)
+    b.ret_void()
+    return function
+
+
+def _bfloat16_row(b: Builder, target: Value, inputs: Value, weights: Value, words: Value) -> None:
+    def word(k, carried):
+        x, w = broadcast_word(b, b.load(b.gep(inputs, [k]))), b.load(b.gep(weights, [k]))
+        return [fused(b, place(b, x), place(b, w), total)
+                for place, total in zip((even_place, odd_place), carried, strict=True)]
+
+    even, odd = counted_loop(b, "word", words, [ir.Constant(SUMS, None)] * 2, word)
+    target = b.bitcast(target, SUMS.as_pointer())
+    b.store(b.fadd(b.load(target), b.fadd(even, odd)), target)
+
+
+def _int8_row(b: Builder, target: Value, inputs: Value, weights: Value, words: Value) -> None:
+    def word(k, carried):
+        x, w = broadcast_word(b, b.load(b.gep(inputs, [k]))), b.load(b.gep(weights, [k]))
+        return [emulated_dot_int8(b, carried[0], x, w)]
+
+    (total,) = counted_loop(b, "word", words, [b.load(target)], word)
+    b.store(total, target)
+
+
+ROW_PRODUCTS = {"tdpbf16ps": _bfloat16_row, "tdpbusd": _int8_row}
+
+
+# ---- vectors ----------------------------------------------------------------------------------
+
+class Bfloat(ir.types.Type):
+    """LLVM's bfloat16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(Bfloat)
+
+
+BFLOATS = ir.VectorType(Bfloat(), 2 * COLUMNS)
+
+
+def dot(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    """sums + products of both places of the words, by the instruction."""
+    function = ir.FunctionType(SUMS, [SUMS, BFLOATS, BFLOATS])
+    callee = cgutils.get_or_insert_function(b.module, function,
+                                            "llvm.x86.avx512bf16.dpbf16ps.512")
+    return b.call(callee, [sums, b.bitcast(w, BFLOATS), b.bitcast(x, BFLOATS)])
+
+
+def emulated_dot(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    odd = fused(b, odd_place(b, x), odd_place(b, w), sums)
+    return fused(b, even_place(b, x), even_place(b, w), odd)
+
+
+def dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    """sums + products of all four places of the words, of x without and of w with a sign."""
+    function = ir.FunctionType(WORDS, [WORDS] * 3)
+    # LLVM 22 has bytes in place of words, and knows what is meant.
+    callee = cgutils.get_or_insert_function(b.module, function, "llvm.x86.avx512.vpdpbusd.512")
+    return b.call(callee, [sums, x, w])
+
+
+def emulated_dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    for place in range(4):
+        code = b.and_(b.lshr(x, splat_words(8 * place)), splat_words(0xFF))
+        weight = b.ashr(b.shl(w, splat_words(24 - 8 * place)), splat_words(24))
+        sums = b.add(sums, b.mul(code, weight))
+    return sums
+
+
+def even_place(b: Builder, words: Value) -> Value:
+    """The lower halves as float32."""
+    return b.bitcast(b.shl(words, splat_words(16)), SUMS)
+
+
+def odd_place(b: Builder, words: Value) -> Value:
+    return b.bitcast(b.and_(words, splat_words(0xFFFF0000)), SUMS)
+
+
+def splat_words(value: int) -> ir.Constant:
+    return ir.Constant(WORDS, [value] * COLUMNS)
+
+
+def broadcast_word(b: Builder, word: Value) -> Value:
+    undefined = ir.Constant(WORDS, ir.Undefined)
+    first = b.insert_element(undefined, word, I32(0))
+    return b.shuffle_vector(first, undefined, ir.Constant(WORDS, None))
+
+
+def load_words(b: Builder, pointer: Value) -> Value:
+    value = b.load(b.bitcast(pointer, WORDS.as_pointer()))
+    value.align = 2
+    return value
+
+
+def load_some_words(b: Builder, pointer: Value, count: Value) -> Value:
+    """The first `count` words; the others are 0 and are not touched."""
+    lanes, address = ir.VectorType(ir.IntType(1), COLUMNS), b.bitcast(pointer, WORDS.as_pointer())
+    wanted = broadcast_word(b, b.trunc(count, I32))
+    mask = b.icmp_signed("<", ir.Constant(WORDS, list(range(COLUMNS))), wanted)
+    function = ir.FunctionType(WORDS, [address.type, I32, lanes, WORDS])
+    masked = cgutils.get_or_insert_function(b.module, function,
+                                            f"llvm.masked.load.v{COLUMNS}i32.p0")
+    return b.call(masked, [address, I32(2), mask, ir.Constant(WORDS, None)])
+
+
+def fused(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z, rounded once, on any CPU."""
+    function = ir.FunctionType(SUMS, [SUMS] * 3)
+    return b.call(cgutils.get_or_insert_function(b.module, function, f"llvm.fma.v{COLUMNS}f32"),
+                  [x, y, z])

@@ -1,0 +1,56 @@
+"""What passes from one op to another in fewer bytes: in bfloat16, where that is multiplied, and in
+codes of 8 bits, where a file was quantised to them. What reads them need not narrow them itself. No
+bit changes thereby, but for residuals in bfloat16: convolutions and Linear layers narrow their
+inputs anyway."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...ops import (
+    BatchNorm,
+    Concat,
+    Conv2d,
+    FakeQuantize,
+    Linear,
+    MaxPool2d,
+    Op,
+    TensorSpec,
+    known,
+)
+from ...step import Array, Narrow, Options
+from . import depthwise, unit_choice
+from .epilogue import is_clip
+from .numbers import are_codes
+
+
+def bfloat16(op: Op, inputs: Sequence[TensorSpec]) -> Narrow:
+    """Of an op with these inputs, where bfloat16 is asked for."""
+    if isinstance(op, (Conv2d, Linear)):
+        wide = isinstance(op, Conv2d) and _is_depthwise(op, inputs)
+        # A sweep that follows, for what is no clip, works on float32.
+        return Narrow(() if wide else (0, 3), is_clip(op.activation))
+    if isinstance(op, BatchNorm):
+        return Narrow(writes=is_clip(op.activation))
+    return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))
+
+
+def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
+          options: Options) -> Narrow:
+    """Of an op with these inputs, constant where weights has them. What is written is what
+    FakeQuantize gives."""
+    if unit_choice.choose_int8() is None:
+        return Narrow()
+    if isinstance(op, Conv2d) and _is_depthwise(op, inputs):
+        return Narrow(*depthwise.takes_codes(op, inputs[0]))
+    if isinstance(op, (Conv2d, Linear)):
+        weight = weights[1]
+        if weight is None or not are_codes(inputs[0], weight, options):
+            return Narrow()
+        return Narrow((0, 3), isinstance(op.activation, FakeQuantize))
+    return Narrow(writes=isinstance(op, FakeQuantize),
+                  moves=isinstance(op, (Concat, MaxPool2d)))
+
+
+def _is_depthwise(op: Conv2d, inputs: Sequence[TensorSpec]) -> bool:
+    return len(inputs) < 4 and depthwise.fits(op, known(inputs[1].shape),
+                                              known(inputs[0].shape)[-1])
