@@ -109,9 +109,9 @@ def _grid(net: Importer, scale: Value, zero_point: Value | None, dtype: np.dtype
     scales = net.weight(scale, "scale")
     zeros = np.zeros((), dtype) if zero_point is None else net.array(zero_point, "zero point")
     if zeros.dtype.name not in ("uint8", "int8") or scales.size != 1 or zeros.size != 1:
-        raise net.error(f"a computed value quantised to {zeros.dtype} with {scales.size} scales is "
-                        f"not supported, only to uint8 or int8 with one scale for all; only "
-                        f"constants may have more")
+        raise net.error(f"a computed value quantised to {zeros.dtype} by a scale of shape "
+                        f"{scales.shape} is not supported, only to uint8 or int8 by one scale; "
+                        f"only constants may have more")
     number = float(scales.reshape(()))
     if not 0 < number < math.inf:
         raise net.error(f"its scale is {number}; it must be a positive number")
