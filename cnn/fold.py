@@ -133,7 +133,8 @@ def _beside(numbers: Array, shape: Sequence[int], axis: int, block_size: int) ->
     if block_size:
         return np.take(numbers, np.arange(shape[axis]) // block_size, axis)
     if numbers.ndim == 1:
-        return numbers.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+        axis = ops.normal_axis(axis, len(shape))
+        return numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return numbers
 
 

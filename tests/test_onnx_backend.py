@@ -1,9 +1,9 @@
 """ONNX's own backend node tests, for every operator that is supported.
 
 What these tests give as inputs at run time and we take as constants (weights, shapes, axes) becomes
-an initializer first; of codes of 8 bits the numbers are given and taken. A case that is refused must
-be listed in REFUSED with its reason, and the number of those that run is asserted, so that none can
-vanish unseen.
+an initializer first; of codes of 8 bits the numbers are given and taken. A case that is refused
+must be listed in REFUSED with its reason, and the number of those that run is asserted, so that
+none can vanish unseen.
 """
 import re
 import warnings

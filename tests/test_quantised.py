@@ -295,6 +295,8 @@ def test_scales_that_do_not_fit_are_refused():
         for operator in (fold.DequantizeLinear, fold.QuantizeLinear):
             with pytest.raises((ValueError, IndexError)):
                 operator(codes, array, **attributes)
+    with pytest.raises(ValueError, match="axis 1 is out of range for rank 0"):
+        fold.DequantizeLinear(np.int8(1), np.ones(2, np.float32))
     with pytest.raises(ValueError, match="must have the zero point 0"):
         fold.DequantizeLinear(codes.astype(np.int32), np.float32([1]), np.int32([1]))
 
@@ -311,10 +313,12 @@ def test_scales_that_do_not_fit_are_refused():
     ("Pad", ["q", "pads", "z"], {}, True), ("Pad", ["q", "pads"], {"mode": "edge"}, True),
     ("DepthToSpace", ["q"], {"blocksize": 2}, True), ("Expand", ["u", "wide"], {}, False),
     ("Resize", ["q", "", "scales"], {"nearest_mode": "floor"}, True),
+    ("Clip", ["q", "low", "high"], {}, False), ("Clip", ["q", "", "high"], {}, False),
     ("Tile", ["q", "wide"], {}, True), ("ReduceMax", ["q"], {"axes": [2, 3]}, True)])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_operators_that_move_codes(tmp_path, operator, inputs, attributes, quantised_once, dtype):
     constants = {"s": np.float32(0.25), "z": ZEROS[dtype], "shape": np.int64([0, 8, -1]),
+                 "low": ZEROS[dtype] - 9, "high": ZEROS[dtype] + 9,
                  "one": np.int64([1]), "two": np.int64([2]), "four": np.int64([4]),
                  "wide": np.int64([1, 2, 1, 1, 1][operator == "Tile":]),
                  "pads": np.int64([0, 0, 1, 2, 0, 0, 3, 0]), "scales": np.float32([1, 1, 2, 2])}
@@ -353,7 +357,7 @@ D = node("DequantizeLinear", ["r", "s", "z"], ["y"])
     ([Q, P, node("Concat", ["q", "p"], ["r"], axis=1), D],
      r"Concat of values on different scales \(uint8, scale 0.25, .* and uint8, scale 0.5"),
     ([Q, node("Concat", ["q", "x"], ["r"], axis=1), D], "different scales .not quantised and"),
-    ([node("DequantizeLinear", ["x", "s", "z"], ["y"])], "input 'x.*' must be quantised, and is not"),
+    ([node("DequantizeLinear", ["x", "s", "z"], ["y"])], "'x.*' must be quantised, and is not"),
     ([Q, node("DequantizeLinear", ["q", "s", "int8"], ["y"])],
      "'q' is quantised to uint8, and its zero point is int8"),
     ([Q, node("Relu", ["x"], ["r"]), node("Identity", ["q"], ["y"])],

@@ -16,10 +16,11 @@ from .. import fold
 from ..importer import Grid, Importer, Value
 from . import images, products
 
-# Operators whose results are elements of their first input, of Concat's inputs, or padding.
-MOVES = {"Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GlobalMaxPool",
-         "Identity", "MaxPool", "Pad", "ReduceMax", "Reshape", "Resize", "Slice", "SpaceToDepth",
-         "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+# Operators that give elements of their first input, of Concat's inputs, or constants that are
+# codes, too: what Pad fills with, and Clip's bounds.
+MOVES = {"Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather",
+         "GlobalMaxPool", "Identity", "MaxPool", "Pad", "ReduceMax", "Reshape", "Resize", "Slice",
+         "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 FLOAT = 1               # TensorProto's number of float32
 NO_TYPE = np.dtype(np.uint8)
 
@@ -100,8 +101,10 @@ def _same_codes(net: Importer, x: Value, found: Grid, wanted: Grid) -> Value:
 def sums(net: Importer, b: Value, x_scale: Value, w_scale: Value, factor: float = 1.0) -> Value:
     """A bias of int32, whose scale is that of the products that are summed up."""
     scale = factor * net.array(x_scale, "scale").astype(np.float64) * net.array(w_scale, "scale")
-    real = net.array(b, "bias") * (scale if scale.size > 1 else scale.reshape(()))
-    return net.add_constant(f"{b}:{net.name}", real.astype(np.float32))
+    scale = scale if scale.size > 1 else scale.reshape(())
+    codes = net.array(b, "bias")
+    fold.check_size(np.broadcast_shapes(codes.shape, scale.shape))
+    return net.add_constant(f"{b}:{net.name}", (codes * scale).astype(np.float32))
 
 
 def _grid(net: Importer, scale: Value, zero_point: Value | None, dtype: np.dtype) -> Grid:
