@@ -100,6 +100,44 @@ def Cast(data: Array, *, to: np.dtype, saturate: int = 1) -> Array:
     return data.astype(to)
 
 
+def DequantizeLinear(codes: Array, scale: Array, zero_point: Array | None = None, *, axis: int = 1,
+                     block_size: int = 0, output_dtype: np.dtype | None = None) -> Array:
+    """(codes - zero_point) * scale in float32, as ONNX Runtime does it. In place, so that a scale
+    which does not fit the codes can not make more of them."""
+    real = codes.astype(np.float32)
+    if zero_point is not None:
+        if codes.dtype == np.int32 and zero_point.any():
+            raise ValueError("codes of int32 must have the zero point 0")
+        real -= _beside(zero_point.astype(np.float32), codes.shape, axis, block_size)
+    real *= _beside(scale, codes.shape, axis, block_size)
+    return real
+
+
+def QuantizeLinear(data: Array, scale: Array, zero_point: Array | None = None, *, axis: int = 1,
+                   block_size: int = 0, saturate: int = 1, precision: int = 0,
+                   output_dtype: np.dtype | None = None) -> Array:
+    dtype = np.dtype(output_dtype or np.uint8) if zero_point is None else zero_point.dtype
+    codes = data.astype(np.float32)
+    codes /= _beside(scale, data.shape, axis, block_size)
+    np.rint(codes, out=codes)
+    if zero_point is not None:
+        codes += _beside(zero_point.astype(np.float32), data.shape, axis, block_size)
+    return np.clip(codes, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
+
+
+def _beside(numbers: Array, shape: Sequence[int], axis: int, block_size: int) -> Array:
+    """Scales or zero points, one for all, for each element of an axis or for each block of it, in
+    a shape that is broadcast to that of the codes."""
+    if numbers.size == 1:
+        return numbers.reshape(())
+    if block_size:
+        return np.take(numbers, np.arange(shape[axis]) // block_size, axis)
+    if numbers.ndim == 1:
+        axis = ops.normal_axis(axis, len(shape))
+        return numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return numbers
+
+
 def Add(a: Array, b: Array) -> Array:
     return a + b
 
@@ -272,9 +310,10 @@ def Shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
 EVALUATE: dict[str, Callable[..., Array]] = {
     function.__name__: function for function in (
         Constant, ConstantOfShape, Gather, GatherND, ScatterND, Unsqueeze, Squeeze, Concat, Slice,
-        Cast, Add, Sub, Mul, Div, Mod, Max, Min, Clip, Neg, Ceil, Floor, Sqrt, Reciprocal, Pow, Exp,
-        Sin, Cos, Sigmoid, Relu, MatMul, CumSum, ReduceMean, ReduceSum, BatchNormalization, Equal,
-        Not, Where, Range, Expand, Tile, Identity, Reshape, Transpose, Shape)}
+        Cast, DequantizeLinear, QuantizeLinear, Add, Sub, Mul, Div, Mod, Max, Min, Clip, Neg, Ceil,
+        Floor, Sqrt, Reciprocal, Pow, Exp, Sin, Cos, Sigmoid, Relu, MatMul, CumSum, ReduceMean,
+        ReduceSum, BatchNormalization, Equal, Not, Where, Range, Expand, Tile, Identity, Reshape,
+        Transpose, Shape)}
 
 
 # Whose result may be larger than all that they are given.

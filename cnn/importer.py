@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,23 @@ Sizes = tuple[Shape, Shape]
 BATCHES = (17, 37)      # sizes that stand for an unknown batch: what both give alike, all do
 
 
+class Grid(NamedTuple):
+    """The numbers that a file's codes of 8 bits stand for; zero_point as ops.FakeQuantize has it,
+    which counts codes from 0 whatever their dtype is."""
+    scale: float
+    zero_point: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return (f"{self.dtype}, scale {self.scale:.6g}, "
+                f"zero point {self.zero_point + np.iinfo(self.dtype).min}")
+
+    def real(self, code: float) -> float:
+        """What a code of the file stands for."""
+        number = code - np.iinfo(self.dtype).min - self.zero_point
+        return float(np.float32(number) * np.float32(self.scale))
+
+
 class Importer:
     """The graph so far.
 
@@ -33,6 +51,8 @@ class Importer:
     batches  of each value that glue works out from shapes alone: what it is for each of BATCHES,
              or None where other sizes matter, too
     sizes    of each value but constants its shape for each of BATCHES, or None as of batches
+    grids    of each ONNX value that the file quantised, and that is here what its codes stand for
+    coded    the same of our values, for the node being imported: its inputs and what it returns
     """
 
     def __init__(self, opset: int) -> None:
@@ -42,6 +62,8 @@ class Importer:
         self.aliases: dict[str, Value] = {}
         self.batches: dict[Value, PerBatch | None] = {}
         self.sizes: dict[Value, Sizes | None] = {}
+        self.grids: dict[str, Grid] = {}
+        self.coded: dict[Value, Grid] = {}
         self.name, self.outputs = "", 1
 
     def error(self, sentence: str) -> ModelError:
@@ -166,6 +188,8 @@ class Importer:
 
     def finish(self, value: Value, onnx_name: str, first: int) -> None:
         """Give a value that a node returned the name that it has in the file."""
+        if value in self.coded:
+            self.grids[onnx_name] = self.coded[value]
         made = {node.output: i for i, node in enumerate(self.nodes[first:], first)}
         if value not in made or any(value in node.inputs for node in self.nodes[first:]):
             self.aliases[onnx_name] = value

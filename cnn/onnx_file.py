@@ -75,11 +75,11 @@ def read_tensor(tensor: TensorProto, path: Path) -> np.ndarray:
 
 
 def read_attribute(attribute: onnx.AttributeProto, path: Path) -> Any:
-    """The value as Python has it: tensors as arrays, what Cast casts `to` as NumPy's dtype."""
+    """The value as Python has it: tensors as arrays, a data type to make as NumPy's dtype."""
     value = helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
         return read_tensor(value, path)
-    if attribute.name == "to":
+    if attribute.name in ("to", "output_dtype") and value != TensorProto.UNDEFINED:
         try:
             return helper.tensor_dtype_to_np_dtype(value)
         except KeyError:

@@ -21,11 +21,13 @@ from . import arguments, fold, onnx_file
 from .errors import ModelError
 from .graph import Glue, Graph
 from .importer import BATCHES, TO_NCHW, TO_NHWC, Importer, PerBatch, Value
-from .operators import OPERATORS
+from .operators import MICROSOFT, OPERATORS, TAKE_CODES, Operators
+from .operators.quantised import moved
 
 PHOTO_CHANNELS = (1, 3)
-QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv",
-             "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+STANDARD = ("", "ai.onnx")
+QUANTISED_AT_RUN_TIME = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "ConvInteger",
+                         "MatMulInteger", "MatMulIntegerToFloat"}
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -76,20 +78,30 @@ def load_onnx(path: str | os.PathLike, input_shape: Shape | None = None) -> Impo
 
 def _require_operators(model: onnx.ModelProto) -> None:
     """One error that lists every operator we lack, rather than the first."""
-    lacking = [f"{'' if node.domain in ('', 'ai.onnx') else node.domain + '.'}{node.op_type} "
+    lacking = [f"{'' if node.domain in STANDARD else node.domain + '.'}{node.op_type} "
                f"(node {node.name or node.output[0]!r})"
                for node in model.graph.node
-               if node.domain not in ("", "ai.onnx")
-               or node.op_type not in OPERATORS.keys() | fold.EVALUATE.keys()]
+               if node.op_type not in _operators(node)
+               and not (node.domain in STANDARD and node.op_type in fold.EVALUATE)]
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        quantised = any(node.op_type in QUANTISED for node in model.graph.node)
-        advice = ("The file is quantised to integers; use the float file that it was made of. "
-                  if quantised else "")
+        dynamic = any(node.op_type in QUANTISED_AT_RUN_TIME for node in model.graph.node)
+        advice = ("The file is quantised dynamically: its scales depend on all images of a batch, "
+                  "and so would each result. Quantise it statically, as "
+                  "onnxruntime.quantization.quantize_static does, or use the float file that it "
+                  "was made of. " if dynamic else "")
         raise ModelError(f"operators that are not supported: {', '.join(lacking[:5])}{more}. "
                          f"{advice}"
-                         f"Supported are {', '.join(sorted(OPERATORS))}, and on constants and "
-                         f"shapes {', '.join(sorted(fold.EVALUATE.keys() - OPERATORS.keys()))}")
+                         f"Supported are {', '.join(sorted(OPERATORS))}, on constants and "
+                         f"shapes {', '.join(sorted(fold.EVALUATE.keys() - OPERATORS.keys()))}, "
+                         f"and of com.microsoft {', '.join(sorted(MICROSOFT))}")
+
+
+def _operators(node: onnx.NodeProto) -> Operators:
+    """All that its domain has."""
+    if node.domain in STANDARD:
+        return OPERATORS
+    return MICROSOFT if node.domain == "com.microsoft" else {}
 
 
 def _unique_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
@@ -165,6 +177,9 @@ def _output(net: Importer, name: str) -> Value:
     value = net.aliases.get(name, name)
     if value in net.constants or value not in net.specs:
         raise ModelError(f"output {name!r} is not computed from any input")
+    if name in net.grids:
+        raise ModelError(f"output {name!r} is quantised ({net.grids[name]}); only float32 is "
+                         f"supported: end the file with a DequantizeLinear")
     if value != name:
         net.name = name
         first = len(net.nodes)
@@ -185,15 +200,16 @@ def _import_node(net: Importer, node: onnx.NodeProto, path: Path) -> None:
             raise net.error(f"its output {name!r} is computed twice")
     attributes = {a.name: onnx_file.read_attribute(a, path) for a in node.attribute}
     first, net.outputs = len(net.nodes), len(node.output)
+    net.coded = {value: net.grids[name] for name, value in zip(node.input, inputs, strict=False)
+                 if value is not None and name in net.grids}
     values: tuple[Value, ...]
     try:
         glue = node.op_type in fold.EVALUATE and all(
             value is None or value in net.constants or value in net.batches for value in inputs)
         if node.op_type == "Shape" or glue:
             values = (_glue(net, node.op_type, inputs, attributes),)
-        elif node.op_type in OPERATORS:
-            found = OPERATORS[node.op_type](net, *inputs, **attributes)
-            values = (found,) if isinstance(found, str) else found
+        elif node.op_type in _operators(node):
+            values = _computed(net, node, inputs, attributes)
         else:
             raise net.error(f"{node.op_type} is supported only on constants and shapes")
     except (ValueError, TypeError) as error:
@@ -204,6 +220,17 @@ def _import_node(net: Importer, node: onnx.NodeProto, path: Path) -> None:
     for value, name in zip(values, node.output, strict=False):
         if name:
             net.finish(value, name, first)
+
+
+def _computed(net: Importer, node: onnx.NodeProto, inputs: list[Value | None],
+              attributes: dict[str, Any]) -> tuple[Value, ...]:
+    takes_codes = node.op_type in TAKE_CODES
+    grid = None if takes_codes else moved(net, node.op_type, inputs, attributes.get("mode"))
+    found = _operators(node)[node.op_type](net, *inputs, **attributes)
+    values = (found,) if isinstance(found, str) else found
+    if grid is not None:
+        net.coded.update(dict.fromkeys(values, grid))
+    return values
 
 
 def _glue(net: Importer, operator: str, inputs: Sequence[Value | None],

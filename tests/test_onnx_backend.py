@@ -1,8 +1,9 @@
 """ONNX's own backend node tests, for every operator that is supported.
 
 What these tests give as inputs at run time and we take as constants (weights, shapes, axes) becomes
-an initializer first. A case that is refused must be listed in REFUSED with its reason, and the
-number of those that run is asserted, so that none can vanish unseen.
+an initializer first; of codes of 8 bits the numbers are given and taken. A case that is refused
+must be listed in REFUSED with its reason, and the number of those that run is asserted, so that
+none can vanish unseen.
 """
 import re
 import warnings
@@ -10,7 +11,7 @@ import warnings
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 import cnn
@@ -25,7 +26,10 @@ CONSTANTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "BatchNormalization": (1, 
              "ReduceMax": (1,), "ReduceL2": (1,), "ReduceSum": (1,), "Gather": (1,),
              "Resize": (1, 2, 3), "Expand": (1,),
              "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2),
-             "GroupNormalization": (1, 2), "Split": (1,), "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3)}
+             "GroupNormalization": (1, 2), "Split": (1,), "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3),
+             "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2),
+             "QLinearConv": (1, 2, 3, 4, 5, 6, 7, 8), "QLinearMatMul": (1, 2, 4, 5, 6, 7)}
+CODES = {TensorProto.UINT8: np.uint8, TensorProto.INT8: np.int8}
 
 # Name (a pattern) -> what the refusal says.
 REFUSED = {
@@ -56,6 +60,10 @@ REFUSED = {
     r"einsum": "only float32 is supported",
     r"(add|mul|sub|div)_(uint|int)": "only float32 is supported",
     r"layer_normalization": "with 3 outputs",
+    r"(de)?quantizelinear_(axis|blocked|u?int16)":
+        "only to uint8 or int8 by one scale|only float32 is supported",
+    r"(de)?quantizelinear_(e4m3|e5m2|float4|u?int[24])":
+        "is no number|only to uint8 or int8|only float32 is supported",
     r"(edge|reflect|wrap)_pad": "only float32 is supported",
     r"slice_start_out_of_bounds": "are not elements of axis",
     r"split_zero_size": "whose size is not known",
@@ -86,11 +94,37 @@ def with_constants(case):
     left = {}
     for info, value in zip(list(model.graph.input), inputs, strict=True):
         if info.name in fixed:
-            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), info.name))
+            tensor = model.graph.initializer.add()
+            tensor.CopyFrom(value if isinstance(value, TensorProto) else
+                            numpy_helper.from_array(np.asarray(value)))
+            tensor.name = info.name
             model.graph.input.remove(info)
         else:
             left[info.name] = value
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"):
+        as_numbers(model, left)
     return model, left, outputs
+
+
+def as_numbers(model, inputs):
+    """Inputs and outputs of codes become floats of the same number."""
+    nodes, before, after = list(model.graph.node), [], []
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
+    for info in [*model.graph.input, *model.graph.output]:
+        tensor = info.type.tensor_type
+        if tensor.elem_type not in CODES:
+            continue
+        name, zero = info.name, f"zero:{info.name}"
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.zeros((), CODES[tensor.elem_type]), zero))
+        info.name, tensor.elem_type = f"{name}:number", TensorProto.FLOAT
+        if name in inputs:
+            inputs[info.name] = inputs.pop(name).astype(np.float32)
+            before.append(helper.make_node("QuantizeLinear", [info.name, "one", zero], [name]))
+        else:
+            after.append(helper.make_node("DequantizeLinear", [name, "one", zero], [info.name]))
+    del model.graph.node[:]
+    model.graph.node.extend([*before, *nodes, *after])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -116,4 +150,4 @@ def test_node(case, tmp_path):
 def test_enough_of_the_cases_run():
     names = [case.values[0].name.removeprefix("test_") for case in CASES]
     refused = [name for name in names if any(re.match(pattern, name) for pattern in REFUSED)]
-    assert len(names) - len(refused) >= 288     # with onnx 1.23; newer ones may add cases
+    assert len(names) - len(refused) >= 299     # with onnx 1.23; newer ones may add cases

@@ -8,12 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import isfunction
+from types import ModuleType
 
 from ..importer import Value
-from . import elementwise, images, norms, products, reductions, resize, shapes, transposed
+from . import (
+    elementwise,
+    images,
+    microsoft,
+    norms,
+    products,
+    quantised,
+    reductions,
+    resize,
+    shapes,
+    transposed,
+)
 
-OPERATORS: dict[str, Callable[..., Value | tuple[Value, ...]]] = {
-    name: function for family in (images, transposed, resize, products, reductions, elementwise,
-                                    norms, shapes)
-    for name, function in vars(family).items()
-    if name[0].isupper() and isfunction(function) and function.__module__ == family.__name__}
+Operators = dict[str, Callable[..., Value | tuple[Value, ...]]]
+
+
+def _of(*families: ModuleType) -> Operators:
+    return {name: function for family in families for name, function in vars(family).items()
+            if name[0].isupper() and isfunction(function)
+            and function.__module__ == family.__name__}
+
+
+QUANTISED = _of(quantised)
+OPERATORS = _of(images, transposed, resize, products, reductions, elementwise, norms, shapes
+                ) | QUANTISED
+# Of the domain com.microsoft: what ONNX Runtime's quantiser writes.
+MICROSOFT = _of(microsoft) | {name: QUANTISED[name]
+                              for name in ("QuantizeLinear", "DequantizeLinear")}
+TAKE_CODES = (QUANTISED.keys() | MICROSOFT.keys()) - {"QuantizeLinear"}

@@ -16,6 +16,8 @@ def Clip(net: Importer, x: Value, low: Value | None = None, high: Value | None =
          min: float | None = None, max: float | None = None) -> Value:
     bounds = [attribute if value is None else float(net.array(value, "bound").reshape(()))
               for value, attribute in ((low, min), (high, max))]
+    if x in net.coded:
+        bounds = [None if code is None else net.coded[x].real(code) for code in bounds]
     return net.emit(ops.Clip(-np.inf if bounds[0] is None else bounds[0],
                              np.inf if bounds[1] is None else bounds[1]), x)
 

@@ -86,15 +86,15 @@ def LRN(net: Importer, x: Value, *, size: int, alpha: float = 1e-4, beta: float 
 
 
 def Softmax(net: Importer, x: Value, *, axis: int | None = None) -> Value:
-    return _softmax(net, x, axis, log=False)
+    return softmax(net, x, axis, net.opset)
 
 
 def LogSoftmax(net: Importer, x: Value, *, axis: int | None = None) -> Value:
-    return _softmax(net, x, axis, log=True)
+    return softmax(net, x, axis, net.opset, log=True)
 
 
-def _softmax(net: Importer, x: Value, axis: int | None, log: bool) -> Value:
-    if net.opset >= 13:
+def softmax(net: Importer, x: Value, axis: int | None, opset: int, log: bool = False) -> Value:
+    if opset >= 13:
         return net.emit(ops.Softmax(-1 if axis is None else axis, log), x)
     return net.by_rows(ops.Softmax(-1, log),
                        ops.normal_axis(1 if axis is None else axis, len(net.shape(x))), x)

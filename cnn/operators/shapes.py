@@ -78,6 +78,8 @@ def Pad(net: Importer, x: Value, pads_input: Value | None = None, value_input: V
                         f"'reflect'")
     if value_input is not None:
         value = float(net.array(value_input, "value").reshape(()))
+    if x in net.coded:
+        value = net.coded[x].real(value)
     rank = len(net.shape(x))
     given = list(net.given(pads_input, pads, "pads") or ())
     axes = net.given(axes_input, None, "axes")

@@ -5,7 +5,19 @@ Values named in `keep` stay values that the network computes, whatever could be 
 from __future__ import annotations
 
 from ..graph import Graph, Node
-from . import affine, attention, expand, fuse, heads, layout, pad, parallel, prune, written_out
+from . import (
+    affine,
+    attention,
+    expand,
+    fuse,
+    heads,
+    layout,
+    pad,
+    parallel,
+    prune,
+    quantised,
+    written_out,
+)
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -22,8 +34,9 @@ def arrange(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
 
 
 def combine(graph: Graph, keep: frozenset[str] = NOTHING) -> Graph:
-    """Fewer layers: what is written out joined, batch norms and biases folded, sums of convolutions
-    joined; activations and residual adds fused."""
+    """Fewer layers: what is quantised twice left out, what is written out joined, batch norms and
+    biases folded, sums of convolutions joined; activations and residual adds fused."""
+    graph = prune.prune(quantised.leave_out(graph, keep), keep)
     graph = pad.absorb(attention.join(written_out.join(graph)), keep)
     graph = prune.prune(graph, keep)        # what is left over would still be a reader
     before: tuple[Node, ...] = ()
