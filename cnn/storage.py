@@ -4,7 +4,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kernels.ops import Concat, FakeQuantize, Flatten, Grid, MaxPool2d, Reshape, TensorSpec
+from kernels.ops import (
+    AddFakeQuantize,
+    Concat,
+    FakeQuantize,
+    Flatten,
+    Grid,
+    MaxPool2d,
+    Reshape,
+    TensorSpec,
+)
 
 from .devices import Device
 from .graph import Graph, Node
@@ -38,7 +47,7 @@ def storage(graph: Graph, device: Device, options: Any,
 def _grid(node: Node, specs: Specs) -> Grid | None:
     """Of what a node gives."""
     last = getattr(node.op, "activation", node.op)
-    if isinstance(last, FakeQuantize):
+    if isinstance(last, (FakeQuantize, AddFakeQuantize)):
         return last.grid
     grids = {specs[name].grid for name in node.inputs}
     return grids.pop() if isinstance(node.op, MOVING) and len(grids) == 1 else None

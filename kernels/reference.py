@@ -191,6 +191,10 @@ def add(op: ops.Add, a: Array, b: Array) -> Array:
     return a + b
 
 
+def add_fake_quantize(op: ops.AddFakeQuantize, a: Array, b: Array) -> Array:
+    return fake_quantize(ops.FakeQuantize(op.scale, op.zero_point), a + b)
+
+
 def mul(op: ops.Mul, a: Array, b: Array) -> Array:
     return a * b
 
@@ -260,6 +264,7 @@ MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.HardSwish: hard_swish, ops.HardSigmoid: hard_sigmoid, ops.LeakyRelu: leaky_relu,
     ops.Elu: elu, ops.Gelu: gelu, ops.Erf: erf, ops.Sqrt: sqrt, ops.StarRelu: star_relu,
     ops.FakeQuantize: fake_quantize,
+    ops.AddFakeQuantize: add_fake_quantize,
     ops.Add: add, ops.Mul: mul, ops.Div: div, ops.BatchNorm: batch_norm,
     ops.LayerNorm: layer_norm, ops.LocalResponseNorm: local_response_norm, ops.Concat: concat,
     ops.Slice: slice_, ops.Pad: pad, ops.Softmax: softmax, ops.Transpose: transpose,

@@ -1,4 +1,4 @@
-"""Fuses into a layer what follows it: an activation or a residual add.
+"""Fuses into a layer what follows it: an activation or a residual add; into an add FakeQuantize.
 
 The value is then written once, finished, instead of being read and written again by each.
 """
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.ops import Add, BatchNorm, Conv2d, Linear, Unary
+from kernels.ops import Add, AddFakeQuantize, BatchNorm, Conv2d, FakeQuantize, Linear, Unary
 
 from ..graph import Graph, Node
 from .merge import Merger, merge
@@ -16,7 +16,7 @@ from .merge import Merger, merge
 
 def fuse(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     """The graph with everything fused that can be; values in `keep` stay values."""
-    return merge(graph, keep, _activation, _residual)
+    return merge(graph, keep, _activation, _sum, _residual)
 
 
 def _activation(state: Merger, node: Node) -> Node | None:
@@ -27,6 +27,19 @@ def _activation(state: Merger, node: Node) -> Node | None:
         return None
     assert isinstance(layer.op, (Conv2d, Linear, BatchNorm))
     return replace(layer, op=replace(layer.op, activation=node.op))
+
+
+def _sum(state: Merger, node: Node) -> Node | None:
+    """FakeQuantize of an Add of two computed values of one shape."""
+    if not isinstance(node.op, FakeQuantize):
+        return None
+    layer = state.layer(node.inputs[0], (Add,))
+    if layer is None or any(name in state.constants for name in layer.inputs):
+        return None
+    specs = [state.specs[name] for name in layer.inputs]
+    if None in specs or specs[0] != specs[1]:
+        return None
+    return replace(layer, op=AddFakeQuantize(node.op.scale, node.op.zero_point))
 
 
 def _residual(state: Merger, node: Node) -> Node | None:

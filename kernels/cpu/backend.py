@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .. import ops
 from ..ops import Op, TensorSpec
 from ..step import Array, Options, Step
-from .host import attention, conv, copy, elementwise, matmul, norm, pool, softmax
+from .host import attention, codes, conv, copy, elementwise, matmul, norm, pool, softmax
 
 PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Conv2d: conv.prepare_conv2d,
@@ -18,6 +18,7 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     **dict.fromkeys(pool.GLOBAL, pool.prepare_global_pool2d),
     **dict.fromkeys(elementwise.UNARY, elementwise.prepare_unary),
     **dict.fromkeys(elementwise.BINARY, elementwise.prepare_binary),
+    ops.AddFakeQuantize: codes.prepare_add,
     ops.Softmax: softmax.prepare_softmax,
     ops.BatchNorm: norm.prepare_batch_norm,
     ops.LayerNorm: norm.prepare_layer_norm,

@@ -1,8 +1,6 @@
 """Elementwise ops: one expression each, swept over flat arrays by all threads."""
 from __future__ import annotations
 
-import numpy as np
-
 from . import scalar
 from .jit import kernel, njit
 from .parallel import parallel_for
@@ -42,21 +40,6 @@ leaky_relu, elu, erf = unary(scalar.leaky_relu), unary(scalar.elu), unary(scalar
 gelu, gelu_tanh = unary(scalar.gelu), unary(scalar.gelu_tanh)
 sqrt, star_relu = unary(scalar.sqrt), unary(scalar.star_relu)
 fake_quantize = unary(scalar.fake_quantize)
-
-
-@kernel
-def quantize(scale, zero_point, x, y, threads):
-    """The codes in y that fake_quantize makes numbers of again."""
-    parallel_for(quantize_parts, -(-len(y) // SWEEP), threads, (scale, zero_point, x, y))
-
-
-@njit(fastmath={"contract"})
-def quantize_parts(thread, first, end, scale, zero_point, x, y):
-    widest_vectors()
-    for start in range(first * SWEEP, end * SWEEP, SWEEP):
-        part, codes = x[start:start + SWEEP], y[start:start + SWEEP]
-        for i in range(len(codes)):
-            codes[i] = np.uint8(np.int32(scalar.code(part[i], scale, zero_point) + zero_point))
 
 
 # ---- two inputs -------------------------------------------------------------------------------

@@ -209,9 +209,14 @@ def fake_quantize(x, scale, zero_point):
 
 @njit(inline="always")
 def code(x, scale, zero_point):
-    """The code of x less zero_point. Clipped first, as ROUND serves small numbers alone."""
-    n = clip(x / scale, -zero_point, MOST_CODE - zero_point)
-    return (n + ROUND) - ROUND
+    """The code of x, less zero_point."""
+    return nearest_code(x / scale, zero_point)
+
+
+@njit(inline="always")
+def nearest_code(n, zero_point):
+    """Clipped first, as ROUND serves small numbers alone."""
+    return (clip(n, -zero_point, MOST_CODE - zero_point) + ROUND) - ROUND
 
 
 @njit(inline="always")

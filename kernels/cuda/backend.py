@@ -47,6 +47,7 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.StarRelu: elementwise.prepare_unary,
     ops.FakeQuantize: elementwise.prepare_unary,
     ops.Add: elementwise.prepare_binary,
+    ops.AddFakeQuantize: elementwise.prepare_add_fake_quantize,
     ops.Mul: elementwise.prepare_binary,
     ops.Div: elementwise.prepare_binary,
     ops.Softmax: softmax.prepare_softmax,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .activation import activation
+from .activation import activation, fake_quantize
 from .index import AXES, split_axes, thread_index
 from .ptx import cuda, float32, uint32, uint64
 
@@ -108,6 +108,11 @@ def add(a, b, low, high):
 
 
 @cuda.jit(device=True, inline="always")
+def add_fake_quantize(a, b, scale, zero_point):
+    return fake_quantize(float32(a + b), scale, zero_point)
+
+
+@cuda.jit(device=True, inline="always")
 def mul(a, b, low, high):
     return float32(a * b)
 
@@ -123,4 +128,5 @@ def divide(a, b, low, high):
     return float32(b / a)
 
 
-BINARY: dict[str, Callable] = {"add": add, "mul": mul, "div": div, "divide": divide}
+BINARY: dict[str, Callable] = {"add": add, "add_fake_quantize": add_fake_quantize, "mul": mul,
+                               "div": div, "divide": divide}

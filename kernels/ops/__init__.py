@@ -7,6 +7,7 @@ What each op MEANS is in `reference.py`.
 from .base import Dim, Grid, Op, Padding, Pair, Shape, TensorSpec, count, known, normal_axis
 from .elementwise import (
     Add,
+    AddFakeQuantize,
     Binary,
     Clip,
     Div,
@@ -43,11 +44,11 @@ from .matrices import Attention, MatMul, Matrices, Order, Window
 from .movement import Concat, Flatten, Pad, PadMode, Reshape, Slice, Transpose
 from .norm import BatchNorm, LayerNorm, LocalResponseNorm, Softmax
 
-__all__ = ["Add", "Attention", "AvgPool2d", "BatchNorm", "Binary", "Clip", "Concat", "Conv2d",
-           "Dim", "Div", "Elu", "Erf", "FakeQuantize", "Flatten", "Gelu", "GlobalAvgPool2d",
-           "GlobalL2Pool2d", "GlobalMaxPool2d", "GlobalPool2d", "Grid", "HardSigmoid", "HardSwish",
-           "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm", "MatMul", "Matrices",
-           "MaxPool2d", "Mul", "Op", "Order", "Pad", "PadMode", "Padding", "Pair", "Pool2d", "Relu",
-           "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax", "Sqrt", "StarRelu", "Tanh",
-           "TensorSpec", "Transpose", "Unary", "Window", "broadcast_shapes", "count", "known",
-           "normal_axis", "window_extent"]
+__all__ = ["Add", "AddFakeQuantize", "Attention", "AvgPool2d", "BatchNorm", "Binary", "Clip",
+           "Concat", "Conv2d", "Dim", "Div", "Elu", "Erf", "FakeQuantize", "Flatten", "Gelu",
+           "GlobalAvgPool2d", "GlobalL2Pool2d", "GlobalMaxPool2d", "GlobalPool2d", "Grid",
+           "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm",
+           "MatMul", "Matrices", "MaxPool2d", "Mul", "Op", "Order", "Pad", "PadMode", "Padding",
+           "Pair", "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax",
+           "Sqrt", "StarRelu", "Tanh", "TensorSpec", "Transpose", "Unary", "Window",
+           "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]

@@ -110,6 +110,25 @@ class Add(Binary):
     """a + b"""
 
 
+@dataclass(frozen=True)
+class AddFakeQuantize(Binary):
+    """FakeQuantize of a + b, which are of one shape: how a residual block of 8 bits ends."""
+    scale: float = 1.0
+    zero_point: int = 0
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.scale, self.zero_point)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        y = super().output_shape(*shapes)
+        if not len(shapes[0]) == len(shapes[1]) == len(y) or any(
+                1 in sizes and sizes != (1, 1) for sizes in zip(*shapes, strict=True)):
+            raise ValueError(f"AddFakeQuantize takes two values of one shape, not {shapes[0]} and "
+                             f"{shapes[1]}")
+        return y
+
+
 class Mul(Binary):
     """a * b"""
 

@@ -10,6 +10,7 @@ from ...axes import collapse
 from ...ops import Op, TensorSpec, Unary, count
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
+from . import codes
 
 # By name, and by name with the operands having changed places.
 BINARY: dict[type[Op], tuple[str, str]] = {
@@ -20,9 +21,6 @@ UNARY: dict[type[Op], str] = {
     ops.Elu: "elu", ops.Gelu: "gelu", ops.Erf: "erf", ops.Sqrt: "sqrt",
     ops.StarRelu: "star_relu",
     ops.FakeQuantize: "fake_quantize"}
-
-
-QUANTIZE = Kernel("elementwise", "quantize")
 
 
 def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
@@ -58,24 +56,13 @@ def _unary(op: Op, x: Array, y: Array, threads: int) -> Launch:
 
 def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
                   weights: list[Array | None], options: Options) -> Step:
-    if output.dtype == "uint8":
-        return _prepare_quantize(op, options)
+    if isinstance(op, ops.FakeQuantize) and "uint8" in (inputs[0].dtype, output.dtype):
+        return codes.prepare_quantize(op, inputs, output, options)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         return [_unary(op, arrays[0].reshape(-1), y.reshape(-1), options.threads)]
 
     return Step(f"{op.kind.lower()}_f32", bind)
-
-
-def _prepare_quantize(op: Unary, options: Options) -> Step:
-    """To codes."""
-    _, scale, zero_point = unary_kernel(op)
-
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [QUANTIZE.bind(scale, zero_point, arrays[0].reshape(-1), y.reshape(-1),
-                              options.threads)]
-
-    return Step("quantize_u8", bind)
 
 
 def prepare_binary(op: ops.Binary, inputs: list[TensorSpec], output: TensorSpec,

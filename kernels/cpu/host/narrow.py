@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ops import (
+    AddFakeQuantize,
     BatchNorm,
     Concat,
     Conv2d,
@@ -47,8 +48,9 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
         if weight is None or not are_codes(inputs[0], weight, options):
             return Narrow()
         return Narrow((0, 3), isinstance(op.activation, FakeQuantize))
-    return Narrow(writes=isinstance(op, FakeQuantize),
-                  moves=isinstance(op, (Concat, MaxPool2d)))
+    if isinstance(op, (FakeQuantize, AddFakeQuantize)):
+        return Narrow((0, 1), writes=True)
+    return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))
 
 
 def _is_depthwise(op: Conv2d, inputs: Sequence[TensorSpec]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...axes import collapse
-from ...ops import Binary, Op, TensorSpec, Unary, count
+from ...ops import AddFakeQuantize, Binary, Op, TensorSpec, Unary, count
 from ...step import Array, Options, Step
 from .. import elementwise, vector
 from ..activation import ACTIVATIONS, activation_of
@@ -32,7 +32,8 @@ def broadcast_kernel(dtype: str, lanes: int, function: str, repeat: bool) -> Ker
 
 def kernels(dtype: str) -> list[Kernel]:
     """Those that networks meet."""
-    return [*(flat_kernel(dtype, function) for function in (*ACTIVATIONS, *SWAPPED)),
+    return [*(flat_kernel(dtype, function)
+              for function in (*ACTIVATIONS, *SWAPPED, "add_fake_quantize")),
             *(broadcast_kernel(dtype, lanes, "mul", repeat) for repeat in (False, True)
               for lanes in (vector.lanes(dtype), 1))]
 
@@ -54,6 +55,16 @@ def prepare_unary(op: Unary, inputs: list[TensorSpec], output: TensorSpec,
         return [Launch(kernel, flat_grid(kernel, elements), (x, x, y, elements, low, high))]
 
     return Step(kernel.name, bind)
+
+
+def prepare_add_fake_quantize(op: AddFakeQuantize, inputs: list[TensorSpec], output: TensorSpec,
+                              weights: list[Array | None], options: Options) -> Step:
+    """y may be an input."""
+    check_sizes(op.kind, output)
+    kernel, elements = flat_kernel(output.dtype, "add_fake_quantize"), count(output.shape)
+    numbers = op.scale, float(op.zero_point)
+    return Step(kernel.name, lambda arrays, y, workspace: [
+        Launch(kernel, flat_grid(kernel, elements), (*arrays, y, elements, *numbers))])
 
 
 def prepare_binary(op: Binary, inputs: list[TensorSpec], output: TensorSpec,
