@@ -244,6 +244,17 @@ def test_codes_that_are_read_with_another_scale(tmp_path, found, dtype):
     compare(tmp_path, build(nodes, IMAGE, constants=constants), x=X)
 
 
+def test_microsofts_own_names(tmp_path):
+    """Which the quantiser gives to all where a file's opset lacks a type that it needs."""
+    constants = {"w": whole(-3, 3, 8, 4, 3, 3, dtype=np.int8), "s": np.float32(0.25),
+                 "z": np.uint8(100), "ws": np.float32([0.5] * 8), "wz": np.zeros(8, np.int8)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"], domain="com.microsoft"),
+             node("DequantizeLinear", ["q", "s", "z"], ["r"], domain="com.microsoft"),
+             node("DequantizeLinear", ["w", "ws", "wz"], ["v"], domain="com.microsoft", axis=0),
+             node("Conv", ["r", "v"], ["y"])]
+    compare(tmp_path, with_microsoft(build(nodes, IMAGE, constants=constants)), x=X)
+
+
 @pytest.mark.parametrize("attributes", [{}, {"output_dtype": TensorProto.INT8},
                                         {"output_dtype": TensorProto.UINT8}])
 def test_a_zero_point_that_is_left_out(tmp_path, attributes):

@@ -3,6 +3,7 @@ computes as the ONNX operator that it is named after, and quantises."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def QLinearMul(net: Importer, a: Value, a_scale: Value, a_zero: Value | None, b:
 
 def QLinearAveragePool(net: Importer, x: Value, x_scale: Value, x_zero: Value | None,
                        y_scale: Value, y_zero: Value | None = None, *, channels_last: int = 0,
-                       **attributes: object) -> Value:
+                       **attributes: Any) -> Value:
     return _image(net, images.AveragePool, x, x_scale, x_zero, y_scale, y_zero, channels_last,
                   **attributes)
 
@@ -91,7 +92,7 @@ def QGemm(net: Importer, a: Value, a_scale: Value, a_zero: Value, b: Value, b_sc
 
 def _image(net: Importer, pool: Callable[..., Value], x: Value, x_scale: Value,
            x_zero: Value | None, y_scale: Value, y_zero: Value | None, channels_last: int,
-           **attributes: object) -> Value:
+           **attributes: Any) -> Value:
     dtype = _dtype(net, x)
     image = dequantise(net, x, x_scale, x_zero)
     if channels_last:

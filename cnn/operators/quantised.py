@@ -7,6 +7,7 @@ there. So every other operator computes as in the float network, and none in int
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -44,11 +45,11 @@ def DequantizeLinear(net: Importer, x: Value, scale: Value, zero_point: Value | 
 
 def QLinearConv(net: Importer, x: Value, x_scale: Value, x_zero: Value, w: Value, w_scale: Value,
                 w_zero: Value, y_scale: Value, y_zero: Value, b: Value | None = None,
-                **attributes: object) -> Value:
+                **attributes: Any) -> Value:
     image = dequantise(net, x, x_scale, x_zero)
     weight = dequantise(net, w, w_scale, w_zero, axis=0)
     bias = None if b is None else sums(net, b, x_scale, w_scale)
-    y = images.Conv(net, image, weight, bias, **attributes)     # type: ignore[arg-type]
+    y = images.Conv(net, image, weight, bias, **attributes)
     return quantise(net, y, y_scale, y_zero)
 
 
