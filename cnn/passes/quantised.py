@@ -1,8 +1,9 @@
 """Leaves out what a file quantised to 8 bits does twice, or to no effect.
 
 A clip before a FakeQuantize which clips as tightly; and a FakeQuantize of numbers that are its own
-already, as files have them around each layer that only moves or picks numbers. First of all, so
-that other passes see a layer beside what follows it.
+already, as files have them around each layer that only moves or picks numbers. What is put together
+by a Concat is quantised before. First of all, so that other passes see a layer beside what follows
+it.
 """
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ def leave_out(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     """The graph without these; values in `keep` stay values. prune.py drops what nobody reads."""
     if not any(isinstance(node.op, FakeQuantize) for node in graph.nodes):
         return graph
+    graph = _before_concat(graph, keep)
     readers, producer = graph.consumers(), graph.producer()
     needed = {*graph.outputs, *keep}
 
@@ -60,6 +62,25 @@ def leave_out(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
         elif _moves(node.op) and len(found := {grids.get(name) for name in inputs}) == 1:
             grids.update((node.output, grid) for grid in found if grid is not None)
         nodes.append(replace(node, inputs=tuple(inputs)))
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _before_concat(graph: Graph, keep: frozenset[str]) -> Graph:
+    """FakeQuantize of each input of a Concat in place of that of its output."""
+    readers, producer = graph.consumers(), graph.producer()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        concat = producer.get(node.inputs[0]) if isinstance(node.op, FakeQuantize) else None
+        if (concat is None or not isinstance(concat.op, Concat) or len(readers[concat.output]) > 1
+                or concat.output in {*graph.outputs, *keep}
+                or not graph.constants.keys().isdisjoint(concat.inputs)):
+            nodes.append(node)
+            continue
+        parts = [Node(node.op, (name,), f"{node.output}:{i}", f"{node.name}:{i}")
+                 for i, name in enumerate(concat.inputs)]
+        nodes += parts
+        nodes.append(replace(concat, inputs=tuple(part.output for part in parts),
+                             output=node.output))
     return replace(graph, nodes=tuple(nodes))
 
 

@@ -34,7 +34,7 @@ def quantize_pieces(thread, first, end, x_scale, x_zero, scale, zero_point, y_sc
         count = min(PIECE, width - start)
         part = x[row * width + start:row * width + start + count]
         target = y[row * y_step + start:row * y_step + start + count]
-        for i in range(count):
+        for i in range(len(target)):
             real = (np.float32(part[i]) - x_zero) * x_scale
             target[i] = scalar.code(real, scale, zero_point) * y_scale + y_zero
 

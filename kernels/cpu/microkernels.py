@@ -373,14 +373,16 @@ def scale_shift_pixel(typingctx, arguments):
 
     y[c] = clip(x[c] * scale[c] + shift[c], low, high)
 
-    for c < channels; nothing beyond these is touched. y points to float32 or bfloat16.
+    for c < channels; nothing beyond these is touched. x and y each point to float32, bfloat16 or
+    codes of 8 bits.
     """
     def codegen(context, b, sig, args):
         x, scale, shift, y, channels, low, high = cgutils.unpack_tuple(b, args[0])
         low, high = broadcast(b, low), broadcast(b, high)
 
         def vector(c, mask):
-            value, factor, term = (load(b, b.gep(array, [c]), mask) for array in (x, scale, shift))
+            value, factor, term = (load_wide(b, b.gep(array, [c]), mask)
+                                   for array in (x, scale, shift))
             value = b.fadd(b.fmul(value, factor), term)
             store_narrow(b, clip(b, value, low, high), b.gep(y, [c]), mask)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...axes import flat_pixels
-from ...ops import AddFakeQuantize, FakeQuantize, Grid, TensorSpec
+from ...ops import AddFakeQuantize, FakeQuantize, Grid, TensorSpec, Unary
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch
 
@@ -19,6 +19,12 @@ def meaning(spec: TensorSpec) -> tuple[np.float32, np.float32]:
         return np.float32(1), np.float32(0)
     assert spec.grid is not None
     return np.float32(spec.grid.scale), np.float32(spec.grid.zero_point)
+
+
+def writes_codes(activation: Unary | None) -> bool:
+    """Whether a kernel that adds a zero point before it rounds can write what this gives: the same
+    half is even before and after."""
+    return isinstance(activation, FakeQuantize) and activation.zero_point % 2 == 0
 
 
 def writing(y: TensorSpec, grid: Grid) -> tuple[np.float32, np.float32]:

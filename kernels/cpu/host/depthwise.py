@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...memory import aligned
-from ...ops import Conv2d, FakeQuantize, TensorSpec, known
+from ...ops import Conv2d, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
 from ..sizes import COMMON, LANES, WIDE, WINDOWS, Window
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
+from .codes import meaning, writes_codes
 from .epilogue import HIGHEST, epilogue, nothing
 
 KERNELS = {COMMON: Kernel("depthwise", "depthwise_common"),
@@ -46,16 +47,16 @@ def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
 
 
 def takes_codes(op: Conv2d, x: TensorSpec) -> tuple[tuple[int, ...], bool]:
-    """(positions of inputs that it reads so, whether it writes them), as of Narrow."""
+    """(positions of inputs that it reads so, whether it writes them), as of Narrow. Around an image
+    are numbers that are 0, and so must be their codes."""
     reads = x.grid is not None and x.grid.zero_point == 0
-    return ((0,) if reads else (),
-            isinstance(op.activation, FakeQuantize) and op.activation.zero_point == 0)
+    return (0,) if reads else (), writes_codes(op.activation)
 
 
 def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
                       bias: Array | None, options: Options) -> Step:
-    """Inputs x, weight (C, KH, KW, 1), [bias]. Codes, whose zero points are 0, are numbers as any
-    others, times a scale that weights take on."""
+    """Inputs x, weight (C, KH, KW, 1), [bias]. Codes are numbers as any others, times a scale that
+    weights take on."""
     batch, height, width, channels = known(inputs[0].shape)
     _, out_height, out_width, _ = known(output.shape)
     kh, kw = weight.shape[1:3]
@@ -63,17 +64,16 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
                      *op.padding[:2], *op.dilation, per_group=1)
     padding = -channels % LANES
 
-    x_scale, y_scale = (1.0 if spec.dtype != "uint8" or spec.grid is None else spec.grid.scale
-                        for spec in (inputs[0], output))
-    factor = np.float32(x_scale / y_scale)
+    (x_scale, _), (y_scale, y_zero) = meaning(inputs[0]), meaning(output)
+    factor = x_scale / y_scale
 
     def pack(w: Array) -> Array:
         rows = w.reshape(channels, -1).T * factor
         return aligned(np.pad(rows, ((0, 0), (0, padding))).ravel())
 
     packed = options.pack(weight, f"depthwise {factor}", pack)
-    packed_bias = np.pad(np.zeros(channels, np.float32) if bias is None else
-                         bias / np.float32(y_scale), (0, padding))
+    shift = np.zeros(channels, np.float32) if bias is None else bias / y_scale
+    packed_bias = np.pad(shift + y_zero, (0, padding))
     columns, geometry, kernel = cut_columns(g), tuple(g), KERNELS[family_of(g)]
     low, high, finish, suffix = epilogue(op.activation)
     if output.dtype == "uint8":

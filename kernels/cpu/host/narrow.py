@@ -20,6 +20,7 @@ from ...ops import (
 )
 from ...step import Array, Narrow, Options
 from . import depthwise, unit_choice
+from .codes import writes_codes
 from .epilogue import is_clip
 from .numbers import are_codes
 
@@ -48,6 +49,8 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
         if weight is None or not are_codes(inputs[0], weight, options):
             return Narrow()
         return Narrow((0, 3), isinstance(op.activation, FakeQuantize))
+    if isinstance(op, BatchNorm):
+        return Narrow((0,), writes_codes(op.activation))
     if isinstance(op, (FakeQuantize, AddFakeQuantize)):
         return Narrow((0, 1), writes=True)
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))

@@ -10,7 +10,8 @@ from ...norm import scale_and_shift
 from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
-from .epilogue import epilogue
+from .codes import meaning
+from .epilogue import HIGHEST, epilogue, nothing
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
 LAYER_NORM = Kernel("norm", "layer_norm")
@@ -19,8 +20,16 @@ LOCAL_RESPONSE_NORM = Kernel("norm", "local_response_norm")
 
 def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSpec,
                        weights: list[Array | None], options: Options) -> Step:
+    """Codes are numbers as any others, times a scale."""
     scale, shift = scale_and_shift(op, weights)
     low, high, finish, suffix = epilogue(op.activation)
+    if inputs[0].dtype == "uint8":
+        x_scale, x_zero = meaning(inputs[0])
+        shift, scale = shift - x_zero * (scale * x_scale), scale * x_scale
+    if output.dtype == "uint8":
+        y_scale, y_zero = meaning(output)
+        scale, shift = scale / y_scale, shift / y_scale + y_zero
+        low, high, finish = np.float32(0), np.float32(HIGHEST), nothing
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x, x_step), flat = flat_pixels(arrays[0]), flat_bits(y)
