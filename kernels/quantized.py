@@ -11,8 +11,8 @@ FEW = 16                # weights of an output that are tried before all are
 
 
 def weight_scales(weight: Array) -> Array:
-    """(O, ...) float32 -> (O,): of each output a scale of which all its weights are multiples, -127
-    to 127 times; NaN where there is none.
+    """(O, ...) float32 -> (O,): of each output the greatest scale of which all its weights are
+    multiples, -127 to 127 times; NaN where there is none.
 
     The greatest weight of an output is k times the scale for a k up to 127, so all are tried. That
     finds what a file was quantised to, whatever has been done since to whole outputs, as a batch
@@ -22,7 +22,7 @@ def weight_scales(weight: Array) -> Array:
     greatest = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0)).astype(float)
     scales = np.where(greatest == 0, 1, np.nan)
     sample = rows[:, :FEW].astype(float)
-    for k in range(MOST, 0, -1):
+    for k in range(1, MOST + 1):
         tried = greatest / k
         open_yet = np.isnan(scales) & np.isfinite(greatest)
         likely = np.flatnonzero(open_yet & _are_multiples(sample, np.where(open_yet, tried, 1)))
