@@ -15,11 +15,11 @@ from numba.extending import intrinsic
 SIGILL, SA_SIGINFO = 4, 4
 REGISTERS, RIP = 40, 16         # offset of the registers in a ucontext_t, and which is RIP
 ORDER = (13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)     # of RAX, RCX, RDX, ... there
-NONE, F3, F2 = 0, 2, 3          # prefixes as VEX has them
+NONE, P66, F3, F2 = 0, 1, 2, 3  # prefixes as VEX has them
 
 TILES = np.zeros((8, 16, 64), np.uint8)
 CONFIGURATION = np.zeros(64, np.uint8)      # all zeros: tiles can not be used
-PRODUCTS = np.zeros(1, np.int64)            # executed tdpbf16ps
+PRODUCTS = np.zeros(1, np.int64)            # executed tdpbf16ps and tdpbusd
 TILES_AT, CONFIGURATION_AT = TILES.ctypes.data, CONFIGURATION.ctypes.data
 PRODUCTS_AT = PRODUCTS.ctypes.data
 
@@ -80,6 +80,21 @@ def multiply(sums, x, w):
 
 
 @numba.njit
+def multiply_int8(sums, x, w):
+    """tdpbusd"""
+    for row in range(rows_of(sums)):
+        target = pointer(TILES_AT + sums * 1024 + row * 64, np.int32)
+        for column in range(bytes_of(sums) // 4):
+            total = np.int64(target[column])
+            for k in range(bytes_of(x)):
+                code = pointer(TILES_AT + x * 1024 + row * 64, np.uint8)[k]
+                total += np.int64(code) * pointer(
+                    TILES_AT + w * 1024 + k // 4 * 64 + 4 * column, np.int8)[k % 4]
+            target[column] = total
+    pointer(PRODUCTS_AT, np.int64)[0] += 1
+
+
+@numba.njit
 def execute(opcode, prefix, in_memory, tile, x, w, address, step):
     """Whether there is such an instruction and the tiles are configured for it."""
     if opcode == 0x49 and prefix == NONE and in_memory:         # ldtilecfg
@@ -101,6 +116,8 @@ def execute(opcode, prefix, in_memory, tile, x, w, address, step):
             copy(address + row * step, tile_at + row * 64, bytes_of(tile))
     elif opcode == 0x5C and prefix == F3:
         multiply(tile, x, w)
+    elif opcode == 0x5E and prefix == P66:
+        multiply_int8(tile, x, w)
     else:
         return False
     return True

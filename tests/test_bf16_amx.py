@@ -22,8 +22,12 @@ from test_bf16_conv import WAYS, arrays
 from test_bf16_simd import BLOCK, bits, numbers, products, tile_sums
 from test_bf16_values import IN_PLACE
 from kernels import reference
-from kernels.cpu.host import unit_choice
+from kernels.step import Options
+from kernels.cpu.dot_units import AMX_INT8
+from kernels.cpu.host import dot_conv, unit_choice
 from kernels.ops import Linear
+from int8_checks import IN, codes, specs
+from test_int8_conv import layer
 
 amx_traps.install()
 unit = unit_choice.BF16["amx"]
@@ -47,6 +51,20 @@ for op, given in problems:
     assert amx_traps.PRODUCTS[0] > before
     assert not amx_traps.CONFIGURATION.any()        # the tiles were released
 
+for *sizes, op, _, _ in WAYS:
+    before = amx_traps.PRODUCTS[0]
+    x, *rest = layer(op, 2, *sizes)
+    given = [codes(x, IN), *rest]
+    step = dot_conv.prepare_conv2d(op, *specs(op, given, [IN, None, None]), [None, *rest],
+                                   Options(1), AMX_INT8)
+    y = np.full(op.output_shape(*(array.shape for array in given)), np.nan, np.float32)
+    for launch in step.bind(given, y, aligned(step.workspace)):
+        launch()
+    assert "_int8_amx_32x32" in step.kernel
+    assert np.array_equal(y, reference.run(op, x, *rest)), op
+    assert amx_traps.PRODUCTS[0] > before
+    assert not amx_traps.CONFIGURATION.any()
+
 rng = np.random.default_rng(0)
 x, w = numbers(rng, 32, 96), numbers(rng, 96, BLOCK)
 sums = np.full(32 * BLOCK, np.nan, np.float32)
@@ -59,7 +77,7 @@ print("right")
 @pytest.mark.skipif(not missing(AMX_BF16), reason="this CPU has AMX, and the other tests run it")
 def test_the_machine_code_for_tiles_is_right():
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    environment = {**os.environ, "NUMBA_CPU_FEATURES": f"{features},+amx-tile,+amx-bf16"}
+    environment = {**os.environ, "NUMBA_CPU_FEATURES": f"{features},+amx-tile,+amx-bf16,+amx-int8"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=Path(__file__).parent.parent,
                           env=environment, capture_output=True, text=True)
     assert done.stdout == "right\n", done.stderr

@@ -9,6 +9,7 @@ import pytest
 from bf16_checks import assert_sums_right, every_unit, lacking, prepared_in_bfloat16  # noqa: F401
 from checks import aligned, assert_exact, integers, normal, prepare, run
 from conv_problems import arrays, problems
+from edges import UNITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from kernels.ops import Conv2d, TensorSpec
 from kernels.step import Options
 
 WEIGHTS = (1, 2)
-UNITS = 17              # of the arguments of conv2d, and of conv_units behind its first three
 PADDED = Conv2d(padding=(1, 1, 1, 1))
 
 
@@ -278,34 +278,15 @@ def test_the_input_beside_the_image_is_never_used(unit, channels):
 # Inputs, output and scratch memory end where memory ends that may be touched, and the last of two
 # threads, whose scratch is the last, does all the work.
 AT_THE_EDGE = """
-import ctypes, mmap, sys
+import sys
 import numpy as np
 sys.path.insert(0, "tests")
 from bf16_checks import backend, narrow, prepare_stored
-from test_bf16_conv import UNITS, WAYS, arrays, integers
+from edges import copy_at_the_edge, run_on_the_last_thread
+from test_bf16_conv import WAYS, arrays, integers
 from test_bf16_values import IN_PLACE
 from kernels import reference
-from kernels.cpu.dot_conv import conv_units
 from kernels.cpu.host import unit_choice
-
-def at_the_edge(size):
-    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-    block = np.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), np.uint8)
-    kept.append(block)
-    denied = ctypes.c_void_p(block.ctypes.data + pages)
-    assert ctypes.CDLL(None).mprotect(denied, mmap.PAGESIZE, 0) == 0
-    block[pages - size:pages] = 0xFF
-    return block[pages - size:pages]
-
-def on_the_last_thread(arguments):
-    *others, threads = arguments
-    others[0] = unit
-    conv_units(threads - 1, 0, len(others[UNITS]), *others)
-
-def copy_at_the_edge(array):
-    copy = at_the_edge(array.nbytes).view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 unit = unit_choice.BF16[sys.argv[1]]
 backend.PREPARE.update(backend.narrow())
@@ -314,17 +295,13 @@ problems += [(h, w, c, 40, kernel, op) for h, w, c, kernel, op in IN_PLACE]
 problems += [(1, pixels, 24, 40, (1, 1), IN_PLACE[0][-1]) for pixels in (1, 7, 13, 17, 33)]
 for height, width, channels, outputs, kernel, op in problems:
     for dtype in ("float32", "bfloat16"):
-        kept = []
         given = arrays(integers, op, 1, height, width, channels, outputs, kernel, True)
         expected = reference.run(op, *given).astype(np.float32).astype(dtype)
         given[0], given[3] = given[0].astype(dtype), given[3].astype(dtype)
         inputs = [copy_at_the_edge(array) for array in given]
         step = prepare_stored(op, inputs, dtype, 2, unit=unit)
         y = copy_at_the_edge(np.zeros_like(given[3]))
-        *making, products = step.bind(inputs, y, at_the_edge(step.workspace))
-        for launch in making:
-            launch()
-        on_the_last_thread(products.arguments)
+        run_on_the_last_thread(step, inputs, y, unit)
         assert np.array_equal(y, expected), op
 print("never beyond")
 """

@@ -19,6 +19,7 @@ from kernels.cpu.dot_simd import (
     narrow,
     release,
 )
+from kernels.cpu.host import unit_choice
 from kernels.cpu.simd import at
 from kernels.cpu.sizes import LANES
 
@@ -140,52 +141,64 @@ import json, sys
 from numba import types, typeof
 from kernels.cpu import dot_conv
 from kernels.cpu.host import unit_choice
-floats, bias, bits, numbers, table = (
+floats, bias, bits, codes, weights, numbers, table = (
     types.Array(kind, dimensions, "C") for kind, dimensions in (
-        (types.float32, 1), (types.float32, 2), (types.uint16, 1), (types.int64, 1),
-        (types.int64, 2)))
-unit = unit_choice.BF16[sys.argv[1]]
+        (types.float32, 1), (types.float32, 2), (types.uint16, 1), (types.uint8, 1),
+        (types.int8, 1), (types.int64, 1), (types.int64, 2)))
+unit = getattr(unit_choice, sys.argv[1])[sys.argv[2]]
+x, w, sums = (codes, weights, types.Array(types.int32, 1, "C")) if unit.is_int8 else (
+    bits, bits, floats)
 dot_conv.conv_units.compile((
-    types.int64, types.int64, types.int64, typeof(unit), bits, bits, bias, bits, bits, types.int64,
-    numbers, types.int64, bits, floats, numbers, types.int64, types.int64, table, table, table,
-    table, types.int64, types.float32, types.float32, types.int64,
-    types.float32))
+    types.int64, types.int64, types.int64, typeof(unit), x, w, bias, x, x, types.int64,
+    numbers, types.int64, x, sums, numbers, types.int64, types.int64, table, table, table,
+    table, types.int64, types.float32, types.float32, types.int64, types.float32))
 code = next(iter(dot_conv.conv_units.inspect_asm().values()))
 print(json.dumps({"code": code, "missing": unit_choice.missing(unit)}))
 """
 
 
-def compiled(unit, cpu, features, cache):
+def compiled(family, unit, cpu, features, cache):
     """The blocks of the kernel's machine code for a CPU, each up to the next label."""
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features,
                    "CNN_SIMD_LANES": "16", "CNN_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-c", COMPILE, unit], cwd=Path(__file__).parent.parent,
-                          env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", COMPILE, family, unit],
+                          cwd=Path(__file__).parent.parent, env=environment, capture_output=True,
+                          text=True, check=True)
     result = json.loads(done.stdout)
     assert result["missing"] == []
-    assert "vcvtneps2bf16" in result["code"]        # rounds what is written
+    # Rounds what is written.
+    assert ("vcvtneps2bf16" if family == "BF16" else "vpmovdb") in result["code"]
     return re.split(r"^\.\w+:$", result["code"], flags=re.MULTILINE)
 
 
-def test_tiles_compile_to_the_instructions_of_amx(tmp_path):
-    blocks = compiled("amx", "sapphirerapids", "+amx-tile,+amx-bf16,+avx512bf16", tmp_path)
+@pytest.mark.parametrize(("family", "features", "multiply", "write"), [
+    ("BF16", "+amx-tile,+amx-bf16,+avx512bf16", "tdpbf16ps", "vcvtneps2bf16"),
+    ("INT8", "+amx-tile,+amx-int8,+avx512vnni", "tdpbusd", "vpmovdb")])
+def test_tiles_compile_to_the_instructions_of_amx(family, features, multiply, write, tmp_path):
+    blocks = compiled(family, "amx", "sapphirerapids", features, tmp_path)
     code = "\n".join(blocks)
     assert code.count("ldtilecfg") == code.count("tilerelease") == 1
-    loops = [block for block in blocks if "tdpbf16ps" in block]
+    loops = [block for block in blocks if multiply in block]
     assert len(loops) >= 4          # 2 x 2 tiles, 2 x 1, 1 x 2, 1 x 1
     assert not [loop for loop in loops if "call" in loop]       # a callee may use the tiles
-    assert any("vcvtneps2bf16" in loop for loop in loops)       # sums are written meanwhile
+    assert any(write in loop for loop in loops)                 # sums are written meanwhile
     # The compiler keeps no tile in the stack: what is loaded and stored are operands.
     operands = re.findall(r"tile(?:loadd|stored)\s.*", code)
     assert len(operands) > 10
     assert not [operand for operand in operands if "%rsp" in operand]
 
 
-@pytest.mark.parametrize("cpu", ["cooperlake", "znver4"])
-def test_vectors_compile_to_the_instruction_of_avx512_and_stay_in_registers(cpu, tmp_path):
-    blocks = compiled("avx512", cpu, "+avx512bf16", tmp_path)
-    loops = [block for block in blocks if "vdpbf16ps" in block]
-    assert len(loops) >= 6          # 14, 7 and 1 pixels times 2 and 1 vectors
-    assert any(loop.count("vdpbf16ps") == 14 * 2 for loop in loops)
+@pytest.mark.parametrize(("family", "unit", "cpu", "features", "multiply"), [
+    ("BF16", "avx512", "cooperlake", "+avx512bf16", "vdpbf16ps"),
+    ("BF16", "avx512", "znver4", "+avx512bf16", "vdpbf16ps"),
+    ("INT8", "vnni", "cascadelake", "+avx512vnni", "vpdpbusd"),
+    ("INT8", "vnni", "znver4", "+avx512vnni", "vpdpbusd")])
+def test_vectors_compile_to_one_instruction_and_stay_in_registers(family, unit, cpu, features,
+                                                                  multiply, tmp_path):
+    blocks = compiled(family, unit, cpu, features, tmp_path)
+    loops = [block for block in blocks if multiply in block]
+    rows = getattr(unit_choice, family)[unit].rows
+    assert len(loops) >= 6          # three numbers of pixels, times 2 and 1 vectors
+    assert any(loop.count(multiply) == rows * 2 for loop in loops)
     for line in "\n".join(loops).splitlines():
         assert not ("zmm" in line and "%rsp" in line), line
