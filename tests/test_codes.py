@@ -1,5 +1,5 @@
-"""FakeQuantize, also of sums, of what is stored in codes of 8 bits: exact where scales are powers of
-two, and else within the code that rounding decides."""
+"""FakeQuantize, also of sums, of what is stored in codes of 8 bits: exact where scales are powers
+of two, and else within the code that rounding decides."""
 import itertools
 
 import numpy as np
