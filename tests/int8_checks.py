@@ -6,7 +6,6 @@ from bf16_checks import every
 from checks import GUARD, THREADS, aligned
 
 from kernels import ops, reference
-from kernels.cpu import backend
 from kernels.cpu.host import unit_choice
 from kernels.cpu.threads import team
 from kernels.ops import Grid, Op, TensorSpec
@@ -77,35 +76,3 @@ def expected_codes(op: Op, arrays, grid: Grid) -> np.ndarray:
 
 def quantise(grid: Grid) -> ops.FakeQuantize:
     return ops.FakeQuantize(*grid)
-
-
-def run_codes(op: Op, arrays, grids, output: TensorSpec | None = None, kernel: str = "",
-              gap: int = 0, weights=(), dtype: str = "float32") -> np.ndarray:
-    """The output of the kernel that the backend takes, which is float32 unless its spec is given;
-    weights: positions of constants. It is the same with 1 and 2 threads whatever was there before,
-    so all of it was written, and nothing beside it; inputs are as before.
-
-    gap: numbers between a pixel of the output and the next one.
-    """
-    inputs, output = specs(op, arrays, grids, output)
-    constants = [array if i in weights else None for i, array in enumerate(arrays)]
-    before, results = [array.tobytes() for array in arrays], []
-    *places, channels = output.shape
-    wide, first = (*places, channels + gap), gap // 2
-    size = int(np.prod(wide)) * np.dtype(output.dtype).itemsize
-    for threads, fill in zip((1, THREADS[-1]), (0xFF, 0x5A), strict=True):
-        step = backend.prepare(op, inputs, output, constants, Options(threads, dtype))
-        assert step.kernel.startswith(kernel), step.kernel
-        assert step.strided or not gap
-        block = aligned(size + 2 * GUARD, fill)
-        whole = block[GUARD:GUARD + size].view(output.dtype).reshape(wide)
-        y = whole[..., first:first + channels]
-        with team(threads):
-            for launch in step.bind(arrays, y, aligned(step.workspace)):
-                launch()
-        results.append(y.copy())
-        whole.view(np.uint8).reshape(*wide, -1)[..., first:first + channels, :] = fill
-        assert (block == fill).all(), "written beside the output"
-    assert results[0].tobytes() == results[1].tobytes()
-    assert [array.tobytes() for array in arrays] == before, "an input was changed"
-    return results[0]

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from checks import normal
+from code_checks import run_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from int8_checks import codes, expected_codes, quantise, run_codes, stored, values
+from int8_checks import codes, expected_codes, quantise, stored, values
 
 from kernels import ops, reference
 from kernels.ops import AddFakeQuantize, Grid, TensorSpec
