@@ -17,7 +17,6 @@ from kernels.cpu.sizes import LANES
 from kernels.ops import Conv2d, Grid, Linear, TensorSpec
 from kernels.step import Narrow, Options
 
-
 # ---- kernels ----------------------------------------------------------------------------------
 
 def quantised(op, grid):
