@@ -6,11 +6,12 @@ import pytest
 from checks import THREADS, normal
 from code_checks import ABOVE, EVEN, ODD, SMALL, Net, chain, in_codes, of_norm
 from graph_reference import evaluate
-from int8_checks import quantise, weights
+from int8_checks import every_int8_unit, quantise, weights
 
 from cnn import devices, executor, passes
 from cnn.graph import Node
 from kernels import ops
+from kernels.cpu.host import dot_matmul
 from kernels.ops import Grid, Linear
 
 
@@ -18,9 +19,6 @@ from kernels.ops import Grid, Linear
 def vectors(monkeypatch):
     """There is a unit on any CPU."""
     monkeypatch.setenv("CNN_INT8", "vnni_emulated")
-
-
-UNITS = ["vnni_emulated", "amx_emulated"]
 
 
 def network(odd=ODD, **others):
@@ -61,10 +59,10 @@ def run_threads(graph, dtype, inputs, keep=frozenset()):
     return found[0], program
 
 
-@pytest.mark.parametrize("name", UNITS)
+@every_int8_unit
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_network_computes_what_its_layers_mean(monkeypatch, name, dtype):
-    monkeypatch.setenv("CNN_INT8", name)
+def test_a_network_computes_what_its_layers_mean(monkeypatch, unit, dtype):
+    monkeypatch.setenv("CNN_INT8", unit.name)
     monkeypatch.setenv("CNN_BF16", "avx512_emulated")
     net = network()
     graph, x = net.graph("y"), images(net)
@@ -75,8 +73,9 @@ def test_a_network_computes_what_its_layers_mean(monkeypatch, name, dtype):
     np.testing.assert_array_equal(found["y"], expected["y"])
     assert len(np.unique(found["y"])) > 9
     kernels = [layer.step.kernel for layer in program.layers if layer.step]
-    assert sum(f"_int8_{name}_" in kernel for kernel in kernels if "conv2d" in kernel) == 5
-    assert any("linear_int8_vnni_emulated_" in kernel for kernel in kernels)    # of two samples
+    assert sum(f"_int8_{unit.name}_" in kernel for kernel in kernels if "conv2d" in kernel) == 5
+    few = dot_matmul.VECTORS.get(type(unit), unit)      # of two samples
+    assert any(f"linear_int8_{few.name}_" in kernel for kernel in kernels)
     assert "add_quantize_u8_u8_to_u8" in kernels
     assert np.shares_memory(program.values["r"], program.values["k"])       # not copied
 
@@ -103,10 +102,10 @@ def test_a_files_layers_become_these():
     assert in_codes(graph, devices.CpuDevice(1)) == {node.output for node in graph.nodes} - {"y"}
 
 
-@pytest.mark.parametrize("name", UNITS)
+@every_int8_unit
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_values_that_are_kept_are_those_numbers(monkeypatch, name, dtype):
-    monkeypatch.setenv("CNN_INT8", name)
+def test_values_that_are_kept_are_those_numbers(monkeypatch, unit, dtype):
+    monkeypatch.setenv("CNN_INT8", unit.name)
     monkeypatch.setenv("CNN_BF16", "avx512_emulated")
     net = network()
     graph, x = net.graph("y", "s"), images(net)
@@ -117,7 +116,7 @@ def test_values_that_are_kept_are_those_numbers(monkeypatch, name, dtype):
             np.testing.assert_array_equal(array, expected[value], err_msg=value)
 
 
-@pytest.mark.parametrize("name", ["none", *UNITS])
+@pytest.mark.parametrize("name", ["none", "vnni_emulated", "amx_emulated"])
 @pytest.mark.parametrize("scale", [2.9, 4.1, 5.3])
 def test_a_network_on_any_scales_is_within_a_step(monkeypatch, name, scale):
     """A sum beside a tie, which float32 may take for another, moves those behind it by little."""
@@ -156,12 +155,12 @@ def test_what_codes_are_refused_for_is_right_in_float32(monkeypatch, dtype):
     assert sum("_int8_vnni_emulated_" in kernel for kernel in kernels) == 3
 
 
-@pytest.mark.parametrize("name", UNITS)
+@every_int8_unit
 @pytest.mark.parametrize("scale", [0.5, 0.7, 0.123, 1.9])
-def test_codes_and_bfloat16_in_one_network(monkeypatch, name, scale):
+def test_codes_and_bfloat16_in_one_network(monkeypatch, unit, scale):
     """b is read by a layer of codes and by one of bfloat16, so it stays float32, in which both have
     what they need. What a layer of codes writes, and its residual, may be bfloat16."""
-    monkeypatch.setenv("CNN_INT8", name)
+    monkeypatch.setenv("CNN_INT8", unit.name)
     monkeypatch.setenv("CNN_BF16", "avx512_emulated")
     net, grid = Net(), Grid(scale, 0)
     net.conv("q", "b", grid)
