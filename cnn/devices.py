@@ -95,21 +95,23 @@ class CpuDevice:
     """Hand-written numba.njit kernels on NumPy memory, where values are float32.
 
     With dtype "bfloat16" convolutions (but for depthwise ones) and Linear layers round their inputs
-    and weights to it, and sum in float32; what only they read is stored rounded.
+    and weights to it, and sum in float32; what only they read is stored rounded. With any dtype
+    those of a file that is quantised to 8 bits multiply these.
     """
     name, stored = "cpu", "float32"
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         """DeviceError where that many threads (None asks for all there are) or the dtype can not
-        be had."""
+        be had, or what CNN_INT8 asks for."""
         if dtype not in CPU_DTYPES:
             raise DeviceError(f"dtype={dtype!r} is not supported on the CPU; it can be 'float32', "
                               f"or 'bfloat16' where the CPU has AMX or AVX512_BF16")
         try:
             count = check_threads(threads)
+            from kernels.cpu.host import unit_choice
+            unit_choice.choose_int8()      # asks for AMX before there are workers
             if dtype == "bfloat16":
-                from kernels.cpu.host import unit_choice
-                unit_choice.choose()       # asks for AMX before there are workers
+                unit_choice.choose()
         except ValueError as error:
             raise DeviceError(str(error)) from None
         self.dtype = dtype

@@ -20,7 +20,8 @@ from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
 CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cuda-bindings", "cupy-cuda13x")
-FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "amx-bf16")
+FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "amx-bf16",
+            "amx-int8")
 
 
 def report() -> list[tuple[str, str]]:
@@ -38,6 +39,7 @@ def report() -> list[tuple[str, str]]:
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
         ("vector width", f"{sizes.LANES} float32 lanes"),
         ("bfloat16", _bfloat16()),
+        ("int8", _int8()),
         ("threads", f"{threads.default_threads()} by default; this process may use "
                     f"{threads.available_threads()} of {os.cpu_count()} cores"),
         ("gpu", _gpu()),
@@ -56,6 +58,15 @@ def _bfloat16() -> str:
         return unit_choice.choose().name
     except ValueError as error:
         return f"none: {error}"
+
+
+def _int8() -> str:
+    """What multiplies files that are quantised to 8 bits on the CPU, or why float32 does."""
+    try:
+        unit = unit_choice.choose_int8()
+    except ValueError as error:
+        return f"none: {error}"
+    return unit.name if unit else "none: quantised files are multiplied in float32"
 
 
 def _gpu() -> str:

@@ -21,7 +21,7 @@ def weight_scales(weight: Array) -> Array:
     rows = weight.reshape(len(weight), -1)
     greatest = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0)).astype(float)
     scales = np.where(greatest == 0, 1, np.nan)
-    sample = rows[:, :FEW].astype(float)
+    sample = np.where(np.isfinite(greatest)[:, None], rows[:, :FEW], 0).astype(float)
     for k in range(1, MOST + 1):
         tried = greatest / k
         open_yet = np.isnan(scales) & np.isfinite(greatest)
@@ -40,6 +40,8 @@ def _are_multiples(rows: Array, scales: Array) -> Array:
 
 
 def codes(weight: Array, scales: Array) -> Array:
-    """The multiples, in weight's shape: int8."""
-    per_weight = (1 / scales).astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
-    return np.rint(weight * per_weight).astype(np.int8)
+    """The multiples, in weight's shape: int8. In float64, where every scale has an inverse."""
+    whole = np.empty(weight.shape, np.int8)
+    for of_output, row, scale in zip(whole, weight, scales, strict=True):
+        np.rint(row / scale, out=of_output, casting="unsafe")
+    return whole

@@ -84,6 +84,37 @@ def test_fake_quantisation_is_exact(op, dtype, runner):
     assert_exact(op, x, dtype=dtype, kernel="fake_quantize_", runner=runner)
 
 
+@pytest.mark.parametrize("grid", [(0.25, 0), (2.0, 128), (1.0, 255), (0.5, 7)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fake_quantisation_of_a_sum_is_exact(grid, dtype, runner):
+    """Of numbers that the dtype has; half of the sums are ties."""
+    op, rng = ops.AddFakeQuantize(*grid), np.random.default_rng(0)
+    for size in FEW:
+        a, b = (integers(rng, size, low=-200, high=201) * op.scale / 2 for _ in range(2))
+        assert_exact(op, a, b, dtype=dtype, kernel="add_fake_quantize_", runner=runner)
+    edges, zeros = np.float32([np.nan, np.inf, -np.inf, 1e30, -0.0]), np.zeros(5, np.float32)
+    for a, b in ((edges, zeros), (zeros, edges)):
+        assert_exact(op, a, b, dtype=dtype, kernel="add_fake_quantize_", runner=runner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fake_quantisation_of_a_sum_is_off_by_a_code_at_ties_alone(dtype, runner):
+    op, rng = ops.AddFakeQuantize(0.3, 100), np.random.default_rng(0)
+    a, b = (rounded(normal(rng, 4103) * 20, dtype).astype(np.float32) for _ in range(2))
+    quotient = (a.astype(float) + b) / op.scale
+    unclear = np.abs(quotient - np.floor(quotient) - 0.5) < 1e-4
+    bound = np.where(unclear, op.scale * 1.001, 200 * op.scale * EPS)
+    assert_within(bound, op, a, b, dtype=dtype, kernel="add_fake_quantize_", runner=runner)
+
+
+def test_what_fake_quantisation_adds_is_of_one_shape(runner):
+    rng = np.random.default_rng(0)
+    a = integers(rng, 2, 3, 4, 5)
+    assert_exact(ops.AddFakeQuantize(2.0, 3), a, a, runner=runner)      # a value and itself
+    with pytest.raises(ValueError, match="two values of one shape"):
+        run(ops.AddFakeQuantize(2.0, 3), a, integers(rng, 5), runner=runner)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_star_relu_rounds_once_an_operation(dtype, runner):
     op, x = ops.StarRelu(0.9, -0.4), rounded(np.linspace(-100, 100, 2001), dtype)
@@ -157,6 +188,7 @@ def test_in_place(dtype):
     rng = np.random.default_rng(0)
     x = normal(rng, 2, 3, 4, 16)
     for op, others in ((ops.Silu(), []), (ops.Add(), [normal(rng, 2, 3, 4, 16)]),
+                       (ops.AddFakeQuantize(0.25, 128), [normal(rng, 2, 3, 4, 16)]),
                        (ops.Mul(), [normal(rng, 16)]), (ops.Mul(), [normal(rng, 2, 3, 4, 1)])):
         assert_in_place(op, x, *others, dtype=dtype)
 

@@ -27,16 +27,24 @@ from kernels.ops import (
 )
 
 from ..graph import Graph, Node
+from .prune import prune
 
 # What gives only numbers that it is given; Relu and Pad may add 0, which every grid has.
 MOVES = (Concat, Flatten, GlobalMaxPool2d, MaxPool2d, Pad, Relu, Reshape, Slice, Transpose)
 
 
 def leave_out(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
-    """The graph without these; values in `keep` stay values. prune.py drops what nobody reads."""
+    """The graph without these; values in `keep` stay values."""
     if not any(isinstance(node.op, FakeQuantize) for node in graph.nodes):
         return graph
-    graph = _before_concat(graph, keep)
+    before: tuple[Node, ...] = ()
+    while graph.nodes != before:    # a Concat may have stood behind a clip, or another Concat
+        before, graph = graph.nodes, prune(_leave_out(_before_concat(graph, keep), keep), keep)
+    return graph
+
+
+def _leave_out(graph: Graph, keep: frozenset[str]) -> Graph:
+    """The graph where nobody reads these."""
     readers, producer = graph.consumers(), graph.producer()
     needed = {*graph.outputs, *keep}
 

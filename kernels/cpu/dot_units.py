@@ -12,6 +12,7 @@ products to wide sums. A Unit is an argument of kernels, and its class tells the
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -133,5 +134,11 @@ def missing(unit: Unit) -> list[str]:
     """
     features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
-        features = llvm.get_host_cpu_features().flatten()
+        features = _of_this_cpu()
     return [need for need in NEEDS.get(type(unit), ()) if f"+{need}" not in features.split(",")]
+
+
+@cache
+def _of_this_cpu() -> str:
+    """Its features: every layer of a network asks."""
+    return llvm.get_host_cpu_features().flatten()
