@@ -167,10 +167,11 @@ def star_relu(x: Array, scale: float = 1.0, bias: float = 0.0, *,
     return run(ops.StarRelu(float(scale), float(bias)), x, threads=threads)
 
 
-def fake_quantize(x: Array, scale: float, zero_point: int, *,
+def fake_quantize(x: Array, scale: float, zero_point: int, relu: bool = False, *,
                   threads: int | None = None) -> Array:
-    """(min(max(round(x / scale) + zero_point, 0), 255) - zero_point) * scale, half to even."""
-    return run(ops.FakeQuantize(float(scale), int(zero_point)), x, threads=threads)
+    """(min(max(round(x / scale) + zero_point, 0), 255) - zero_point) * scale, half to even; relu:
+    of max(x, 0)."""
+    return run(ops.FakeQuantize(float(scale), int(zero_point), bool(relu)), x, threads=threads)
 
 
 def add(a: Array, b: Array, *, threads: int | None = None) -> Array:

@@ -179,8 +179,7 @@ def star_relu(op: ops.StarRelu, x: Array) -> Array:
 
 
 def fake_quantize(op: ops.FakeQuantize, x: Array) -> Array:
-    codes = np.clip(np.rint(x / op.scale) + op.zero_point, 0, 255)
-    return (codes - op.zero_point) * op.scale
+    return np.clip(np.rint(x / op.scale), *op.bounds) * op.scale
 
 
 def _erfc(x: Array) -> Array:
@@ -192,7 +191,7 @@ def add(op: ops.Add, a: Array, b: Array) -> Array:
 
 
 def add_fake_quantize(op: ops.AddFakeQuantize, a: Array, b: Array) -> Array:
-    return fake_quantize(ops.FakeQuantize(op.scale, op.zero_point), a + b)
+    return fake_quantize(op.last, a + b)
 
 
 def mul(op: ops.Mul, a: Array, b: Array) -> Array:

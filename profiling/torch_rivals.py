@@ -183,7 +183,8 @@ def activation(torch: Any, op: ops.Unary | None) -> Function:
             return torch.sqrt_
         case ops.StarRelu(scale, bias):
             return lambda x: functional.relu_(x).square_().mul_(scale).add_(bias)
-        case ops.FakeQuantize(scale, zero_point):       # torch has none in place
-            return lambda x: torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+        case ops.FakeQuantize(scale, zero_point, relu):     # torch has none in place
+            least = zero_point if relu else 0
+            return lambda x: torch.fake_quantize_per_tensor_affine(x, scale, zero_point, least, 255)
         case _:
             raise ValueError(f"no rival is known for {op.kind}")

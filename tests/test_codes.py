@@ -192,3 +192,18 @@ def test_shapes_of_one_size_are_not():
 
 def test_the_grid_is_the_ops_own():
     assert AddFakeQuantize(0.5, 3).grid == ops.FakeQuantize(0.5, 3).grid == Grid(0.5, 3)
+
+
+@pytest.mark.parametrize("output", ["uint8", "float32"])
+def test_a_relu_bounds_the_codes(output):
+    rng, grid = np.random.default_rng(0), Grid(0.5, 128)
+    a, b = values(rng, A, 5000), values(rng, B, 5000)
+    for op, arrays, grids in ((AddFakeQuantize(*grid, relu=True), [a, b], [A, B]),
+                             (ops.FakeQuantize(*grid, relu=True), [a], [A])):
+        expected = reference.run(op, *arrays)
+        assert expected.min() == 0
+        stored_as = [codes(array, of) for array, of in zip(arrays, grids, strict=True)]
+        y = run_codes(op, stored_as, grids, spec((5000,), output, grid))
+        if output == "uint8":
+            y = (y.astype(float) - 128) * 0.5
+        np.testing.assert_array_equal(y, expected)

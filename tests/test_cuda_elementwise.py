@@ -76,12 +76,14 @@ def test_other_activations_keep_their_digits_to_both_ends(op, kernel, dtype, run
     assert_within(bound, op, x.astype(np.float32), dtype=dtype, kernel=kernel, runner=runner)
 
 
-@pytest.mark.parametrize("op", [ops.FakeQuantize(0.25, 0), ops.FakeQuantize(2.0, 128)])
+@pytest.mark.parametrize("op", [ops.FakeQuantize(0.25, 0), ops.FakeQuantize(2.0, 128),
+                                ops.FakeQuantize(2.0, 128, relu=True)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fake_quantisation_is_exact(op, dtype, runner):
     ties = np.arange(-600, 601, dtype=np.float32) * np.float32(op.scale / 2)
     x = np.concatenate([EDGES[-3:], ties])
-    assert_exact(op, x, dtype=dtype, kernel="fake_quantize_", runner=runner)
+    kernel = "relu_fake_quantize_" if op.relu else "fake_quantize_"
+    assert_exact(op, x, dtype=dtype, kernel=kernel, runner=runner)
 
 
 @pytest.mark.parametrize("grid", [(0.25, 0), (2.0, 128), (1.0, 255), (0.5, 7)])

@@ -74,7 +74,8 @@ def test_star_relu_rounds_once_an_operation():
 
 
 @pytest.mark.parametrize("op", [ops.FakeQuantize(0.25, 0), ops.FakeQuantize(2.0, 128),
-                                ops.FakeQuantize(1.0, 255), ops.FakeQuantize(2.0 ** -20, 7)])
+                                ops.FakeQuantize(1.0, 255), ops.FakeQuantize(2.0 ** -20, 7),
+                                ops.FakeQuantize(2.0, 128, relu=True)])
 @pytest.mark.parametrize("size", [1, 17, 1000])
 def test_fake_quantisation_is_exact(op, size):
     """Halves between two codes go to the even one, before the zero point is added."""

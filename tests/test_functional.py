@@ -77,6 +77,7 @@ def test_the_others():
     (kernels.leaky_relu, (0.25,), ops.LeakyRelu(0.25)), (kernels.elu, (0.5,), ops.Elu(0.5)),
     (kernels.gelu, (), ops.Gelu()), (kernels.gelu, ("tanh",), ops.Gelu(tanh=True)),
     (kernels.fake_quantize, (0.5, 3), ops.FakeQuantize(0.5, 3)),
+    (kernels.fake_quantize, (0.5, 3, True), ops.FakeQuantize(0.5, 3, relu=True)),
     (kernels.star_relu, (0.5, -2), ops.StarRelu(0.5, -2.0)),
     (kernels.global_l2_pool2d, (), ops.GlobalL2Pool2d()),
     (kernels.erf, (), ops.Erf()), (kernels.log_softmax, (1,), ops.Softmax(1, log=True)),

@@ -89,7 +89,8 @@ def test_any_linear_layer_is_exact(unit, samples, features, outputs, seed):
 
 @every_int8_unit
 @pytest.mark.parametrize("of_codes", [False, True])
-@pytest.mark.parametrize("activation", [None, ops.Relu(), quantise(OUT)])
+@pytest.mark.parametrize("activation", [None, ops.Relu(), quantise(OUT),
+                                        ops.FakeQuantize(*OUT, relu=True)])
 def test_a_residual_of_numbers_or_codes_is_added(unit, of_codes, activation):
     op, other = Conv2d(padding=(1, 1, 1, 1), activation=activation), Grid(2.0, 17)
     x, *rest = layer(op, 2, 7, 9, 12, 40, (3, 3), residual=True)

@@ -195,7 +195,8 @@ def test_no_pass_takes_a_quantised_sum_for_a_sum(after):
         else:
             y = net.add(op, y, *([net.weight(4, 1, 1)] if isinstance(op, ops.Binary) else []))
     done = check(literal(net, y), 1e-12)
-    assert by_kind(done, AddFakeQuantize)[0].op == AddFakeQuantize(1.0, 7)
+    relu = after == [ops.Relu()]        # which it takes in
+    assert by_kind(done, AddFakeQuantize)[0].op == AddFakeQuantize(1.0, 7, relu)
 
 
 def test_sums_of_sums_are_each_quantised():
@@ -266,3 +267,23 @@ def random_nets(draw):
 @settings(max_examples=200, deadline=None)
 def test_random_quantised_networks_keep_their_values(graph):
     check(graph)
+
+
+@pytest.mark.parametrize("order", ["relu, quantise", "quantise, relu", "both, twice"])
+def test_a_relu_goes_into_what_quantises_it(order):
+    """Of codes of int8 half are below 0, and a Relu takes them."""
+    net, signed = Net(4, 4, 3), FakeQuantize(0.5, 128)
+    y = net.conv(net.x, 3, 6)
+    for op in {"relu, quantise": [ops.Relu(), signed], "quantise, relu": [signed, ops.Relu()],
+               "both, twice": [signed, ops.Relu(), signed, ops.Relu()]}[order]:
+        y = net.add(op, y)
+    done = check(literal(net, net.conv(y, 6, 2)))
+    assert kinds(done) == ["Conv2d", "Conv2d", "Reshape"]
+    assert by_kind(done, ops.Conv2d)[0].op.activation == FakeQuantize(0.5, 128, relu=True)
+
+
+def test_a_relu_whose_input_is_read_besides_stays():
+    net, signed = Net(4, 4, 3), FakeQuantize(0.5, 128)
+    y = net.add(signed, net.conv(net.x, 3, 6))
+    done = check(literal(net, net.conv(net.add(ops.Relu(), y), 6, 2), net.conv(y, 6, 2)))
+    assert len(by_kind(done, ops.Relu)) == 1

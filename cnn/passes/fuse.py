@@ -39,7 +39,8 @@ def _sum(state: Merger, node: Node) -> Node | None:
     specs = [state.specs[name] for name in layer.inputs]
     if None in specs or specs[0] != specs[1]:
         return None
-    return replace(layer, op=AddFakeQuantize(node.op.scale, node.op.zero_point))
+    last = node.op
+    return replace(layer, op=AddFakeQuantize(last.scale, last.zero_point, last.relu))
 
 
 def _residual(state: Merger, node: Node) -> Node | None:

@@ -1,9 +1,9 @@
 """Leaves out what a file quantised to 8 bits does twice, or to no effect.
 
-A clip before a FakeQuantize which clips as tightly; and a FakeQuantize of numbers that are its own
-already, as files have them around each layer that only moves or picks numbers. What is put together
-by a Concat is quantised before. First of all, so that other passes see a layer beside what follows
-it.
+A clip before a FakeQuantize which clips as tightly, or with its relu would; a Relu after one; and a
+FakeQuantize of numbers that are its own already, as files have them around each layer that only
+moves or picks numbers. What is put together by a Concat is quantised before. First of all, so that
+other passes see a layer beside what follows it.
 """
 from __future__ import annotations
 
@@ -48,29 +48,50 @@ def _leave_out(graph: Graph, keep: frozenset[str]) -> Graph:
     readers, producer = graph.consumers(), graph.producer()
     needed = {*graph.outputs, *keep}
 
-    def unclipped(value: str) -> str:
-        """The value that a clip to no effect is given, or the value itself."""
-        before = producer.get(value)
-        if before is None or value in needed or not all(
-                _clips_as(reader.op, before.op) for reader in readers[value]):
-            return value
-        return same.get(before.inputs[0], before.inputs[0])
+    def unclipped(node: Node) -> Node:
+        """A FakeQuantize that reads what a clip is given, where all that read this can do that."""
+        clip = producer.get(node.inputs[0])
+        if clip is None or clip.output in needed or None in [
+                _with_clip(reader.op, clip.op) for reader in readers[clip.output]]:
+            return node
+        op = _with_clip(node.op, clip.op)
+        assert op is not None
+        return replace(node, op=op, inputs=tuple(same.get(name, name) for name in clip.inputs))
 
-    grids: dict[str, FakeQuantize] = {}     # of values that lie on one
+    def with_relu(node: Node) -> Node:
+        """The FakeQuantize before a Relu, or before one that has it, with this, where nobody else
+        reads that."""
+        before = producer.get(node.inputs[0])
+        if (before is None or not isinstance(before.op, FakeQuantize) or before.output in needed
+                or len(readers[before.output]) > 1
+                or node.op not in (Relu(), replace(before.op, relu=True))):
+            return node
+        inputs = tuple(same.get(name, name) for name in before.inputs)
+        return replace(node, op=replace(before.op, relu=True), inputs=inputs)
+
+    grids: dict[str, FakeQuantize] = {}     # of values that lie on one, what would not change them
     same: dict[str, str] = {}               # of each that is left out, the one that it equals
     nodes: list[Node] = []
     for node in graph.nodes:
-        inputs = [same.get(name, name) for name in node.inputs]
+        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        if isinstance(node.op, (Relu, FakeQuantize)):
+            node = with_relu(node)
         if isinstance(node.op, FakeQuantize):
-            inputs = [unclipped(name) for name in inputs]
-            if grids.get(inputs[0]) == node.op and node.output not in needed:
-                same[node.output] = inputs[0]
+            node = unclipped(node)
+            if node.op in _unchanged_by(grids.get(node.inputs[0])) and node.output not in needed:
+                same[node.output] = node.inputs[0]
                 continue
+            assert isinstance(node.op, FakeQuantize)
             grids[node.output] = node.op
-        elif _moves(node.op) and len(found := {grids.get(name) for name in inputs}) == 1:
+        elif _moves(node.op) and len(found := {grids.get(name) for name in node.inputs}) == 1:
             grids.update((node.output, grid) for grid in found if grid is not None)
-        nodes.append(replace(node, inputs=tuple(inputs)))
+        nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
+
+
+def _unchanged_by(grid: FakeQuantize | None) -> tuple[FakeQuantize, ...]:
+    """What changes none of the numbers that a FakeQuantize gives."""
+    return () if grid is None else (grid, replace(grid, relu=False))
 
 
 def _before_concat(graph: Graph, keep: frozenset[str]) -> Graph:
@@ -97,10 +118,15 @@ def _moves(op: Op) -> bool:
     return isinstance(op, MOVES) and not foreign
 
 
-def _clips_as(op: Op, clip: Op) -> bool:
-    """Whether `op` makes the same of a number as of the clipped one, rounded as kernels round."""
+def _with_clip(op: Op, clip: Op) -> FakeQuantize | None:
+    """What makes of a number what `op` makes of the clipped one, rounded as kernels round; None
+    where no FakeQuantize does."""
     if not isinstance(op, FakeQuantize) or not isinstance(clip, (Clip, Relu)):
-        return False
+        return None
     low, high = (clip.low, clip.high) if isinstance(clip, Clip) else (0.0, np.inf)
     least, most = np.rint(np.divide([low, high], op.scale, dtype=np.float32))
-    return bool(least <= -op.zero_point and most >= 255 - op.zero_point)
+    if most < op.bounds[1]:
+        return None
+    if least <= op.bounds[0]:
+        return op
+    return replace(op, relu=True) if least == 0 else None

@@ -16,17 +16,17 @@ PIECE = 1 << 12     # numbers that one thread works on at once
 
 
 @kernel
-def quantize(x_scale, x_zero, scale, zero_point, y_scale, y_zero, rows, width, x, y, y_step,
+def quantize(x_scale, x_zero, scale, low, high, y_scale, y_zero, rows, width, x, y, y_step,
              threads):
-    """The code of each number of flat x [rows, width] among those of scale and zero_point; rows of
-    flat y are y_step apart."""
+    """The code of each number of flat x [rows, width] by scale, from low to high; rows of flat y
+    are y_step apart."""
     pieces = -(-width // PIECE)
     parallel_for(quantize_pieces, rows * pieces, threads, (
-        x_scale, x_zero, scale, zero_point, y_scale, y_zero, pieces, width, x, y, y_step))
+        x_scale, x_zero, scale, low, high, y_scale, y_zero, pieces, width, x, y, y_step))
 
 
 @njit(fastmath={"contract"})
-def quantize_pieces(thread, first, end, x_scale, x_zero, scale, zero_point, y_scale, y_zero, pieces,
+def quantize_pieces(thread, first, end, x_scale, x_zero, scale, low, high, y_scale, y_zero, pieces,
                     width, x, y, y_step):
     widest_vectors()
     for unit in range(first, end):
@@ -36,23 +36,23 @@ def quantize_pieces(thread, first, end, x_scale, x_zero, scale, zero_point, y_sc
         target = y[row * y_step + start:row * y_step + start + count]
         for i in range(len(target)):
             real = (np.float32(part[i]) - x_zero) * x_scale
-            target[i] = scalar.code(real, scale, zero_point) * y_scale + y_zero
+            target[i] = scalar.nearest_code(real / scale, low, high) * y_scale + y_zero
 
 
 @kernel
-def add(a_scale, b_scale, shift, zero_point, y_scale, y_zero, a, b, y, threads):
-    """The code of each sum a * a_scale + b * b_scale + shift, of scales that are those of a and b
-    by that of the codes; all flat."""
+def add(a_scale, b_scale, shift, low, high, y_scale, y_zero, a, b, y, threads):
+    """The code, from low to high, of each sum a * a_scale + b * b_scale + shift, of scales that are
+    those of a and b by that of the codes; all flat."""
     parallel_for(add_pieces, -(-len(y) // PIECE), threads, (
-        a_scale, b_scale, shift, zero_point, y_scale, y_zero, a, b, y))
+        a_scale, b_scale, shift, low, high, y_scale, y_zero, a, b, y))
 
 
 @njit(fastmath={"contract"})
-def add_pieces(thread, first, end, a_scale, b_scale, shift, zero_point, y_scale, y_zero, a, b, y):
+def add_pieces(thread, first, end, a_scale, b_scale, shift, low, high, y_scale, y_zero, a, b, y):
     widest_vectors()
     for start in range(first * PIECE, end * PIECE, PIECE):
         target = y[start:start + PIECE]
         left, right = a[start:start + PIECE], b[start:start + PIECE]
         for i in range(len(target)):
             total = np.float32(left[i]) * a_scale + (np.float32(right[i]) * b_scale + shift)
-            target[i] = scalar.nearest_code(total, zero_point) * y_scale + y_zero
+            target[i] = scalar.nearest_code(total, low, high) * y_scale + y_zero

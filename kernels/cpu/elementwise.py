@@ -40,6 +40,7 @@ leaky_relu, elu, erf = unary(scalar.leaky_relu), unary(scalar.elu), unary(scalar
 gelu, gelu_tanh = unary(scalar.gelu), unary(scalar.gelu_tanh)
 sqrt, star_relu = unary(scalar.sqrt), unary(scalar.star_relu)
 fake_quantize = unary(scalar.fake_quantize)
+relu_fake_quantize = unary(scalar.relu_fake_quantize)
 
 
 # ---- two inputs -------------------------------------------------------------------------------

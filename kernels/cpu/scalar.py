@@ -204,19 +204,19 @@ def star_relu(x, scale, bias):
 @njit(inline="always")
 def fake_quantize(x, scale, zero_point):
     """NaN stays NaN."""
-    return code(x, scale, zero_point) * scale
+    return nearest_code(x / scale, -zero_point, MOST_CODE - zero_point) * scale
 
 
 @njit(inline="always")
-def code(x, scale, zero_point):
-    """The code of x, less zero_point."""
-    return nearest_code(x / scale, zero_point)
+def relu_fake_quantize(x, scale, zero_point):
+    return nearest_code(x / scale, ZERO, MOST_CODE - zero_point) * scale
 
 
 @njit(inline="always")
-def nearest_code(n, zero_point):
-    """Clipped first, as ROUND serves small numbers alone."""
-    return (clip(n, -zero_point, MOST_CODE - zero_point) + ROUND) - ROUND
+def nearest_code(n, low, high):
+    """The code, less its zero point, next to n. Clipped first, as ROUND serves small numbers
+    alone."""
+    return (clip(n, low, high) + ROUND) - ROUND
 
 
 @njit(inline="always")

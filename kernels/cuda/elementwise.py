@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import vector
-from .activation import activation, fake_quantize
+from .activation import activation, fake_quantize, relu_fake_quantize
 from .index import AXES, split_axes, thread_index
 from .ptx import cuda, float32, uint32, uint64
 
@@ -113,6 +113,11 @@ def add_fake_quantize(a, b, scale, zero_point):
 
 
 @cuda.jit(device=True, inline="always")
+def add_relu_fake_quantize(a, b, scale, zero_point):
+    return relu_fake_quantize(float32(a + b), scale, zero_point)
+
+
+@cuda.jit(device=True, inline="always")
 def mul(a, b, low, high):
     return float32(a * b)
 
@@ -128,5 +133,6 @@ def divide(a, b, low, high):
     return float32(b / a)
 
 
-BINARY: dict[str, Callable] = {"add": add, "add_fake_quantize": add_fake_quantize, "mul": mul,
-                               "div": div, "divide": divide}
+BINARY: dict[str, Callable] = {
+    "add": add, "mul": mul, "div": div, "divide": divide, "add_fake_quantize": add_fake_quantize,
+    "add_relu_fake_quantize": add_relu_fake_quantize}

@@ -88,14 +88,20 @@ class FakeQuantize(Unary):
     number that stands for x among 256 (Jacob et al. 2018, arXiv:1712.05877).
 
     A network quantised to 8 bits stores it as that whole number from 0 to 255, its code; one that
-    stores int8 has its zero_point and codes 128 below ours.
+    stores int8 has its zero_point and codes 128 below ours. relu: of max(x, 0).
     """
     scale: float = 1.0
     zero_point: int = 0
+    relu: bool = False
 
     @property
     def grid(self) -> Grid:
         return Grid(self.scale, self.zero_point)
+
+    @property
+    def bounds(self) -> Pair:
+        """The least and the greatest code, less zero_point."""
+        return 0 if self.relu else -self.zero_point, 255 - self.zero_point
 
 
 class Binary(Op):
@@ -115,10 +121,15 @@ class AddFakeQuantize(Binary):
     """FakeQuantize of a + b, which are of one shape: how a residual block of 8 bits ends."""
     scale: float = 1.0
     zero_point: int = 0
+    relu: bool = False
+
+    @property
+    def last(self) -> FakeQuantize:
+        return FakeQuantize(self.scale, self.zero_point, self.relu)
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.scale, self.zero_point)
+        return self.last.grid
 
     def output_shape(self, *shapes: Shape) -> Shape:
         y = super().output_shape(*shapes)

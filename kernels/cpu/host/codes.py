@@ -27,6 +27,13 @@ def writes_codes(activation: Unary | None) -> bool:
     return isinstance(activation, FakeQuantize) and activation.zero_point % 2 == 0
 
 
+def code_bounds(activation: Unary | None) -> tuple[np.float32, np.float32]:
+    """The least and the greatest code of what `writes_codes` says yes to."""
+    assert isinstance(activation, FakeQuantize)
+    low, high = (np.float32(bound + activation.zero_point) for bound in activation.bounds)
+    return low, high
+
+
 def writing(y: TensorSpec, grid: Grid) -> tuple[np.float32, np.float32]:
     """(scale, zero point) by which a code, less its own zero point, is stored."""
     if y.dtype != "uint8":
@@ -43,7 +50,7 @@ def name(what: str, inputs: Sequence[TensorSpec], y: TensorSpec) -> str:
 def prepare_quantize(op: FakeQuantize, inputs: list[TensorSpec], output: TensorSpec,
                      options: Options) -> Step:
     """Where codes are read or written."""
-    numbers = (*meaning(inputs[0]), np.float32(op.scale), np.float32(op.zero_point),
+    numbers = (*meaning(inputs[0]), np.float32(op.scale), *map(np.float32, op.bounds),
                *writing(output, op.grid))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
@@ -62,7 +69,7 @@ def prepare_add(op: AddFakeQuantize, inputs: list[TensorSpec], output: TensorSpe
         [float(number) for number in meaning(spec)] for spec in inputs)
     shift = -(a_zero * a_scale + b_zero * b_scale)
     numbers = [np.float32(number / op.scale) for number in (a_scale, b_scale, shift)]
-    numbers += [np.float32(op.zero_point), *writing(output, op.grid)]
+    numbers += [*map(np.float32, op.last.bounds), *writing(output, op.last.grid)]
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         flat = [array.reshape(-1) for array in (*arrays, y)]

@@ -12,8 +12,8 @@ from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
 from ..sizes import COMMON, LANES, WIDE, WINDOWS, Window
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
-from .codes import meaning, writes_codes
-from .epilogue import HIGHEST, epilogue, nothing
+from .codes import code_bounds, meaning, writes_codes
+from .epilogue import epilogue, nothing
 
 KERNELS = {COMMON: Kernel("depthwise", "depthwise_common"),
            WIDE: Kernel("depthwise", "depthwise_wide")}
@@ -77,7 +77,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     columns, geometry, kernel = cut_columns(g), tuple(g), KERNELS[family_of(g)]
     low, high, finish, suffix = epilogue(op.activation)
     if output.dtype == "uint8":
-        low, high, finish = np.float32(0), np.float32(HIGHEST), nothing
+        low, high, finish = *code_bounds(op.activation), nothing
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, flat = flat_bits(arrays[0]), flat_bits(y)

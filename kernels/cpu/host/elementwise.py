@@ -38,6 +38,7 @@ def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
     elif isinstance(op, ops.StarRelu):
         a, b = op.scale, op.bias
     elif isinstance(op, ops.FakeQuantize):
+        name = "relu_fake_quantize" if op.relu else name
         a, b = op.scale, op.zero_point
     elif isinstance(op, ops.Gelu) and op.tanh:
         name = "gelu_tanh"

@@ -11,8 +11,6 @@ from ...ops import Clip, Relu, Unary
 from ...step import Array
 from ..launch import Launch
 
-HIGHEST = 255           # code of 8 bits
-
 Finish = Callable[[Array, int], list[Launch]]
 
 

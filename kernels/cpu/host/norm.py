@@ -10,8 +10,8 @@ from ...norm import scale_and_shift
 from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
-from .codes import meaning
-from .epilogue import HIGHEST, epilogue, nothing
+from .codes import code_bounds, meaning
+from .epilogue import epilogue, nothing
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
 LAYER_NORM = Kernel("norm", "layer_norm")
@@ -29,7 +29,7 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
     if output.dtype == "uint8":
         y_scale, y_zero = meaning(output)
         scale, shift = scale / y_scale, shift / y_scale + y_zero
-        low, high, finish = np.float32(0), np.float32(HIGHEST), nothing
+        low, high, finish = *code_bounds(op.activation), nothing
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x, x_step), flat = flat_pixels(arrays[0]), flat_bits(y)

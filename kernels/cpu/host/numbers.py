@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 
 from ... import quantized
-from ...ops import FakeQuantize, Grid, TensorSpec, Unary
+from ...ops import FakeQuantize, TensorSpec, Unary
 from ...step import Array, Options
 from ..dot_units import Unit
 from . import unit_choice
-from .epilogue import HIGHEST, Finish, epilogue, nothing
+from .epilogue import Finish, epilogue, nothing
 
 LONGEST = 1 << 16       # products of codes whose sum is sure to fit 32 bits
 
@@ -92,14 +92,9 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
         assert isinstance(activation, FakeQuantize)
         factors, wide = factors / activation.scale, wide / activation.scale
         residual_factor /= activation.scale
-        low, high, zero_point = code_bounds(activation.grid)
-        finish = nothing
+        low, high = map(np.float32, activation.bounds)
+        zero_point, finish = activation.zero_point, nothing
     return Numbers(weight, lambda w: quantized.codes(w, scales), np.uint8,
                    (wide.astype(np.float32), factors.astype(np.float32)),
                    (np.float32(1 / grid.scale), grid.zero_point),
                    (low, high, zero_point, np.float32(residual_factor)), finish, suffix)
-
-
-def code_bounds(grid: Grid) -> tuple[np.float32, np.float32, int]:
-    """Of codes before zero_point is added, and that."""
-    return (np.float32(-grid.zero_point), np.float32(HIGHEST - grid.zero_point), grid.zero_point)

@@ -12,6 +12,7 @@ from ..compiler import Kernel
 from ..launch import Launch
 from .arguments import blocks, check_sizes, four_axes
 
+SUMS = "add_fake_quantize", "add_relu_fake_quantize"
 SWAPPED = {"add": "add", "mul": "mul", "div": "divide"}   # what f(b, a) is called
 
 
@@ -33,7 +34,7 @@ def broadcast_kernel(dtype: str, lanes: int, function: str, repeat: bool) -> Ker
 def kernels(dtype: str) -> list[Kernel]:
     """Those that networks meet."""
     return [*(flat_kernel(dtype, function)
-              for function in (*ACTIVATIONS, *SWAPPED, "add_fake_quantize")),
+              for function in (*ACTIVATIONS, *SWAPPED, *SUMS)),
             *(broadcast_kernel(dtype, lanes, "mul", repeat) for repeat in (False, True)
               for lanes in (vector.lanes(dtype), 1))]
 
@@ -61,8 +62,8 @@ def prepare_add_fake_quantize(op: AddFakeQuantize, inputs: list[TensorSpec], out
                               weights: list[Array | None], options: Options) -> Step:
     """y may be an input."""
     check_sizes(op.kind, output)
-    kernel, elements = flat_kernel(output.dtype, "add_fake_quantize"), count(output.shape)
-    numbers = op.scale, float(op.zero_point)
+    function, *numbers = activation_of(op.last)
+    kernel, elements = flat_kernel(output.dtype, f"add_{function}"), count(output.shape)
     return Step(kernel.name, lambda arrays, y, workspace: [
         Launch(kernel, flat_grid(kernel, elements), (*arrays, y, elements, *numbers))])
 
