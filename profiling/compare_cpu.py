@@ -3,6 +3,7 @@
     python profiling/compare_cpu.py --json cpu.json --plot cpu.svg
     python profiling/compare_cpu.py --networks resnet50 --cases 1x2 8x2 --peers onnxruntime
     python profiling/compare_cpu.py --dtype bfloat16      # on a CPU that has it: Xeons from 2023 on
+    python profiling/compare_cpu.py --dtype int8          # each network quantised by ONNX Runtime
 
 A case is a batch size and a number of threads: 8x2 is a batch of 8 on 2 threads. Each engine runs
 in a process of its own, in float32 or whatever it does fastest where bfloat16 is allowed, in its
@@ -50,8 +51,9 @@ from cnn.errors import Error
 NETWORKS = ["resnet18", "resnet50", "vgg16", "mobilenet_v2", "squeezenet1_1", "efficientnet_lite0",
             "densenet121"]
 FASTEST = "fastest peer"
-# Unit roundoff of what is multiplied; for bfloat16 half of it, which everybody kept to.
-UNIT = {"float32": FLOAT32, "bfloat16": 2.0 ** -9}
+# Unit roundoff of what is multiplied; for bfloat16 half of it, which everybody kept to. Whole
+# numbers are not rounded, but which code is next to a sum is decided in float32.
+UNIT = {"float32": FLOAT32, "bfloat16": 2.0 ** -9, "int8": 2.0 ** -9}
 TURN, MOST_CALLS = 0.1, 10  # seconds of the fastest engine's timed calls in a turn; their number
 OVERHEAD = 6                # of a row, in GMACs a thread: starting workers, idle time, warming up
 
@@ -91,13 +93,16 @@ def default_cases() -> list[Case]:
     return [Case(1, cores()), Case(8, cores()), Case(1, 1)]
 
 
-def choose_peers(asked: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """(peers to compare with, those left out because they are not installed).
+def choose_peers(asked: Sequence[str] | None,
+                 dtype: str = "float32") -> tuple[list[str], list[str]]:
+    """(peers to compare with, those left out because they are not installed). PyTorch reads no
+    quantised files.
 
     ValueError where one that is asked for is not installed, or none is.
     """
-    missing = [peer for peer in asked or PEERS if not is_installed(peer)]
-    chosen = [peer for peer in asked or PEERS if peer not in missing]
+    wanted = asked or [peer for peer in PEERS if (peer, dtype) != ("torch", "int8")]
+    missing = [peer for peer in wanted if not is_installed(peer)]
+    chosen = [peer for peer in wanted if peer not in missing]
     if missing and (asked or not chosen):
         raise ValueError(f"not installed: {', '.join(missing)}; run `pip install "
                          f"'numba-cnn[peers]'`, or name others with --peers")
@@ -313,7 +318,7 @@ def compare(settings: argparse.Namespace, peers: Sequence[str], folder: Path, co
     found: dict[str, Network] = {}
     for name in settings.networks:
         with console.status(f"{Path(name).stem}: computing the float64 logits"):
-            found[name] = Network(name, folder, float64_logits)
+            found[name] = Network(name, folder, float64_logits, settings.dtype == "int8")
     bench = Bench(found, peers, settings.rounds, settings.idle_ms / 1e3, settings.dtype)
     result = {"kind": "measurement", "provenance": provenance(),
               "settings": {"networks": [Path(name).stem for name in settings.networks],
@@ -347,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 140)     # a pipe's 80 columns would cut the numbers
     try:
-        peers, missing = choose_peers(settings.peers)
+        peers, missing = choose_peers(settings.peers, settings.dtype)
         for peer in missing:
             print(f"{peer} is not installed, so it is left out", file=sys.stderr)
         if settings.json:       # empty files: what is wrong with them shows now, not at last

@@ -2,7 +2,8 @@
 
 All have the same number of threads, and each has its own native layout. In float32 each computes
 in just that; in bfloat16 each does what it does best on a CPU that has it: OpenVINO what it does if
-nobody asks for float32, ONNX Runtime, which has no such thing, float32. Workers are commanded in
+nobody asks for float32, ONNX Runtime, which has no such thing, float32. In int8 the file is
+quantised, and each does what it does with it. Workers are commanded in
 turn and sit idle between turns, because thread pools spin for a while after a call and tax whoever
 runs next.
 """
@@ -25,7 +26,7 @@ from common import ROOT
 OURS = "ours"
 
 Call = Callable[[], np.ndarray]
-# (model file, batch (N, C, H, W), threads), and dtype="bfloat16" -> a call that gives the logits.
+# (model file, batch (N, C, H, W), threads), and maybe a dtype -> a call that gives the logits.
 # Each imports its library inside, so that a worker holds no engine but its own.
 Engine = Callable[..., Call]
 Rounds = list[list[float]]          # seconds of each call, round by round
@@ -36,6 +37,8 @@ Rounds = list[list[float]]          # seconds of each call, round by round
 def ours(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
     sys.path.insert(0, str(ROOT))   # time this checkout, installed or not
     import cnn
+    if dtype == "int8":     # which the file says
+        dtype = "float32"
     model = cnn.load(path, device="cpu", threads=threads, dtype=dtype, activation="none")
     nhwc = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
     return lambda: model.predict(nhwc)

@@ -30,15 +30,21 @@ Reference = Callable[[Path, np.ndarray], np.ndarray]
 class Network:
     """A network's file, with images and their float64 logits.
 
-    name    a zoo name, one of networks.py, whose file is made in `folder`, or an .onnx file
-    images  (IMAGES, H, W, C) float32
+    name       a zoo name, one of networks.py, whose file is made in `folder`, or an .onnx file
+    quantised  its file is quantised to 8 bits first, which is the network then
+    images     (IMAGES, H, W, C) float32
     """
 
-    def __init__(self, name: str, folder: Path, reference: Reference) -> None:
+    def __init__(self, name: str, folder: Path, reference: Reference,
+                 quantised: bool = False) -> None:
         self.path = find_network(name, folder)
         model = onnx.load(self.path)
         noise = random_batch(model, IMAGES).clip(-4, 4)
         self.images = np.round(PIXEL * noise).transpose(0, 2, 3, 1) / PIXEL
+        if quantised:
+            import quantise
+            float_path, self.path = self.path, folder / f"{self.path.stem}_int8.onnx"
+            quantise.quantise(float_path, self.path, self.images.transpose(0, 3, 1, 2))
         self.logits = reference(self.path, self.images)
         products = networks.dot_products(model)
         self.terms = [terms for terms, _ in products]

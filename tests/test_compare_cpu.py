@@ -482,3 +482,19 @@ def test_in_bfloat16_engines_are_told_so_and_may_round_more(peers, small_model, 
     assert result["settings"]["dtype"] == "bfloat16"
     with pytest.raises(SystemExit):                 # what float32 does not explain
         compare(small_model, tmp_path)
+
+
+def test_in_int8_the_network_is_the_quantised_one(peers, small_model, tmp_path):
+    """And right is what its float64 network gives, not the float one's."""
+    files = []
+
+    def engine(path, batch, threads, dtype="float32"):
+        files.append(Path(path).name)
+        assert dtype == "int8"
+        return cpu_engines.ours(path, batch, threads, dtype)
+    peers(engine, torch=engine, somebody=engine)
+    result = compare(small_model, tmp_path, "--dtype", "int8")
+    assert files == [f"{small_model.stem}_int8.onnx"] * 2
+    float_logits = Network(str(small_model), tmp_path, float64_logits).logits
+    quantised = Network(str(small_model), tmp_path, float64_logits, quantised=True).logits
+    assert 0 < np.abs(quantised - float_logits).max() < 0.1 * np.abs(float_logits).max()
