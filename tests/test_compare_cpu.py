@@ -493,7 +493,7 @@ def test_in_int8_the_network_is_the_quantised_one(peers, small_model, tmp_path):
         assert dtype == "int8"
         return cpu_engines.ours(path, batch, threads, dtype)
     peers(engine, torch=engine, somebody=engine)
-    result = compare(small_model, tmp_path, "--dtype", "int8")
+    compare(small_model, tmp_path, "--dtype", "int8")
     assert files == [f"{small_model.stem}_int8.onnx"] * 2
     float_logits = Network(str(small_model), tmp_path, float64_logits).logits
     quantised = Network(str(small_model), tmp_path, float64_logits, quantised=True).logits
