@@ -123,8 +123,8 @@ class Model:
         if wanted != "auto":
             return wanted
         producer, value = self._graph.producer(), self._graph.outputs[0]
-        shape_only = (ops.Reshape, ops.Flatten, ops.Transpose)
-        while value in producer and isinstance(producer[value].op, shape_only):
+        no_function = (ops.Reshape, ops.Flatten, ops.Transpose, ops.FakeQuantize)
+        while value in producer and isinstance(producer[value].op, no_function):
             value = producer[value].inputs[0]
         last = producer[value].op if value in producer else None
         last = getattr(last, "activation", None) or last

@@ -187,3 +187,15 @@ def test_labels_and_preprocessing_can_be_given(cnn, tmp_path):
     status, out, _ = cnn("classify", CAT, "--preprocess", settings, "--labels", names, "--csv")
     assert status == 0
     assert "kind 282" in out
+
+
+def test_quantize_writes_a_file_and_says_how_it_agrees(cnn, tmp_path):
+    target = tmp_path / "lite0_int8.onnx"
+    status, out, _ = cnn("quantize", "efficientnet_lite0", CAT, "--output", target)
+    assert status == 0
+    assert f"{target}: 1 of 1 photo is taken for the same, probabilities differ by" in out
+    status, out, _ = cnn("classify", CAT, "--model", target, "--top", 1)
+    assert status == 0
+    assert out.startswith("tiger cat")
+    status, _, err = cnn("quantize", target, CAT, "-o", tmp_path / "again.onnx")
+    assert (status, "it is quantized already" in err) == (1, True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ModelError
@@ -59,6 +59,11 @@ def labels_of(metadata: Mapping[str, str], path: Path) -> list[str] | None:
         raise ModelError(f"{path}: its metadata 'cnn.labels' is {text[:80]!r}, neither "
                          f"'imagenet-1k' nor a JSON list of strings")
     return labels
+
+
+def as_metadata(labels: Sequence[str]) -> str:
+    """What `labels_of` reads."""
+    return "imagenet-1k" if list(labels) == imagenet_labels() else json.dumps(list(labels))
 
 
 def preprocess_of(metadata: Mapping[str, str], path: Path) -> Preprocess | None:

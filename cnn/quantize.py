@@ -1,0 +1,163 @@
+"""Makes an ONNX file of 8 bits of one in floating point, by ONNX Runtime's quantiser, with the
+ranges that values have for your photos."""
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from . import zoo
+from .errors import Error, ModelError
+from .image import Preprocess
+from .importer import TO_NCHW
+from .model import Model, load
+from .onnx_import import load_onnx
+
+CALLS = 20          # that are timed
+QUANTISED = {"QuantizeLinear", "QLinearConv", "DynamicQuantizeLinear"}
+Tell = Callable[[str, int], object]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a float network and the one quantised from it agree.
+
+    photos      that both were shown
+    same        how many of these both took for the same
+    difference  the greatest of a probability
+    float_ms, int8_ms
+                medians of a call with one image each, in turns, on the CPU
+    """
+    photos: int
+    same: int
+    difference: float
+    float_ms: float
+    int8_ms: float
+
+    def __str__(self) -> str:
+        return (f"{self.same} of {self.photos} photo{'' if self.photos == 1 else 's'} "
+                f"{'is' if self.photos == 1 else 'are'} taken for the same, probabilities differ "
+                f"by up to {self.difference:.3f}; an image took {self.float_ms:.2f} ms and takes "
+                f"{self.int8_ms:.2f}")
+
+
+def quantize(source: str | os.PathLike | None, target: str | os.PathLike, photos: Sequence[Any], *,
+             preprocess: Preprocess | str | None = None, labels: Sequence[str] | str | None = None,
+             input_shape: tuple[int, ...] | None = None,
+             progress: Tell = lambda what, done: None) -> Agreement:
+    """Write `target`, the network of `source` in 8 bits, and say how both agree on the photos.
+
+    Activations become uint8, and weights int8 by channel, in the format QDQ. A value's range is the
+    one that it has over all photos: a hundred of those that the network is meant for are enough.
+    preprocess, labels and input_shape are as for `load`; the first two are written into the file.
+    progress is told what is done, and with how many photos so far.
+
+    Error where ONNX Runtime is not installed, ModelError for a file that it or we can not take,
+    ImageError for a photo that can not be read.
+    """
+    path, target = zoo.find(source), Path(target)
+    if path.suffix != ".onnx" or target.suffix != ".onnx":
+        raise ModelError(f"quantizing makes an .onnx file of an .onnx file, not {target} of {path}")
+    if target.exists() and target.samefile(path):
+        raise ModelError(f"{target}: the quantized network needs a file of its own")
+    if not photos:
+        raise ModelError("quantizing needs photos, for the ranges of what is computed from them")
+    settings: dict[str, Any] = {"device": "cpu", "input_shape": input_shape,
+                                "preprocess": preprocess, "labels": labels}
+    model, network = load(path, **settings), onnx.load(path, load_external_data=False)
+    if any(node.op_type in QUANTISED for node in network.graph.node):
+        raise ModelError(f"{path}: it is quantized already")
+    imported = load_onnx(path, input_shape)
+    (name,), nchw = imported.graph.inputs, bool(imported.channels_first)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "int8.onnx"
+        _quantize_static(path, made, (
+            {name: image} for image in _images(model, photos, nchw, progress)))
+        result = onnx.load(made)
+    _describe(result, model)
+    onnx.save(result, target)
+    return _compare(model, load(target, device="cpu", input_shape=input_shape), photos, progress)
+
+
+def _images(model: Model, photos: Sequence[Any], nchw: bool, progress: Tell
+            ) -> Iterator[np.ndarray]:
+    """Each photo as an input of the file, one after the other."""
+    batch = model.input_shape[0] or 1
+    for done, photo in enumerate(photos):
+        progress("measuring ranges", done)
+        image = np.repeat(model.preprocess(photo), batch, axis=0)
+        yield np.ascontiguousarray(image.transpose(TO_NCHW) if nchw else image)
+
+
+def _quantize_static(source: Path, target: Path, inputs: Iterator[dict[str, np.ndarray]]) -> None:
+    try:
+        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise Error(f"quantizing is done by ONNX Runtime, which can not be imported ({error}): "
+                    f"pip install 'numba-cnn[quantize]'") from None
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(inputs, None)
+
+    prepared = target.with_name("prepared.onnx")
+    try:
+        with _quiet():
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantize_static(prepared, target, Reader(), per_channel=True,
+                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    except Error:
+        raise
+    except Exception as error:      # of any kind: it is a program of its own
+        raise ModelError(f"{source}: ONNX Runtime does not quantize it: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that the quantiser writes to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _describe(network: onnx.ModelProto, model: Model) -> None:
+    """Write into the file how photos become its input, and the names of its classes."""
+    metadata = {entry.key: entry.value for entry in network.metadata_props}
+    if model.preprocessing is not None:
+        metadata["cnn.preprocess"] = model.preprocessing.to_json()
+    if model.labels is not None:
+        metadata["cnn.labels"] = zoo.as_metadata(model.labels)
+    onnx.helper.set_model_props(network, metadata)
+
+
+def _compare(ours: Model, quantised: Model, photos: Sequence[Any], progress: Tell) -> Agreement:
+    same, difference = 0, 0.0
+    for done, photo in enumerate(photos):
+        progress("comparing", done)
+        batch = np.repeat(ours.preprocess(photo), ours.input_shape[0] or 1, axis=0)
+        before, after = ours.predict(batch)[0], quantised.predict(batch)[0]
+        same += int(before.argmax() == after.argmax())
+        difference = max(difference, float(np.abs(before - after).max()))
+    times = np.array([[_seconds(model, batch) for model in (ours, quantised)]
+                      for _ in range(CALLS)])
+    float_ms, int8_ms = 1e3 / len(batch) * np.median(times, axis=0)
+    return Agreement(len(photos), same, difference, float(float_ms), float(int8_ms))
+
+
+def _seconds(model: Model, batch: np.ndarray) -> float:
+    start = time.perf_counter()
+    model.predict(batch)
+    return time.perf_counter() - start

@@ -1,0 +1,111 @@
+"""Quantising a file with photos: what is written, how it agrees, and what is refused."""
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import build, node, saved
+from PIL import Image
+
+import cnn
+from cnn.quantize import Agreement, quantize
+
+SIZE = (8, 6)
+HOW = cnn.Preprocess(SIZE, mean=(100.0, 110.0, 120.0), std=(50.0, 50.0, 60.0))
+NAMES = ["a cat", "a dog", "neither"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng, paths = np.random.default_rng(0), []
+    for i in range(5):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def network(tmp_path):
+    nodes = [node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]), node("Relu", ["c"], ["r"]),
+             node("GlobalAveragePool", ["r"], ["g"]), node("Flatten", ["g"], ["f"]),
+             node("Gemm", ["f", "v"], ["y"], transB=1)]
+    rng = np.random.default_rng(1)
+    constants = {name: rng.standard_normal(shape).astype(np.float32)
+                 for name, shape in (("w", (8, 3, 3, 3)), ("b", (8,)), ("v", (3, 8)))}
+    return saved(tmp_path, build(nodes, {"x": ["N", 3, *SIZE]}, constants=constants))
+
+
+def test_a_file_of_8_bits_takes_photos_as_the_float_one_does(tmp_path, network, photos):
+    target, told = tmp_path / "int8.onnx", []
+    agreement = quantize(network, target, photos, preprocess=HOW, labels=NAMES,
+                         progress=lambda what, done: told.append((what, done)))
+    assert agreement.photos == agreement.same == 5
+    assert 0 < agreement.difference < 0.1
+    assert min(agreement.float_ms, agreement.int8_ms) > 0
+    assert told == [(what, i) for what in ("measuring ranges", "comparing") for i in range(5)]
+    model, before = cnn.load(target, device="cpu"), cnn.load(
+        network, device="cpu", preprocess=HOW, labels=NAMES)
+    assert model.preprocessing == HOW
+    assert model.labels == NAMES
+    for one, other in zip(model.classify(photos, top=1), before.classify(photos, top=1),
+                          strict=True):
+        assert one[0].label == other[0].label
+        assert one[0].probability == pytest.approx(other[0].probability,
+                                                   abs=agreement.difference + 1e-6)
+    kinds = {each.op_type for each in onnx.load(target).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_its_layers_are_multiplied_in_8_bits(monkeypatch, tmp_path, network, photos):
+    monkeypatch.setenv("CNN_INT8", "vnni_emulated")
+    quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
+    summary = cnn.load(tmp_path / "int8.onnx", device="cpu").summary()
+    kernels = [row[1] for row in summary.cells()]
+    assert sum("_int8_vnni_emulated_" in kernel for kernel in kernels) == 2
+
+
+def test_the_embedded_network_knows_the_cat_in_8_bits(tmp_path):
+    from test_bf16 import CAT
+    agreement = quantize(None, tmp_path / "lite0.onnx", [CAT])
+    assert agreement.same == 1
+    model = cnn.load(tmp_path / "lite0.onnx", device="cpu")
+    assert model.classify(CAT)[0].label == "tiger cat"
+    assert model.preprocessing == cnn.load(device="cpu").preprocessing
+
+
+@pytest.mark.parametrize(("target", "given", "sentence"), [
+    ("net.onnx", 5, "the quantized network needs a file of its own"),
+    ("int8.safetensors", 5, "makes an .onnx file of an .onnx file, not .*int8.safetensors of"),
+    ("int8.onnx", 0, "needs photos, for the ranges")])
+def test_what_is_refused_before_anything_is_done(tmp_path, network, photos, target, given,
+                                                 sentence):
+    assert network.name == "net.onnx"
+    content = network.read_bytes()
+    with pytest.raises(cnn.ModelError, match=sentence):
+        quantize(network, tmp_path / target, photos[:given], preprocess=HOW)
+    assert network.read_bytes() == content
+
+
+def test_what_is_quantized_already_is_refused(tmp_path, network, photos):
+    quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
+    with pytest.raises(cnn.ModelError, match=r"int8.onnx: it is quantized already"):
+        quantize(tmp_path / "int8.onnx", tmp_path / "again.onnx", photos)
+
+
+def test_without_onnx_runtime_it_says_what_to_install(monkeypatch, tmp_path, network, photos):
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
+    with pytest.raises(cnn.Error, match=r"pip install 'numba-cnn\[quantize\]'"):
+        quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
+
+
+def test_a_broken_photo_is_named_and_nothing_is_written(tmp_path, network, photos):
+    photos[3].write_bytes(photos[3].read_bytes()[:100])
+    with pytest.raises(cnn.ImageError, match=r"3\.png"):
+        quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_one_photo_is_one():
+    assert str(Agreement(1, 1, 0.5, 2.0, 1.0)) == (
+        "1 of 1 photo is taken for the same, probabilities differ by up to 0.500; an image took "
+        "2.00 ms and takes 1.00")
