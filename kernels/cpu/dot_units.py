@@ -128,14 +128,19 @@ NEEDS: dict[type[Unit], tuple[str, ...]] = {
 
 
 def missing(unit: Unit) -> list[str]:
-    """The features that it needs and that are not there.
+    """The features that it needs and that are not there."""
+    return [need for need in NEEDS.get(type(unit), ()) if not has(need)]
+
+
+def has(feature: str) -> bool:
+    """Whether there is a feature of a CPU, as LLVM names it.
 
     There is what Numba compiles for: this CPU's features, unless NUMBA_CPU_FEATURES says others.
     """
     features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
         features = _of_this_cpu()
-    return [need for need in NEEDS.get(type(unit), ()) if f"+{need}" not in features.split(",")]
+    return f"+{feature}" in features.split(",")
 
 
 @cache

@@ -15,8 +15,20 @@ from numba.extending import intrinsic
 from .convert import CODES, ROUND, load_wide, store_bits, store_narrow
 from .dot_instructions import I8
 from .dot_units import BLOCK, GROUP
+from .packing import (
+    CAN_PACK,
+    add_saturated,
+    broadcast_16,
+    first_bytes,
+    greatest,
+    nearest,
+    pack_halves,
+    pack_words,
+    store_bytes,
+)
 from .simd import (
     I32,
+    I64,
     INT_VECTOR,
     VECTOR,
     Builder,
@@ -60,8 +72,13 @@ class Writer:
         self.add_residual = b.icmp_signed("!=", has_residual, i64(0))
         self.of_codes, self.to_codes = (
             pointer.type.pointee == kind for pointer, kind in ((self.sums, I32), (self.y, I8)))
-        # In the bits of a number to which ROUND was added.
-        self.zero_point = broadcast(b, b.trunc(zero_point, I32)) if self.to_codes else None
+        if self.to_codes:
+            # In the bits of a number to which ROUND was added.
+            self.zero_point = broadcast(b, b.trunc(zero_point, I32))
+        if self.to_codes and CAN_PACK:
+            lowest = b.add(b.fptosi(low, I64), zero_point)
+            self.zero_16, self.low_16 = (broadcast_16(b, number) for number in (zero_point, lowest))
+            self.mask_32 = first_bytes(b, channels)
         self.columns = [(i64(c), first_lanes(b, b.sub(channels, i64(c))),
                          load(b, b.gep(bias, [i64(c)])),
                          load(b, b.gep(bias, [i64(BLOCK + c)])) if self.of_codes else None)
@@ -76,9 +93,15 @@ class Writer:
                 emit(False)
 
     def rows(self, group: Value, first: int, end: int, add_residual: bool) -> None:
-        """Write rows `first` to `end` of a group."""
-        for r in range(first, end):
-            self._row(self.b.add(self.b.mul(group, i64(GROUP)), i64(r)), add_residual)
+        """Write rows `first` to `end` of a group, of which there are two or a multiple of that."""
+        start = self.b.mul(group, i64(GROUP))
+        for r in range(first, end, 2):
+            pair = [self.b.add(start, i64(r)), self.b.add(start, i64(r + 1))]
+            if self.to_codes and CAN_PACK:
+                self._packed(pair, add_residual)
+            else:
+                for row in pair:
+                    self._row(row, add_residual)
 
     def all_rows(self, first_group: Value, add_residual: bool) -> None:
         """Write all groups from this one on."""
@@ -88,7 +111,13 @@ class Writer:
         counted_loop(self.b, "group", self.b.sub(self.groups, first_group), [], group)
 
     def _row(self, row: Value, add_residual: bool) -> None:
-        b = self.b
+        y, values = self._values(row, add_residual)
+        for (c, mask, _, _), value in zip(self.columns, values, strict=True):
+            self._store(clip(self.b, value, self.low, self.high), self.b.gep(y, [c]), mask)
+
+    def _values(self, row: Value, add_residual: bool) -> tuple[Value, list[Value]]:
+        """Where a row is written, and its numbers, before they are clipped."""
+        b, values = self.b, []
         place = b.load(b.gep(self.places, [row]))
         beside = b.icmp_signed("<", place, i64(0))
         place = b.select(beside, i64(0), place)
@@ -99,7 +128,22 @@ class Writer:
             if add_residual:
                 other = load_wide(b, b.gep(residual, [c]), mask)
                 value = fma(b, other, self.residual_factor, value)
-            self._store(clip(b, value, self.low, self.high), b.gep(y, [c]), mask)
+            values.append(value)
+        return y, values
+
+    def _packed(self, pair: list[Value], add_residual: bool) -> None:
+        """Two rows to codes by what AVX-512 has for that. Numbers below `low` are found last, as
+        whole ones of 16 bits; above `high` first, or they might not fit."""
+        b, targets, halves = self.b, [], []
+        for row in pair:
+            y, values = self._values(row, add_residual)
+            targets.append(y)
+            bounded = [b.select(b.fcmp_ordered(">", value, self.high), self.high, value)
+                       for value in values]
+            codes = pack_words(b, *(nearest(b, value) for value in bounded))
+            halves.append(greatest(b, add_saturated(b, codes, self.zero_16), self.low_16))
+        for y, codes in zip(targets, pack_halves(b, *halves), strict=True):
+            store_bytes(b, codes, y, self.mask_32)
 
     def _scaled(self, sums: Value, bias: Value, factor: Value | None) -> Value:
         """LANES sums with their bias, as float32."""
