@@ -71,11 +71,22 @@ def pays(graph: Graph, batch: int, options: Options) -> bool:
     be held at all is left to Program to refuse."""
     rounds = -(-batch // options.threads)
     weights = sum(array.nbytes for array in graph.constants.values())
-    if options.dtype == "bfloat16":
+    if _in_8_bits(graph):
+        weights //= 4
+    elif options.dtype == "bfloat16":
         weights //= 2
     inputs = sum(4 * count(spec.shape) for spec in graph.inputs.values())
     return (batch > 1 and rounds * options.threads <= MOST_IDLE * batch
             and weights <= MOST_WEIGHTS and inputs <= MAX_ARENA_BYTES)
+
+
+def _in_8_bits(graph: Graph) -> bool:
+    """Whether a network is quantised and the CPU multiplies it so."""
+    if not any(isinstance(getattr(node.op, "activation", node.op), ops.FakeQuantize)
+               for node in graph.nodes):
+        return False
+    from kernels.cpu.host.unit_choice import choose_int8    # with LLVM, which others do without
+    return choose_int8() is not None
 
 
 def apart(one: Graph, many: Graph, batch: int) -> bool:

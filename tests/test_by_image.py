@@ -139,14 +139,21 @@ def test_threads_must_have_about_equal_shares(batch, threads, wanted):
     assert pays(graph, batch, Options(threads)) == wanted
 
 
-def test_great_weights_are_read_once_for_all_images():
+@pytest.mark.parametrize(("size", "wide", "narrow", "codes"), [
+    (64 << 20, False, False, False), (24 << 20, False, False, True), (12 << 20, False, True, True),
+    (1 << 20, True, True, True)])
+def test_great_weights_are_read_once_for_all_images(monkeypatch, size, wide, narrow, codes):
+    monkeypatch.setenv("CNN_INT8", "vnni_emulated")
     shape = {"x": TensorSpec((8, 1))}
-    for size, wide, narrow in ((64 << 20, False, False), (12 << 20, False, True),
-                               (1 << 20, True, True)):
-        weight = np.broadcast_to(np.float32(0), (size, 1))      # one number, of which it has many
-        graph = network((ops.Linear(), ("x", "l"), "y"), inputs=shape, l=weight)
-        assert pays(graph, 8, Options(2)) == wide
-        assert pays(graph, 8, Options(2, "bfloat16")) == narrow
+    weight = np.broadcast_to(np.float32(0), (size, 1))      # one number, of which it has many
+    graph = network((ops.Linear(), ("x", "l"), "y"), inputs=shape, l=weight)
+    assert pays(graph, 8, Options(2)) == wide
+    assert pays(graph, 8, Options(2, "bfloat16")) == narrow
+    quantised = network((ops.FakeQuantize(), ("x",), "q"), (ops.Linear(), ("q", "l"), "y"),
+                        inputs=shape, l=weight)
+    assert pays(quantised, 8, Options(2)) == codes
+    monkeypatch.setenv("CNN_INT8", "none")
+    assert pays(quantised, 8, Options(2)) == wide
 
 
 def test_an_image_has_the_bits_of_the_whole_batch_whatever_is_in_the_others():

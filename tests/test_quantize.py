@@ -64,6 +64,14 @@ def test_its_layers_are_multiplied_in_8_bits(monkeypatch, tmp_path, network, pho
     assert sum("_int8_vnni_emulated_" in kernel for kernel in kernels) == 2
 
 
+def test_a_photo_has_the_bits_that_it_would_have_alone(tmp_path, network, photos):
+    quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
+    model = cnn.load(tmp_path / "int8.onnx", device="cpu")
+    batch = model.preprocess(photos[:4])
+    alone = [model.predict(image[None]) for image in batch]
+    np.testing.assert_array_equal(model.predict(batch), np.concatenate(alone))
+
+
 def test_the_embedded_network_knows_the_cat_in_8_bits(tmp_path):
     from test_bf16 import CAT
     agreement = quantize(None, tmp_path / "lite0.onnx", [CAT])
