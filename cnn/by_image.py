@@ -85,7 +85,7 @@ def _in_8_bits(graph: Graph) -> bool:
     if not any(isinstance(getattr(node.op, "activation", node.op), ops.FakeQuantize)
                for node in graph.nodes):
         return False
-    from kernels.cpu.host.unit_choice import choose_int8    # with LLVM, which others do without
+    from kernels.cpu.host.unit_choice import choose_int8  # with LLVM, which others do without
     return choose_int8() is not None
 
 
