@@ -4,13 +4,12 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from checks import EPS, GUARD, THREADS, aligned, assert_within, sum_bound
+from checks import EPS, THREADS, assert_within, run_step, sum_bound
 
 from kernels import reference
 from kernels.cpu import backend
 from kernels.cpu.dot_units import Unit, missing
 from kernels.cpu.host import unit_choice
-from kernels.cpu.threads import team
 from kernels.ops import Op, TensorSpec
 from kernels.step import Options, Step
 
@@ -82,16 +81,7 @@ def prepare_stored(op: Op, arrays, dtype: str, threads: int = 1, **choice) -> St
 def run_stored(op: Op, arrays, dtype: str, **choice) -> np.ndarray:
     """Its output: the same with 1 and 2 threads, and nothing beside it was written."""
     shape = op.output_shape(*(array.shape for array in arrays))
-    size, results = int(np.prod(shape)) * np.dtype(dtype).itemsize, []
-    for threads in THREADS:
-        step = prepare_stored(op, arrays, dtype, threads, **choice)
-        block = aligned(size + 2 * GUARD)
-        y = block[GUARD:GUARD + size].view(dtype).reshape(shape)
-        with team(threads):
-            for launch in step.bind(arrays, y, aligned(step.workspace)):
-                launch()
-        assert (block[:GUARD] == 0xFF).all(), "written before the output"
-        assert (block[GUARD + size:] == 0xFF).all(), "written after the output"
-        results.append(y.copy())
+    results = [run_step(prepare_stored(op, arrays, dtype, threads, **choice), arrays,
+                        TensorSpec(shape, dtype), threads) for threads in THREADS]
     assert all(result.tobytes() == results[0].tobytes() for result in results)
     return results[0]

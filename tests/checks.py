@@ -41,6 +41,20 @@ def prepare(op: Op, arrays, weights=(), threads: int = 1, **choice) -> Step:
     return backend.PREPARE[type(op)](op, specs, output, constants, Options(threads), **choice)
 
 
+def run_step(step: Step, arrays, output: TensorSpec, threads: int) -> np.ndarray:
+    """What a step gives, between guard zones."""
+    shape = ops.known(output.shape)
+    size = int(np.prod(shape)) * np.dtype(output.dtype).itemsize
+    block = aligned(size + 2 * GUARD)
+    y = block[GUARD:GUARD + size].view(output.dtype).reshape(shape)
+    with team(threads):
+        for launch in step.bind(arrays, y, aligned(step.workspace)):
+            launch()
+    assert (block[:GUARD] == 0xFF).all(), "written before the output"
+    assert (block[GUARD + size:] == 0xFF).all(), "written after the output"
+    return y.copy()
+
+
 def run(op: Op, *arrays: np.ndarray, weights=(), kernel: str | None = None, gap: int = 0, **choice
         ) -> np.ndarray:
     """The op's output, checked on the way: it is what 1 and 2 threads both give, every element

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from fake_cupy import FakeCupy
 from hypothesis import settings
+from unit_checks import cpu  # noqa: F401
 
 from cnn import cli
 

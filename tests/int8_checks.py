@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import numpy as np
 from bf16_checks import every
-from checks import GUARD, THREADS, aligned
+from checks import THREADS, run_step
 
 from kernels import ops, reference
 from kernels.cpu.host import unit_choice
-from kernels.cpu.threads import team
 from kernels.ops import Grid, Op, TensorSpec
 from kernels.step import Options, Step
 
@@ -54,17 +53,10 @@ def run_prepared(prepare, op: Op, arrays, grids, grid: Grid | None = None, **cho
     if grid is not None:
         output = TensorSpec(output.shape, "uint8", grid)
     constants = [array if i in op.packed else None for i, array in enumerate(arrays)]
-    size, results = int(np.prod(output.shape)) * np.dtype(output.dtype).itemsize, []
+    results = []
     for threads in THREADS:
         step = prepare(op, inputs, output, constants, Options(threads), **choice)
-        block = aligned(size + 2 * GUARD)
-        y = block[GUARD:GUARD + size].view(output.dtype).reshape(output.shape)
-        with team(threads):
-            for launch in step.bind(arrays, y, aligned(step.workspace)):
-                launch()
-        assert (block[:GUARD] == 0xFF).all(), "written before the output"
-        assert (block[GUARD + size:] == 0xFF).all(), "written after the output"
-        results.append(y.copy())
+        results.append(run_step(step, arrays, output, threads))
     assert all(result.tobytes() == results[0].tobytes() for result in results)
     return results[0], step
 

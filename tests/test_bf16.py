@@ -1,5 +1,4 @@
 """bfloat16 on the CPU: who multiplies it, what is said where nobody can, and a whole network."""
-import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +17,6 @@ CAT = Path(__file__).parent.parent / "examples" / "cat.jpg"
 NOTHING = {"amx": ["amx-tile", "amx-bf16", "avx512bf16"], "avx512": ["avx512bf16"]}
 VECTORS = {"amx": ["amx-tile", "amx-bf16"], "avx512": []}
 TILES = {"amx": [], "avx512": []}
-
-
-class System:
-    """A stand-in for the C library, whose system call gives `result`."""
-
-    def __init__(self, result):
-        self.result, self.calls = result, []
-
-    def syscall(self, *arguments):
-        self.calls.append(arguments)
-        ctypes.set_errno(95)
-        return self.result
-
-
-@pytest.fixture
-def cpu(monkeypatch):
-    """cpu(missing, permitted) puts a CPU in place that lacks these features."""
-    def plan(missing, permitted=True):
-        system = System(0 if permitted else -1)
-        monkeypatch.delenv("CNN_BF16", raising=False)
-        monkeypatch.setattr(unit_choice, "missing", lambda unit: missing.get(unit.name, []))
-        monkeypatch.setattr(unit_choice, "CDLL", lambda *_, **__: system)
-        unit_choice.permit_tiles.cache_clear()
-        return system
-    yield plan
-    unit_choice.permit_tiles.cache_clear()
 
 
 def test_tiles_are_chosen_before_vectors_and_permission_is_asked_for_once(cpu):

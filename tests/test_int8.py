@@ -3,7 +3,6 @@ file."""
 import numpy as np
 import pytest
 from onnx_models import build, node, saved
-from test_bf16 import System
 
 import cnn
 from cnn import devices, doctor
@@ -16,20 +15,6 @@ NOTHING = {"amx": ["amx-tile", "amx-int8", "avx512vnni"], "vnni": ["avx512vnni"]
 VECTORS = {"amx": ["amx-tile", "amx-int8"], "vnni": []}
 TILES = {"amx": [], "vnni": []}
 EMULATED = ("amx_emulated", "vnni_emulated")
-
-
-@pytest.fixture
-def cpu(monkeypatch):
-    """cpu(missing, permitted) puts a CPU in place that lacks these features."""
-    def plan(missing, permitted=True):
-        system = System(0 if permitted else -1)
-        monkeypatch.delenv("CNN_INT8", raising=False)
-        monkeypatch.setattr(unit_choice, "missing", lambda unit: missing.get(unit.name, []))
-        monkeypatch.setattr(unit_choice, "CDLL", lambda *_, **__: system)
-        unit_choice.permit_tiles.cache_clear()
-        return system
-    yield plan
-    unit_choice.permit_tiles.cache_clear()
 
 
 # ---- the choice -------------------------------------------------------------------------------
