@@ -20,7 +20,7 @@ from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
 CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cuda-bindings", "cupy-cuda13x")
-FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "amx-bf16",
+FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "avxvnni", "amx-bf16",
             "amx-int8")
 
 

@@ -157,17 +157,18 @@ print(json.dumps({"code": code, "missing": unit_choice.missing(unit)}))
 """
 
 
-def compiled(family, unit, cpu, features, cache):
+def compiled(family, unit, cpu, features, cache, lanes=16):
     """The blocks of the kernel's machine code for a CPU, each up to the next label."""
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features,
-                   "CNN_SIMD_LANES": "16", "CNN_CACHE_DIR": str(cache)}
+                   "CNN_SIMD_LANES": str(lanes), "CNN_CACHE_DIR": str(cache)}
     done = subprocess.run([sys.executable, "-c", COMPILE, family, unit],
                           cwd=Path(__file__).parent.parent, env=environment, capture_output=True,
                           text=True, check=True)
     result = json.loads(done.stdout)
     assert result["missing"] == []
-    # Rounds what is written.
-    assert ("vcvtneps2bf16" if family == "BF16" else "vpmovdb") in result["code"]
+    if lanes == 16:         # what is written is rounded
+        rounds = {"BF16": "vcvtneps2bf16", "INT8": "vp(movdb|ackuswb)"}[family]
+        assert re.search(rounds, result["code"])
     return re.split(r"^\.\w+:$", result["code"], flags=re.MULTILINE)
 
 
@@ -202,3 +203,20 @@ def test_vectors_compile_to_one_instruction_and_stay_in_registers(family, unit, 
     assert any(loop.count(multiply) == rows * 2 for loop in loops)
     for line in "\n".join(loops).splitlines():
         assert not ("zmm" in line and "%rsp" in line), line
+
+
+def test_narrow_vectors_stay_in_registers_too(tmp_path):
+    """Four of them are 32 outputs; two pixels at a time."""
+    blocks = compiled("INT8", "avxvnni", "alderlake", "+avxvnni,+avx2,+fma", tmp_path, lanes=8)
+    loops = [block for block in blocks if "vpdpbusd" in block]
+    assert any(loop.count("vpdpbusd") % (2 * 4) == 0 for loop in loops)
+    code = "\n".join(loops)
+    assert "zmm" not in code
+    assert not [line for line in code.splitlines() if "ymm" in line and "%rsp" in line]
+
+
+def test_rows_are_packed_by_what_avx512_has_for_that(tmp_path):
+    features = "+amx-tile,+amx-int8,+avx512vnni,+avx512bw"
+    code = "\n".join(compiled("INT8", "amx", "sapphirerapids", features, tmp_path, lanes=16))
+    assert "vpackuswb" in code
+    assert "vpackssdw" in code

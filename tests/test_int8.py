@@ -11,7 +11,9 @@ from kernels.cpu.host import unit_choice
 from kernels.ops import Grid, Linear, TensorSpec
 from kernels.step import Options
 
-NOTHING = {"amx": ["amx-tile", "amx-int8", "avx512vnni"], "vnni": ["avx512vnni"]}
+NOTHING = {"amx": ["amx-tile", "amx-int8", "avx512vnni"], "vnni": ["avx512vnni"],
+           "avxvnni": ["avxvnni"]}
+NARROW = {**NOTHING, "avxvnni": []}
 VECTORS = {"amx": ["amx-tile", "amx-int8"], "vnni": []}
 TILES = {"amx": [], "vnni": []}
 EMULATED = ("amx_emulated", "vnni_emulated")
@@ -28,7 +30,9 @@ def test_tiles_are_chosen_before_vectors_and_permission_is_asked_for_once(cpu):
     assert system.calls == []
 
 
-def test_a_cpu_without_either_has_none(cpu):
+def test_a_cpu_without_either_has_narrower_vectors_or_none(cpu):
+    cpu(NARROW)
+    assert unit_choice.choose_int8() is dot_units.AVXVNNI_INT8
     system = cpu(NOTHING)
     assert unit_choice.choose_int8() is None
     assert system.calls == []
@@ -61,8 +65,8 @@ def test_the_environment_chooses(cpu, monkeypatch):
 @pytest.mark.parametrize(("missing", "permitted", "asked", "words"), [
     (VECTORS, True, "amx", "CNN_INT8 is 'amx' and this CPU lacks amx-tile, amx-int8; leave it out"),
     (NOTHING, True, "vnni", "CNN_INT8 is 'vnni' and this CPU lacks avx512vnni; leave it out"),
-    (TILES, True, "emulate", "CNN_INT8 is 'emulate'; it must be one of amx, vnni, amx_emulated, "
-                             "vnni_emulated, none"),
+    (TILES, True, "emulate", "CNN_INT8 is 'emulate'; it must be one of amx, vnni, avxvnni, "
+                             "amx_emulated, vnni_emulated, none"),
     (TILES, True, "", "CNN_INT8 is ''; it must be one of"),
     (TILES, False, "amx", r"the system does not let this process use it \(Operation not supported\)"
                           r"; set CNN_INT8=vnni"),
@@ -82,7 +86,7 @@ def test_what_can_not_be_had_is_said_at_load(cpu, monkeypatch, missing, permitte
 
 
 def test_doctor_names_what_multiplies(cpu, monkeypatch, cnn):
-    for missing, name in ((TILES, "amx"), (VECTORS, "vnni")):
+    for missing, name in ((TILES, "amx"), (VECTORS, "vnni"), (NARROW, "avxvnni")):
         cpu(missing)
         assert dict(doctor.report())["int8"] == name
     cpu(NOTHING)

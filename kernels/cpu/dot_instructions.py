@@ -188,6 +188,19 @@ def dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
     return b.call(callee, [sums, x, w])
 
 
+def dot_int8_by_halves(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    """The same by two vectors of 256 bits."""
+    half = ir.VectorType(I32, COLUMNS // 2)
+    function = ir.FunctionType(half, [half] * 3)
+    callee = cgutils.get_or_insert_function(b.module, function, "llvm.x86.avx512.vpdpbusd.256")
+
+    def places(start: int, end: int) -> ir.Constant:
+        return ir.Constant(ir.VectorType(I32, end - start), list(range(start, end)))
+    low, high = (b.call(callee, [b.shuffle_vector(vector, vector, places(start, start + 8))
+                                 for vector in (sums, x, w)]) for start in (0, 8))
+    return b.shuffle_vector(low, high, places(0, COLUMNS))
+
+
 def emulated_dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
     for place in range(4):
         code = b.and_(b.lshr(x, splat_words(8 * place)), splat_words(0xFF))

@@ -27,6 +27,7 @@ from .dot_instructions import (
     broadcast_word,
     dot,
     dot_int8,
+    dot_int8_by_halves,
     emulated_dot,
     emulated_dot_int8,
     load_words,
@@ -38,6 +39,7 @@ from .dot_units import (
     AMX_INT8,
     AVX512_BF16,
     AVX512_EMULATED_BF16,
+    AVXVNNI_INT8,
     BLOCK,
     COLUMNS,
     GROUP,
@@ -169,27 +171,37 @@ def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
 def vector_products(b, unit, instruction, rows, vectors, given, writer):
     """All sums stay in registers through both loops, and there is no room for the Writer's."""
     writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
+    row_products(b, unit, instruction, range(rows), vectors, given)
+
+
+def products_by_pairs(b, unit, instruction, rows, vectors, given, writer):
+    """The same where there are registers for two rows."""
+    writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
+    for first in range(0, rows, 2):
+        row_products(b, unit, instruction, range(first, min(first + 2, rows)), vectors, given)
+
+
+def row_products(b, unit, instruction, rows, vectors, given):
     panel = vectors * COLUMNS * unit.together
 
     def tap(t, carried):
         weights, *totals = carried
         first = b.gep(given.x, [b.load(b.gep(given.taps, [t]))])
-        pixels = [b.bitcast(advance(b, first, given.x_step, r), I32.as_pointer())
-                  for r in range(rows)]
+        pixels = [b.bitcast(advance(b, first, given.x_step, r), I32.as_pointer()) for r in rows]
 
         def word(k, totals):
             inputs = advance(b, weights, k, panel)
-            if rows == 1:
+            if len(rows) == 1:
                 for j in range(vectors):
                     prefetch(b, b.gep(inputs, [i64((AHEAD + j * COLUMNS) * unit.together)]))
             w_vectors = [load_words(b, advance(b, inputs, j * COLUMNS * unit.together))
                          for j in range(vectors)]
             result = []
-            for r in range(rows):
-                pixel = b.load(b.gep(pixels[r], [k]))
+            for i, pointer in enumerate(pixels):
+                pixel = b.load(b.gep(pointer, [k]))
                 pixel.align = unit.itemsize
                 x_word = broadcast_word(b, pixel)
-                result += [instruction(b, totals[r * vectors + j], x_word, w_vectors[j])
+                result += [instruction(b, totals[i * vectors + j], x_word, w_vectors[j])
                            for j in range(vectors)]
             return result
 
@@ -197,10 +209,11 @@ def vector_products(b, unit, instruction, rows, vectors, given, writer):
         return [advance(b, weights, given.steps, panel), *totals]
 
     kind = WORDS if unit.is_int8 else SUMS
-    start = [ir.Constant(kind, None)] * (rows * vectors)
+    start = [ir.Constant(kind, None)] * (len(rows) * vectors)
     _, *totals = counted_loop(b, "tap", given.count, [given.w, *start], tap)
     for i, total in enumerate(totals):
-        target = advance(b, given.sums, i // vectors * BLOCK + i % vectors * COLUMNS)
+        row, column = rows[i // vectors], i % vectors * COLUMNS
+        target = advance(b, given.sums, row * BLOCK + column)
         b.store(total, b.bitcast(target, kind.as_pointer())).align = 4
 
 
@@ -217,6 +230,7 @@ MICRO_KERNELS = {type(unit): (unit, emit, instructions) for unit, emit, instruct
     (AVX512_BF16, vector_products, dot),
     (AVX512_EMULATED_BF16, vector_products, emulated_dot),
     (VNNI_INT8, vector_products, dot_int8),
+    (AVXVNNI_INT8, products_by_pairs, dot_int8_by_halves),
     (VNNI_EMULATED_INT8, vector_products, emulated_dot_int8))}
 
 

@@ -6,6 +6,7 @@ products to wide sums. A Unit is an argument of kernels, and its class tells the
     Avx512          vdpbf16ps: vectors of 16 sums in float32, two products added to each
     AmxInt8         tdpbusd: tiles of 16 x 16 sums in int32, 64 products of uint8 and int8 to each
     Vnni            vpdpbusd: vectors of 16 sums in int32, four products to each
+    AvxVnni         the same of 8 sums, two of which make one of ours
     AmxEmulated,    the same tiles and vectors in plain LLVM, for CPUs without these instructions:
     ...             slow, and there for tests
 """
@@ -104,12 +105,16 @@ class Vnni(Unit):
     """The vectors of AVX512_VNNI."""
 
 
+class AvxVnni(Unit):
+    """The vectors of AVX_VNNI, half as wide."""
+
+
 class VnniEmulated(Unit):
     """The same in what vectors there are."""
 
 
 NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
-         Avx512Emulated: "avx512_emulated", AmxInt8: "amx", Vnni: "vnni",
+         Avx512Emulated: "avx512_emulated", AmxInt8: "amx", Vnni: "vnni", AvxVnni: "avxvnni",
          AmxInt8Emulated: "amx_emulated", VnniEmulated: "vnni_emulated"}
 
 # 2 x 2 tiles of sums, two of pixels and two of weights: all eight registers.
@@ -119,12 +124,14 @@ AMX_INT8, AMX_EMULATED_INT8 = AmxInt8((16, 32), 64, 4), AmxInt8Emulated((16, 32)
 AVX512_BF16, AVX512_EMULATED_BF16 = Avx512((1, 7, 14), 2, 2), Avx512Emulated((1, 7, 14), 2, 2)
 # 8 x 2, for the instruction can not read its pixel from memory, and LLVM loads many of them ahead.
 VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 4, 8), 4, 4), VnniEmulated((1, 4, 8), 4, 4)
+# 2 x 4 half vectors of sums at a time, four of weights and two pixels: 14 of 16 registers.
+AVXVNNI_INT8 = AvxVnni((1, 4, 8), 4, 4)
 
 # What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
 # single samples are multiplied.
 NEEDS: dict[type[Unit], tuple[str, ...]] = {
     Amx: ("amx-tile", "amx-bf16", "avx512bf16"), Avx512: ("avx512bf16",),
-    AmxInt8: ("amx-tile", "amx-int8", "avx512vnni"), Vnni: ("avx512vnni",)}
+    AmxInt8: ("amx-tile", "amx-int8", "avx512vnni"), Vnni: ("avx512vnni",), AvxVnni: ("avxvnni",)}
 
 
 def missing(unit: Unit) -> list[str]:
