@@ -73,19 +73,28 @@ def quantize(source: str | os.PathLike | None, target: str | os.PathLike, photos
         raise ModelError("quantizing needs photos, for the ranges of what is computed from them")
     settings: dict[str, Any] = {"device": "cpu", "input_shape": input_shape,
                                 "preprocess": preprocess, "labels": labels}
-    model, network = load(path, **settings), onnx.load(path, load_external_data=False)
+    model = load(path, **settings)      # says what is wrong with it
+    network = onnx.load(path)           # with weights that lie in a file beside it
     if any(node.op_type in QUANTISED for node in network.graph.node):
         raise ModelError(f"{path}: it is quantized already")
     imported = load_onnx(path, input_shape)
     (name,), nchw = imported.graph.inputs, bool(imported.channels_first)
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "int8.onnx"
-        _quantize_static(path, made, (
+        whole, made = (Path(folder) / f"{what}.onnx" for what in ("float", "int8"))
+        _save(network, whole)
+        _quantize_static(path, whole, made, (
             {name: image} for image in _images(model, photos, nchw, progress)))
         result = onnx.load(made)
     _describe(result, model)
-    onnx.save(result, target)
+    _save(result, target)
     return _compare(model, load(target, device="cpu", input_shape=input_shape), photos, progress)
+
+
+def _save(network: onnx.ModelProto, path: Path) -> None:
+    try:
+        onnx.save(network, path)
+    except ValueError as error:         # of 2 GB and more
+        raise ModelError(f"{path.name}: it can not be written as one file: {error}") from None
 
 
 def _images(model: Model, photos: Sequence[Any], nchw: bool, progress: Tell
@@ -98,7 +107,9 @@ def _images(model: Model, photos: Sequence[Any], nchw: bool, progress: Tell
         yield np.ascontiguousarray(image.transpose(TO_NCHW) if nchw else image)
 
 
-def _quantize_static(source: Path, target: Path, inputs: Iterator[dict[str, np.ndarray]]) -> None:
+def _quantize_static(path: Path, source: Path, target: Path,
+                     inputs: Iterator[dict[str, np.ndarray]]) -> None:
+    """Of a file that was given as `path`."""
     try:
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -119,7 +130,7 @@ def _quantize_static(source: Path, target: Path, inputs: Iterator[dict[str, np.n
     except Error:
         raise
     except Exception as error:      # of any kind: it is a program of its own
-        raise ModelError(f"{source}: ONNX Runtime does not quantize it: {error}") from None
+        raise ModelError(f"{path}: ONNX Runtime does not quantize it: {error}") from None
 
 
 @contextmanager

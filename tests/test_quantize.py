@@ -1,5 +1,6 @@
 """Quantising a file with photos: what is written, how it agrees, and what is refused."""
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -54,6 +55,20 @@ def test_a_file_of_8_bits_takes_photos_as_the_float_one_does(tmp_path, network, 
                                                    abs=agreement.difference + 1e-6)
     kinds = {each.op_type for each in onnx.load(target).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_weights_may_lie_beside_the_file(tmp_path, network, photos):
+    """As PyTorch's exporter has it."""
+    model = onnx.load(network)
+    for tensor in model.graph.initializer:
+        onnx.external_data_helper.set_external_data(tensor, "apart.onnx.data")
+    onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, size_threshold=0,
+              location="apart.onnx.data")
+    assert onnx.load(tmp_path / "apart.onnx", load_external_data=False
+                     ).graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL
+    agreement = quantize(tmp_path / "apart.onnx", tmp_path / "int8.onnx", photos, preprocess=HOW)
+    assert agreement == replace(quantize(network, tmp_path / "other.onnx", photos, preprocess=HOW),
+                                float_ms=agreement.float_ms, int8_ms=agreement.int8_ms)
 
 
 def test_its_layers_are_multiplied_in_8_bits(monkeypatch, tmp_path, network, photos):
