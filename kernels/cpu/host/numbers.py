@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ... import quantized
+from ... import weight_codes
 from ...ops import FakeQuantize, TensorSpec, Unary
 from ...step import Array, Options
 from ..dot_units import Unit
@@ -55,8 +55,8 @@ def to_bfloat16(weight: Array) -> Array:
 
 
 def weight_scales(weight: Array, options: Options) -> Array:
-    """`quantized.weight_scales`, found once for all programs."""
-    return options.pack(weight, "scales", quantized.weight_scales)
+    """`weight_codes.weight_scales`, found once for all programs."""
+    return options.pack(weight, "scales", weight_codes.weight_scales)
 
 
 def unit_for(x: TensorSpec, weight: Array, options: Options) -> Unit | None:
@@ -79,7 +79,7 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
     grid = inputs[0].grid
     assert grid is not None
     scales = weight_scales(weight, options)
-    of_ones = options.pack(weight, "sums of codes", lambda w: quantized.codes(w, scales).reshape(
+    of_ones = options.pack(weight, "sums of codes", lambda w: weight_codes.codes(w, scales).reshape(
         len(w), -1).sum(axis=1, dtype=np.int64))
     factors = scales * grid.scale
     wide, residual_factor, zero_point = bias - grid.zero_point * of_ones * factors, 1.0, 0
@@ -94,7 +94,7 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
         residual_factor /= activation.scale
         low, high = map(np.float32, activation.bounds)
         zero_point, finish = activation.zero_point, nothing
-    return Numbers(weight, lambda w: quantized.codes(w, scales), np.uint8,
+    return Numbers(weight, lambda w: weight_codes.codes(w, scales), np.uint8,
                    (wide.astype(np.float32), factors.astype(np.float32)),
                    (np.float32(1 / grid.scale), grid.zero_point),
                    (low, high, zero_point, np.float32(residual_factor)), finish, suffix)

@@ -5,8 +5,8 @@ from checks import normal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kernels import quantized
-from kernels.quantized import MOST, NEAR
+from kernels import weight_codes
+from kernels.weight_codes import MOST, NEAR
 
 SHAPES = [(1, 1), (3, 5), (4, 16), (5, 17), (2, 100), (4, 3, 3, 5), (7, 1, 1, 32)]
 # Down to the least that float32 has.
@@ -16,10 +16,10 @@ any_scale = st.one_of(st.floats(-14, 14), st.floats(-149, 120)).map(
 
 def assert_found(weight, whole, scales):
     """The codes that are found are these, divided by what they have in common."""
-    found = quantized.weight_scales(weight)
+    found = weight_codes.weight_scales(weight)
     assert found.shape == (len(weight),)
     assert found.dtype == float
-    codes = quantized.codes(weight, found)
+    codes = weight_codes.codes(weight, found)
     assert codes.dtype == np.int8
     assert codes.shape == weight.shape
     for of_output, expected, one, scale, row in zip(codes, whole, found, scales, weight,
@@ -74,30 +74,30 @@ def test_a_factor_of_an_output_is_taken_for_a_part_of_its_scale(seed, shape, sca
 def test_outputs_of_zeros_have_any_scale():
     weight = np.zeros((3, 40), np.float32)
     weight[1] = np.arange(40)
-    scales = quantized.weight_scales(weight)
+    scales = weight_codes.weight_scales(weight)
     np.testing.assert_array_equal(scales, 1)
-    np.testing.assert_array_equal(quantized.codes(weight, scales), weight)
+    np.testing.assert_array_equal(weight_codes.codes(weight, scales), weight)
     weight[2, 0] = -0.0
-    np.testing.assert_array_equal(quantized.weight_scales(weight), 1)
+    np.testing.assert_array_equal(weight_codes.weight_scales(weight), 1)
 
 
 def test_one_weight_of_an_output_is_its_scale():
     weight = np.float32([[3.7], [-1e-30]])
-    scales = quantized.weight_scales(weight)
+    scales = weight_codes.weight_scales(weight)
     np.testing.assert_array_equal(scales, np.abs(weight[:, 0]))
-    assert quantized.codes(weight, scales).ravel().tolist() == [1, -1]
+    assert weight_codes.codes(weight, scales).ravel().tolist() == [1, -1]
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (20, 17), (8, 3, 3, 16)])
 def test_numbers_that_were_never_quantised_have_none(shape):
-    assert np.isnan(quantized.weight_scales(normal(np.random.default_rng(0), *shape))).all()
+    assert np.isnan(weight_codes.weight_scales(normal(np.random.default_rng(0), *shape))).all()
 
 
 def test_each_output_is_for_itself():
     rng = np.random.default_rng(0)
     weight = normal(rng, 4, 50)
     weight[2] = rng.integers(-MOST, MOST + 1, 50) * np.float32(0.1)
-    assert np.isnan(quantized.weight_scales(weight)).tolist() == [True, True, False, True]
+    assert np.isnan(weight_codes.weight_scales(weight)).tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize("place", [0, 15, 16, 49])
@@ -105,7 +105,7 @@ def test_each_output_is_for_itself():
 def test_an_output_with_nan_or_infinity_has_none(value, place):
     weight = np.tile(np.arange(50, dtype=np.float32), (3, 1))
     weight[1, place] = value
-    assert np.isnan(quantized.weight_scales(weight)).tolist() == [False, True, False]
+    assert np.isnan(weight_codes.weight_scales(weight)).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("place", [3, 40])
@@ -115,7 +115,7 @@ def test_one_weight_beside_the_grid_is_enough(place):
     whole[:, 7] = MOST
     weight = times(whole, np.float32([0.3, 0.3]))
     weight[1, place] += np.float32(0.003)
-    assert np.isnan(quantized.weight_scales(weight)).tolist() == [False, True]
+    assert np.isnan(weight_codes.weight_scales(weight)).tolist() == [False, True]
 
 
 @given(st.lists(st.integers(-128, MOST), min_size=1, max_size=40), any_scale)
@@ -127,7 +127,7 @@ def test_128_below_zero_has_no_code_unless_it_is_a_multiple(whole, scale):
     assume(np.isfinite(128 * scales).all())
     weight, common = times(whole, scales), int(np.gcd.reduce(whole, axis=None))
     if common == 1:
-        assert np.isnan(quantized.weight_scales(weight)).all()
+        assert np.isnan(weight_codes.weight_scales(weight)).all()
     else:
         assert_found(weight, whole, scales)
 
