@@ -234,6 +234,17 @@ def test_weights_that_are_no_codes_keep_their_input_and_output_wide(device):
     assert in_codes(net.graph("c"), device) == {"q"}
 
 
+def test_what_is_of_a_grid_is_not_stored_in_bfloat16(monkeypatch):
+    """Which has 8 digits, and so not all codes."""
+    monkeypatch.setenv("CNN_BF16", "avx512_emulated")
+    monkeypatch.setenv("CNN_INT8", "vnni_emulated")
+    device, net = devices.CpuDevice(1, "bfloat16"), chain()
+    net.add(Conv2d(activation=ops.Relu()), ("a", net.constant(normal(net.rng, 8, 1, 1, 8))), "f")
+    net.add(Conv2d(), ("f", net.constant(normal(net.rng, 8, 1, 1, 8))), "g")
+    specs = storage(net.graph("c", "g"), device, device.options())
+    assert [specs[name].dtype for name in "bafg"] == ["uint8", "float32", "bfloat16", "float32"]
+
+
 def test_what_only_moves_codes_stores_them_as_they_came(device):
     net = chain()
     net.add(ops.MaxPool2d((3, 3), (1, 1), (1, 1, 1, 1)), "b", "p")
