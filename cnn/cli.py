@@ -308,7 +308,7 @@ def quantize(source: str, images: Sequence[str], target: str, preprocess: str | 
     files = list(_expand(images))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=len(files))
         agreement = make(source, target, files, preprocess=_read_preprocess(preprocess),
                          labels=_read_labels(labels), input_shape=input_shape,

@@ -69,6 +69,8 @@ def quantize(source: str | os.PathLike | None, target: str | os.PathLike, photos
         raise ModelError(f"quantizing makes an .onnx file of an .onnx file, not {target} of {path}")
     if target.exists() and target.samefile(path):
         raise ModelError(f"{target}: the quantized network needs a file of its own")
+    if not target.absolute().parent.is_dir():
+        raise ModelError(f"{target}: there is no such folder")
     if not photos:
         raise ModelError("quantizing needs photos, for the ranges of what is computed from them")
     settings: dict[str, Any] = {"device": "cpu", "input_shape": input_shape,
@@ -93,8 +95,8 @@ def quantize(source: str | os.PathLike | None, target: str | os.PathLike, photos
 def _save(network: onnx.ModelProto, path: Path) -> None:
     try:
         onnx.save(network, path)
-    except ValueError as error:         # of 2 GB and more
-        raise ModelError(f"{path.name}: it can not be written as one file: {error}") from None
+    except (OSError, ValueError) as error:      # the latter of 2 GB and more
+        raise ModelError(f"{path}: the network can not be written: {error}") from None
 
 
 def _images(model: Model, photos: Sequence[Any], nchw: bool, progress: Tell

@@ -99,7 +99,8 @@ def test_the_embedded_network_knows_the_cat_in_8_bits(tmp_path):
 @pytest.mark.parametrize(("target", "given", "sentence"), [
     ("net.onnx", 5, "the quantized network needs a file of its own"),
     ("int8.safetensors", 5, "makes an .onnx file of an .onnx file, not .*int8.safetensors of"),
-    ("int8.onnx", 0, "needs photos, for the ranges")])
+    ("int8.onnx", 0, "needs photos, for the ranges"),
+    ("nowhere/int8.onnx", 5, "nowhere/int8.onnx: there is no such folder")])
 def test_what_is_refused_before_anything_is_done(tmp_path, network, photos, target, given,
                                                  sentence):
     assert network.name == "net.onnx"
@@ -126,6 +127,12 @@ def test_a_broken_photo_is_named_and_nothing_is_written(tmp_path, network, photo
     with pytest.raises(cnn.ImageError, match=r"3\.png"):
         quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
     assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_file_that_can_not_be_written_is_one_sentence(tmp_path, network, photos):
+    (tmp_path / "int8.onnx").mkdir()
+    with pytest.raises(cnn.ModelError, match=r"int8.onnx: the network can not be written: "):
+        quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)
 
 
 def test_one_photo_is_one():
