@@ -139,3 +139,14 @@ def test_one_photo_is_one():
     assert str(Agreement(1, 1, 0.5, 2.0, 1.0)) == (
         "1 of 1 photo is taken for the same, probabilities differ by up to 0.500; an image took "
         "2.00 ms and takes 1.00")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_kernels_of_a_gpu_round_to_the_same_numbers(tmp_path, network, photos, dtype):
+    quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW, labels=NAMES)
+    ours = cnn.load(tmp_path / "int8.onnx", device="cpu")
+    theirs = cnn.load(tmp_path / "int8.onnx", device="emulator", dtype=dtype)
+    assert any("fake_quantize" in row.kernel for row in theirs.summary().rows)
+    batch = ours.preprocess(photos[:2])
+    # A code more or less of a logit, of which there are some 200.
+    np.testing.assert_allclose(theirs.predict(batch), ours.predict(batch), atol=0.03)
