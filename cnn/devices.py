@@ -115,7 +115,9 @@ class CpuDevice:
         except ValueError as error:
             raise DeviceError(str(error)) from None
         self.dtype = dtype
-        self.narrows: tuple[str, ...] = ("uint8", *(name for name in [dtype] if name != "float32"))
+        self.narrows: tuple[str, ...] = ("uint8",)
+        if dtype == "bfloat16":
+            self.narrows = ("uint8", "bfloat16")
         self.threads: int | None = count
         self.count = count
 

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from .errors import Error, ModelError
 from .image import Preprocess
 from .importer import TO_NCHW
 from .model import Model, load
-from .onnx_import import load_onnx
 
 CALLS = 20          # that are timed
 QUANTISED = {"QuantizeLinear", "QLinearConv", "DynamicQuantizeLinear"}
@@ -79,14 +78,7 @@ def quantize(source: str | os.PathLike | None, target: str | os.PathLike, photos
     network = onnx.load(path)           # with weights that lie in a file beside it
     if any(node.op_type in QUANTISED for node in network.graph.node):
         raise ModelError(f"{path}: it is quantized already")
-    imported = load_onnx(path, input_shape)
-    (name,), nchw = imported.graph.inputs, bool(imported.channels_first)
-    with tempfile.TemporaryDirectory() as folder:
-        whole, made = (Path(folder) / f"{what}.onnx" for what in ("float", "int8"))
-        _save(network, whole)
-        _quantize_static(path, whole, made, (
-            {name: image} for image in _images(model, photos, nchw, progress)))
-        result = onnx.load(made)
+    result = quantize_static(path, network, _images(model, photos, progress))
     _describe(result, model)
     _save(result, target)
     return _compare(model, load(target, device="cpu", input_shape=input_shape), photos, progress)
@@ -99,40 +91,48 @@ def _save(network: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path}: the network can not be written: {error}") from None
 
 
-def _images(model: Model, photos: Sequence[Any], nchw: bool, progress: Tell
-            ) -> Iterator[np.ndarray]:
+def _images(model: Model, photos: Sequence[Any], progress: Tell) -> Iterator[np.ndarray]:
     """Each photo as an input of the file, one after the other."""
     batch = model.input_shape[0] or 1
     for done, photo in enumerate(photos):
         progress("measuring ranges", done)
         image = np.repeat(model.preprocess(photo), batch, axis=0)
-        yield np.ascontiguousarray(image.transpose(TO_NCHW) if nchw else image)
+        yield np.ascontiguousarray(image.transpose(TO_NCHW) if model._channels_first else image)
 
 
-def _quantize_static(path: Path, source: Path, target: Path,
-                     inputs: Iterator[dict[str, np.ndarray]]) -> None:
-    """Of a file that was given as `path`."""
+def quantize_static(path: Path, network: onnx.ModelProto, inputs: Iterable[np.ndarray]
+                    ) -> onnx.ModelProto:
+    """The network, of the file `path`, in 8 bits, with the ranges that values have for these
+    inputs, which are as the file has its only one."""
     try:
-        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+        from onnxruntime.quantization import CalibrationDataReader, QuantType
+        from onnxruntime.quantization import quantize_static as quantize_file
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise Error(f"quantizing is done by ONNX Runtime, which can not be imported ({error}): "
                     f"pip install 'numba-cnn[quantize]'") from None
+    weights = {weight.name for weight in network.graph.initializer}
+    name = next(value.name for value in network.graph.input if value.name not in weights)
+    given = iter(inputs)
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(inputs, None)
+            image = next(given, None)
+            return None if image is None else {name: image}
 
-    prepared = target.with_name("prepared.onnx")
-    try:
-        with _quiet():
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            quantize_static(prepared, target, Reader(), per_channel=True,
-                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-    except Error:
-        raise
-    except Exception as error:      # of any kind: it is a program of its own
-        raise ModelError(f"{path}: ONNX Runtime does not quantize it: {error}") from None
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        whole, prepared, made = (Path(folder) / f"{what}.onnx"
+                                 for what in ("float", "prepared", "int8"))
+        _save(network, whole)
+        try:
+            quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+            quantize_file(prepared, made, Reader(), per_channel=True,
+                          activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        except Error:
+            raise
+        except Exception as error:      # of any kind: it is a program of its own
+            raise ModelError(f"{path}: ONNX Runtime does not quantize it: {error}") from None
+        return onnx.load(made)
 
 
 @contextmanager

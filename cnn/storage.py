@@ -56,8 +56,10 @@ def _grid(node: Node, specs: Specs) -> Grid | None:
 def _narrowed(dtype: str, graph: Graph, device: Device, options: Any, specs: Specs,
               wide: set[str]) -> Specs:
     """The specs with this dtype for what can be stored so, is not yet narrow, and not in `wide`."""
-    shared, alike = views(graph), Alike()
-    unfit = [*wide, *(name for name, spec in specs.items() if not _can_be(dtype, spec, device))]
+    too_wide = {name for name, spec in specs.items() if not _can_be(dtype, spec, device)}
+    if len(too_wide) == len(specs):
+        return specs
+    shared, alike, unfit = views(graph), Alike(), [*wide, *too_wide]
     for node in graph.nodes:
         weights = [graph.constants.get(name) for name in node.inputs]
         can = device.narrow(dtype, node.op, [specs[name] for name in node.inputs], weights, options)

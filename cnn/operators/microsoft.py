@@ -14,22 +14,12 @@ from . import elementwise, images, norms, products, shapes
 from .quantised import NO_TYPE, dequantise, quantise, sums
 
 
-def QLinearAdd(net: Importer, a: Value, a_scale: Value, a_zero: Value | None, b: Value,
-               b_scale: Value, b_zero: Value | None, y_scale: Value, y_zero: Value | None = None
-               ) -> Value:
-    dtype = _dtype(net, a)
-    y = net.emit(ops.Add(), dequantise(net, a, a_scale, a_zero),
-                 dequantise(net, b, b_scale, b_zero))
-    return quantise(net, y, y_scale, y_zero, dtype)
+def QLinearAdd(net: Importer, *inputs: Any) -> Value:
+    return _binary(net, ops.Add(), *inputs)
 
 
-def QLinearMul(net: Importer, a: Value, a_scale: Value, a_zero: Value | None, b: Value,
-               b_scale: Value, b_zero: Value | None, y_scale: Value, y_zero: Value | None = None
-               ) -> Value:
-    dtype = _dtype(net, a)
-    y = net.emit(ops.Mul(), dequantise(net, a, a_scale, a_zero),
-                 dequantise(net, b, b_scale, b_zero))
-    return quantise(net, y, y_scale, y_zero, dtype)
+def QLinearMul(net: Importer, *inputs: Any) -> Value:
+    return _binary(net, ops.Mul(), *inputs)
 
 
 def QLinearAveragePool(net: Importer, x: Value, x_scale: Value, x_zero: Value | None,
@@ -88,6 +78,14 @@ def QGemm(net: Importer, a: Value, a_scale: Value, a_zero: Value, b: Value, b_sc
     bias = None if c is None else sums(net, c, a_scale, b_scale, alpha)
     y = products.Gemm(net, left, right, bias, alpha=alpha, transA=transA, transB=transB)
     return y if y_scale is None else quantise(net, y, y_scale, y_zero, dtype)
+
+
+def _binary(net: Importer, op: ops.Binary, a: Value, a_scale: Value, a_zero: Value | None, b: Value,
+            b_scale: Value, b_zero: Value | None, y_scale: Value, y_zero: Value | None = None
+            ) -> Value:
+    dtype = _dtype(net, a)
+    y = net.emit(op, dequantise(net, a, a_scale, a_zero), dequantise(net, b, b_scale, b_zero))
+    return quantise(net, y, y_scale, y_zero, dtype)
 
 
 def _image(net: Importer, pool: Callable[..., Value], x: Value, x_scale: Value,

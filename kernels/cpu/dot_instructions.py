@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .dot_units import COLUMNS, TILE_ROWS
-from .simd import F32, I32, I64, Builder, Value, counted_loop, i64
+from .simd import F32, I32, I64, Builder, Value, broadcast, counted_loop, i64
 
 I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
@@ -223,9 +223,7 @@ def splat_words(value: int) -> ir.Constant:
 
 
 def broadcast_word(b: Builder, word: Value) -> Value:
-    undefined = ir.Constant(WORDS, ir.Undefined)
-    first = b.insert_element(undefined, word, I32(0))
-    return b.shuffle_vector(first, undefined, ir.Constant(WORDS, None))
+    return broadcast(b, word, COLUMNS)
 
 
 def load_words(b: Builder, pointer: Value) -> Value:

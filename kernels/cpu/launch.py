@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from . import store
@@ -133,7 +132,7 @@ def describe(argument: Any) -> tuple[str, Sequence[int]]:
 def flat_bits(array: np.ndarray) -> np.ndarray:
     """Of rank 1, and bfloat16 as its bits, for kernels know no such number."""
     flat = array.reshape(-1)
-    return flat.view(np.uint16) if flat.dtype == ml_dtypes.bfloat16 else flat
+    return flat if flat.dtype in (np.float32, np.uint8) else flat.view(np.uint16)
 
 
 @cache

@@ -5,7 +5,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .dot_units import COLUMNS, has
-from .simd import I1, I32, Builder, Value
+from .simd import I1, I32, Builder, Value, broadcast
 from .sizes import LANES
 
 I8, I16 = ir.IntType(8), ir.IntType(16)
@@ -50,9 +50,7 @@ def pack_halves(b: Builder, first: Value, second: Value) -> tuple[Value, Value]:
 
 
 def broadcast_16(b: Builder, number: Value) -> Value:
-    undefined = ir.Constant(HALVES, ir.Undefined)
-    first = b.insert_element(undefined, b.trunc(number, I16), I32(0))
-    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, 32), None))
+    return broadcast(b, b.trunc(number, I16), HALVES.count)
 
 
 def first_bytes(b: Builder, count: Value) -> Value:

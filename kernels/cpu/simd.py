@@ -31,11 +31,10 @@ def splat(value: SupportsFloat) -> ir.Constant:
     return ir.Constant(VECTOR, [float(value)] * LANES)
 
 
-def broadcast(b: Builder, scalar: Value) -> Value:
-    vector = ir.VectorType(scalar.type, LANES)
-    undefined = ir.Constant(vector, ir.Undefined)
+def broadcast(b: Builder, scalar: Value, lanes: int = LANES) -> Value:
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = b.insert_element(undefined, scalar, ir.Constant(I32, 0))
-    return b.shuffle_vector(first, undefined, ir.Constant(INT_VECTOR, [0] * LANES))
+    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
 
 
 def advance(b: Builder, pointer: Value, *factors: Value | int) -> Value:
