@@ -6,9 +6,10 @@ import mmap
 
 import numpy as np
 
+from kernels.cpu import scalar
 from kernels.cpu.dot_conv import conv_units
 
-UNITS = 17              # of the arguments of conv2d, and of conv_units behind its first three
+UNITS = 18              # of the arguments of conv2d, and of conv_units behind its first three
 _kept: list[np.ndarray] = []
 
 
@@ -34,6 +35,6 @@ def run_on_the_last_thread(step, inputs: list[np.ndarray], y: np.ndarray, unit) 
     for launch in making:
         launch()
     *others, threads = products.arguments
-    others[0] = unit
+    others[:2] = unit, 0 if others[1] == 0 else getattr(scalar, others[1].name)
     conv_units(threads - 1, 0, len(others[UNITS]), *others)
     _kept.clear()

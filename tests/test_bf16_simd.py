@@ -24,6 +24,7 @@ from kernels.cpu.simd import at
 from kernels.cpu.sizes import LANES
 
 POISON = 0xABAD
+NO_NUMBERS = np.float32(0), np.float32(0), 0, *[np.float32(0)] * 3     # of a Writer
 
 
 @numba.njit
@@ -32,11 +33,10 @@ def products(unit, x, w, sums, steps):
     configure(unit, unit.depth)
     rows = unit.sizes[-1]
     taps = np.arange(steps) * unit.depth if unit.depth > unit.together else np.zeros(1, np.int64)
-    multiply(unit, 2 * len(unit.sizes) - 1, (
+    multiply(unit, 2 * len(unit.sizes) - 1, 0, (
         at(x, 0), x.size // rows, at(taps, 0), len(taps), steps // len(taps), unit.depth, at(w, 0),
         at(sums, 0), at(sums, 0), at(sums, 0), at(sums, 0), 0, at(sums, 0), at(taps, 0),
-        at(sums, 0), 0, 0, np.float32(0), np.float32(0), 0,
-        np.float32(0)))
+        at(sums, 0), 0, 0, *NO_NUMBERS))
     release(unit)
 
 
@@ -139,29 +139,31 @@ def test_a_nan_of_any_payload_stays_one():
 COMPILE = """
 import json, sys
 from numba import types, typeof
-from kernels.cpu import dot_conv
+from kernels.cpu import dot_conv, scalar
 from kernels.cpu.host import unit_choice
 floats, bias, bits, codes, weights, numbers, table = (
     types.Array(kind, dimensions, "C") for kind, dimensions in (
         (types.float32, 1), (types.float32, 2), (types.uint16, 1), (types.uint8, 1),
         (types.int8, 1), (types.int64, 1), (types.int64, 2)))
 unit = getattr(unit_choice, sys.argv[1])[sys.argv[2]]
+activation = typeof(getattr(scalar, sys.argv[3])) if sys.argv[3:] else types.int64
 x, w, sums = (codes, weights, types.Array(types.int32, 1, "C")) if unit.is_int8 else (
     bits, bits, floats)
 dot_conv.conv_units.compile((
-    types.int64, types.int64, types.int64, typeof(unit), x, w, bias, x, x, types.int64,
+    *[types.int64] * 3, typeof(unit), activation, x, w, bias, x, x, types.int64,
     numbers, types.int64, x, sums, numbers, types.int64, types.int64, table, table, table,
-    table, types.int64, types.float32, types.float32, types.int64, types.float32))
+    table, types.int64, types.float32, types.float32, types.int64, *[types.float32] * 3))
 code = next(iter(dot_conv.conv_units.inspect_asm().values()))
 print(json.dumps({"code": code, "missing": unit_choice.missing(unit)}))
 """
 
 
-def compiled(family, unit, cpu, features, cache, lanes=16):
-    """The blocks of the kernel's machine code for a CPU, each up to the next label."""
+def compiled(family, unit, cpu, features, cache, lanes=16, activation=()):
+    """The blocks of the kernel's machine code for a CPU, each up to the next label. activation: the
+    name of a function of scalar.py, if there is to be one."""
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features,
                    "CNN_SIMD_LANES": str(lanes), "CNN_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-c", COMPILE, family, unit],
+    done = subprocess.run([sys.executable, "-c", COMPILE, family, unit, *activation],
                           cwd=Path(__file__).parent.parent, env=environment, capture_output=True,
                           text=True, check=True)
     result = json.loads(done.stdout)
@@ -187,6 +189,15 @@ def test_tiles_compile_to_the_instructions_of_amx(family, features, multiply, wr
     operands = re.findall(r"tile(?:loadd|stored)\s.*", code)
     assert len(operands) > 10
     assert not [operand for operand in operands if "%rsp" in operand]
+
+
+def test_activations_are_vector_code_beside_the_products(tmp_path):
+    blocks = compiled("BF16", "amx", "sapphirerapids", "+amx-tile,+amx-bf16,+avx512bf16", tmp_path,
+                      activation=["narrow_silu"])
+    code = "\n".join(blocks)
+    assert re.search(r"vrcp14ps\s.*%zmm", code)         # of its reciprocal
+    assert "vrcp14ss" not in code and "vdiv" not in code and "call" not in "\n".join(
+        block for block in blocks if "tdpbf16ps" in block)
 
 
 @pytest.mark.parametrize(("family", "unit", "cpu", "features", "multiply"), [

@@ -52,5 +52,7 @@ def prepare(op: Op, inputs: list[TensorSpec], output: TensorSpec, weights: list[
 def narrow() -> dict[type[Op], Callable[..., Step]]:
     """What multiplies narrow numbers, where that is asked for or a file is quantised to them, and
     is imported only then; all other ops stay in float32."""
-    from .host import dot_conv, dot_matmul
-    return {ops.Conv2d: dot_conv.prepare_conv2d, ops.Linear: dot_matmul.prepare_linear}
+    from .host import dot_attention, dot_conv, dot_matmul
+    return {ops.Conv2d: dot_conv.prepare_conv2d, ops.Linear: dot_matmul.prepare_linear,
+            ops.MatMul: dot_attention.prepare_matmul,
+            ops.Attention: dot_attention.prepare_attention}

@@ -4,7 +4,9 @@ codes are uint8, and come as the numbers 0 to 255."""
 from __future__ import annotations
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .dot_instructions import I8, Bfloat
 from .dot_units import AVX512_BF16, missing
@@ -91,3 +93,13 @@ def _in_memory(pointer: Value) -> tuple[ir.VectorType, int, str]:
     if pointer.type.pointee == I8:
         return CODES, 1, f"v{LANES}i8"
     return HALVES, 2, f"v{LANES}i16"
+
+
+@intrinsic
+def wide(typingctx, number):
+    """A float32, or a bfloat16 by its bits, as float32."""
+    def codegen(context, b, sig, args):
+        if sig.args[0] == types.float32:
+            return args[0]
+        return b.bitcast(b.shl(b.zext(args[0], I32), ir.Constant(I32, 16)), F32)
+    return types.float32(number), codegen

@@ -30,12 +30,13 @@ from .simd import at, fill
 
 
 @kernel
-def conv2d(unit, image, weight, bias, residual, y, y_step, places, reach, spare, sums, taps, steps,
-           depth, tiles, blocks, passes, units, x_step, low, high, zero_point,
-           residual_factor, threads):
+def conv2d(unit, activation, image, weight, bias, residual, y, y_step, places, reach, spare, sums,
+           taps, steps, depth, tiles, blocks, passes, units, x_step, low, high, zero_point,
+           residual_factor, a, b, threads):
     """Every pass over every tile, shared among the threads.
 
-    image, weight: what the unit multiplies; y, residual: float32 or narrow, NHWC with pixels y_step
+    activation: see `activate` of dot_write.py, a and b are its numbers; image, weight: what the
+    unit multiplies; y, residual: float32 or narrow, NHWC with pixels y_step
     numbers apart (residual may be empty); bias [blocks, BLOCK, or twice that with factors of codes]
     float32; sums: float32 or int32. weight: packed by `pack`; spare: BLOCK numbers of y's dtype,
     sums: 2 * reach * BLOCK, of each thread; places: reach numbers for each pattern of tiles; taps,
@@ -44,35 +45,35 @@ def conv2d(unit, image, weight, bias, residual, y, y_step, places, reach, spare,
     zero_point: of the codes in y; residual_factor: what the residual is multiplied by.
     """
     parallel_for(conv_units, len(units), threads, (
-        unit, image, weight, bias, residual, y, y_step, places, reach, spare, sums, taps, steps,
-        depth, tiles, blocks, passes, units, x_step, low, high, zero_point,
-        residual_factor))
+        unit, activation, image, weight, bias, residual, y, y_step, places, reach, spare, sums,
+        taps, steps, depth, tiles, blocks, passes, units, x_step, low, high, zero_point,
+        residual_factor, a, b))
 
 
-@njit()
-def conv_units(thread, first_unit, end_unit, unit, image, weight, bias, residual, y, y_step, places,
-               reach, spare, sums, taps, steps, depth, tiles, blocks, passes, units, x_step, low,
-               high, zero_point, residual_factor):
+@njit(keep=False)       # it may be compiled for a function
+def conv_units(thread, first_unit, end_unit, unit, activation, image, weight, bias, residual, y,
+               y_step, places, reach, spare, sums, taps, steps, depth, tiles, blocks, passes, units,
+               x_step, low, high, zero_point, residual_factor, a, b):
     configure(unit, depth)
     mine = at(sums, 2 * thread * reach * BLOCK)
     other = at(sums, (2 * thread + 1) * reach * BLOCK)
     beside = at(spare, thread * BLOCK)
     done = (mine, at(bias, 0), at(residual, 0), len(residual), at(y, 0), at(places, 0), beside, 0,
-            0, low, high, zero_point, residual_factor)     # there is none yet
+            0, low, high, zero_point, residual_factor, a, b)    # there is none yet
     for index in range(first_unit, end_unit):
         first_block, end_block, group_offset = passes[units[index, 0]]
         rows, pixel, offset, pattern = tiles[units[index, 1]]
         for block in range(first_block, end_block):
             channel, channels, w_offset = blocks[block]
-            multiply(unit, size(unit, rows, channels), (
+            multiply(unit, size(unit, rows, channels), activation, (
                 at(image, offset + group_offset), x_step, at(taps, 0), len(taps), steps, depth,
                 at(weight, w_offset), mine, *done))
             place = pixel * y_step + channel
             done = (mine, at(bias, block * bias.shape[1]), at(residual, place), len(residual),
                     at(y, place), at(places, pattern * reach), beside, rows, channels, low, high,
-                    zero_point, residual_factor)
+                    zero_point, residual_factor, a, b)
             mine, other = other, mine
-    write_block(done)
+    write_block(activation, done)
     release(unit)
 
 

@@ -1,7 +1,9 @@
 """Micro-kernels of narrow numbers as LLVM IR, over the instructions of dot_instructions.py.
 
-    multiply    the products behind a block of outputs of a convolution or Linear layer
+    multiply    the products behind a block of outputs of a convolution, Linear layer or matrix
     narrow      copies numbers as bfloat16, or as the codes of 8 bits
+    scaled      copies numbers, times another, as bfloat16
+    pair_rows   makes words of two rows of numbers
 
 bfloat16 lies in memory as uint16, the upper halves of float32; codes are uint8. Weights are panels
 [inputs / together, vectors * COLUMNS, together], for the instructions want words of neighbouring
@@ -16,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .convert import load_bits, rounded, store_bits, store_code
+from .convert import load_bits, load_wide, rounded, store_bits, store_code
 from .dot_instructions import (
     BYTES,
     I8,
@@ -49,15 +51,18 @@ from .dot_units import (
     Amx,
     AmxInt8,
 )
-from .dot_write import Writer
+from .dot_write import Writer, activate
 from .simd import (
     F32,
     I32,
+    INT_VECTOR,
+    Builder,
     Value,
     advance,
     broadcast,
     choose,
     counted_loop,
+    each_vector,
     first_lanes,
     fma,
     i64,
@@ -91,8 +96,9 @@ class Products(NamedTuple):
 
 
 @intrinsic
-def multiply(typingctx, unit, number, arguments):
-    """arguments: (x, x_step, taps, count, steps, depth, w, sums) and those of a Writer
+def multiply(typingctx, unit, number, activation, arguments):
+    """arguments: (x, x_step, taps, count, steps, depth, w, sums) and those of a Writer, whose
+    activation stands before them
 
     sums[r, c] = sum over t, k of x[r*x_step + taps[t] + k] * w[t*steps*depth + k, c]
 
@@ -101,6 +107,8 @@ def multiply(typingctx, unit, number, arguments):
     sums are float32, or int32 of codes, BLOCK apart. Tiles take one step a tap. Meanwhile what the
     Writer has is written, which must be other sums.
     """
+    make = activate(typingctx, activation)
+
     def codegen(context, b, sig, args):
         known, emit, instructions = MICRO_KERNELS[unit.instance_class]
         sizes = [(rows, vectors) for rows in known.sizes for vectors in (1, 2)]
@@ -108,12 +116,12 @@ def multiply(typingctx, unit, number, arguments):
         def micro_kernel(b, size, *values):
             (rows, vectors), count = size, len(Products._fields)
             emit(b, known, instructions, rows, vectors, Products._make(values[:count]),
-                 Writer(b, list(values[count:])))
+                 Writer(b, list(values[count:]), make(context)))
 
-        choose(b, args[1], args[2], f"multiply_{known.constant.name}", sizes, micro_kernel)
+        choose(b, args[1], args[3], f"multiply_{known.constant.name}", sizes, micro_kernel)
         return context.get_dummy_value()
 
-    return types.void(unit, types.int64, arguments), codegen
+    return types.void(unit, types.int64, activation, arguments), codegen
 
 
 def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
@@ -309,3 +317,50 @@ def narrow(typingctx, target, source, count, padded, inverse, zero_point):
         counted_loop(b, "rest", b.sdiv(b.add(left, i64(LANES - 1)), i64(LANES)), [], rest)
         return context.get_dummy_value()
     return types.void(target, source, types.intp, types.intp, types.float32, types.intp), codegen
+
+
+@intrinsic
+def scaled(typingctx, target, source, count, padded, factor):
+    """target[i] = source[i] * factor for i < count, 0 for count <= i < padded: of float32 or
+    bfloat16 bfloat16."""
+    def codegen(context, b, sig, args):
+        target, source, count, padded, factor = args
+        factors = broadcast(b, factor)
+
+        def vector(c, within):
+            value = load_wide(b, b.gep(source, [c]), first_lanes(b, b.sub(count, c)))
+            store_bits(b, rounded(b, b.fmul(value, factors)), b.gep(target, [c]), within)
+        each_vector(b, padded, vector)
+        return context.get_dummy_value()
+    return types.void(target, source, types.intp, types.intp, types.float32), codegen
+
+
+@intrinsic
+def pair_rows(typingctx, target, first, second, of_first, of_second, width):
+    """target[2 * i] = first[i] for i < of_first and target[2 * i + 1] = second[i] for i < of_second,
+    else 0, for i < width, which is a multiple of COLUMNS: of float32 or bfloat16 bfloat16."""
+    def codegen(context, b, sig, args):
+        target, first, second, of_first, of_second, width = args
+        words = b.bitcast(target, I32.as_pointer())
+
+        def halves(source, count, c):
+            return b.zext(narrow_bits(b, b.gep(source, [c]), first_lanes(b, b.sub(count, c))),
+                          INT_VECTOR)
+
+        def vector(index, _):
+            c = b.mul(index, i64(LANES))
+            upper = b.shl(halves(second, of_second, c), ir.Constant(INT_VECTOR, [16] * LANES))
+            pointer = b.bitcast(b.gep(words, [c]), INT_VECTOR.as_pointer())
+            b.store(b.or_(upper, halves(first, of_first, c)), pointer).align = 4
+            return []
+
+        counted_loop(b, "vector", b.sdiv(width, i64(LANES)), [], vector)
+        return context.get_dummy_value()
+    return types.void(target, first, second, *[types.intp] * 3), codegen
+
+
+def narrow_bits(b: Builder, pointer: Value, mask: Value) -> Value:
+    """LANES numbers as the bits of bfloat16."""
+    if pointer.type.pointee == F32:
+        return rounded(b, load(b, pointer, mask))
+    return load_bits(b, pointer, mask)

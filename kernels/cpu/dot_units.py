@@ -24,6 +24,7 @@ COLUMNS = 16                        # sums of a vector, or of a row of a tile
 BLOCK = 2 * COLUMNS                 # output channels of a micro-kernel
 GROUP = 8                           # rows of sums written in a step: 2 x 2 tiles hide about as many
 TILE_ROWS, TILE_WORDS = 16, 16      # 16 rows of at most 16 words are a tile of inputs
+STEP = 2 * TILE_WORDS               # inputs, bfloat16, of a step in products of computed matrices
 
 
 class Unit(NamedTuple):

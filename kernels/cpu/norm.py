@@ -8,7 +8,9 @@ from . import scalar
 from .jit import kernel, njit
 from .microkernels import scale_shift_pixel
 from .parallel import parallel_for
+from .rows import layer_norm_rows
 from .simd import at, square_root
+from .sizes import HALF_ROWS
 
 THREE_QUARTERS = np.float32(0.75)       # beta of all networks known, which needs square roots alone
 
@@ -31,39 +33,23 @@ def scale_shift_rows(thread, first_row, end_row, x, x_step, scale, shift, y, low
 
 @kernel
 def layer_norm(x, scale, bias, epsilon, y, threads):
-    """y[.., c] = (x[.., c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] on flat
-    arrays."""
-    parallel_for(layer_norm_rows, len(x) // len(scale), threads, (x, scale, bias, epsilon, y))
+    """y[.., c] = (x[.., c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] on flat arrays; y
+    of float32 or bfloat16."""
+    parallel_for(layer_norm_units, len(x) // len(scale), threads, (x, scale, bias, epsilon, y))
 
 
 @njit()
-def layer_norm_rows(thread, first_row, end_row, x, scale, bias, epsilon, y):
-    channels, number = len(scale), np.float32(len(scale))
-    for row in range(first_row, end_row):
-        start, end = row * channels, (row + 1) * channels
-        given, out = x[start:end], y[start:end]
-        mean = sum_of(given) / number
-        for c in range(channels):
-            out[c] = given[c] - mean
-        factor = scalar.ONE / square_root(sum_of_squares(out) / number + epsilon)
-        for c in range(channels):
-            out[c] = out[c] * factor * scale[c] + bias[c]
-
-
-@njit(fastmath={"reassoc"})     # sums in any order: those of a vector side by side
-def sum_of(x):
-    total = scalar.ZERO
-    for i in range(len(x)):
-        total += x[i]
-    return total
-
-
-@njit(fastmath={"reassoc"})
-def sum_of_squares(x):
-    total = scalar.ZERO
-    for i in range(len(x)):
-        total += x[i] * x[i]
-    return total
+def layer_norm_units(thread, first_row, end_row, x, scale, bias, epsilon, y):
+    channels, row = len(scale), first_row
+    while row < end_row:
+        start = row * channels
+        pointers = at(x, start), at(scale, 0), at(bias, 0), at(y, start)
+        if end_row - row >= HALF_ROWS:
+            layer_norm_rows(HALF_ROWS, pointers, channels, epsilon)
+            row += HALF_ROWS
+        else:
+            layer_norm_rows(1, pointers, channels, epsilon)
+            row += 1
 
 
 @kernel

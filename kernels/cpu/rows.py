@@ -1,4 +1,4 @@
-"""Vector code for rows of numbers, of any length: what softmax needs, as LLVM IR.
+"""Vector code for rows of numbers, of any length: what softmax and layer norm need, as LLVM IR.
 
 Loops of Numba's would become vectors too, but for what is left of a row after blocks of several
 vectors, which in a row of 49 is all of it; and their products and sums would not be fused.
@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import scalar
+from .convert import rounded, store_bits, store_narrow
 from .simd import (
     F32,
     I32,
@@ -29,6 +31,7 @@ from .simd import (
     i64,
     literal_ints,
     load,
+    scalar_root,
     splat,
     store,
 )
@@ -119,8 +122,7 @@ def softmax_rows(typingctx, rows, x, y, step, count):
 
     def codegen(context, b, sig, args):
         _, x, y, step, count = args
-        _, totals = _exponentials(b, literal[0], x, y, step, count)
-        shares = [broadcast(b, b.fdiv(ir.Constant(F32, 1), total)) for total in totals]
+        shares = _shares(b, literal[0], x, y, step, count)
 
         def vector(first, mask):
             for row, share in enumerate(shares):
@@ -129,3 +131,75 @@ def softmax_rows(typingctx, rows, x, y, step, count):
         each_vector(b, count, vector)
         return context.get_dummy_value()
     return types.void(rows, x, y, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def narrow_softmax_rows(typingctx, rows, x, y, step, count):
+    """The same with y of bfloat16, whose rows are `step` numbers long and end with zeros; x is
+    something else afterwards."""
+    literal = literal_ints(rows)
+    if literal is None:
+        return None
+
+    def codegen(context, b, sig, args):
+        _, x, y, step, count = args
+        shares = _shares(b, literal[0], x, x, step, count)
+
+        def vector(first, mask):
+            valid = first_lanes(b, b.sub(count, first))
+            for row, share in enumerate(shares):
+                place = b.add(b.mul(step, i64(row)), first)
+                value = b.fmul(load(b, b.gep(x, [place]), valid), share)
+                value = b.select(valid, value, splat(0))
+                store_bits(b, rounded(b, value), b.gep(y, [place]), mask)
+        each_vector(b, step, vector)
+        return context.get_dummy_value()
+    return types.void(rows, x, y, types.intp, types.intp), codegen
+
+
+def _shares(b: Builder, rows: int, x: Value, y: Value, step: Value, count: Value) -> list[Value]:
+    """What each of the exponentials that are now in y is to be multiplied by, of each row."""
+    _, totals = _exponentials(b, rows, x, y, step, count)
+    return [broadcast(b, b.fdiv(ir.Constant(F32, 1), total)) for total in totals]
+
+
+@intrinsic(prefer_literal=True)
+def layer_norm_rows(typingctx, rows, pointers, count, epsilon):
+    """y[c] = (x[c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] for c < count, of so many
+    rows that lie one after the other. pointers: x, scale, bias and y, which may be x; y points to
+    float32 or bfloat16."""
+    literal = literal_ints(rows)
+    if literal is None:
+        return None
+
+    def codegen(context, b, sig, args):
+        (x, scale, bias, y), count, epsilon = cgutils.unpack_tuple(b, args[1]), *args[2:]
+        apart, number = [b.mul(count, i64(row)) for row in range(literal[0])], b.sitofp(count, F32)
+
+        def totals(vector):
+            return _totals(b, count, literal[0], 0.0, vector, lambda b, total, part: b.fadd(
+                total, part))
+
+        def given(row, first, mask):
+            return load(b, b.gep(x, [b.add(apart[row], first)]), mask)
+
+        def apart_from_mean(row, first, mask):
+            return b.fsub(given(row, first, mask), means[row])
+
+        def squared(row, first, mask):
+            value = apart_from_mean(row, first, mask)
+            return b.fmul(value, value)
+
+        means = [broadcast(b, b.fdiv(total, number)) for total in totals(given)]
+        factors = [broadcast(b, b.fdiv(ir.Constant(F32, 1), scalar_root(
+            b, b.fadd(b.fdiv(total, number), epsilon)))) for total in totals(squared)]
+
+        def vector(first, mask):
+            of_scale, of_bias = (load(b, b.gep(each, [first]), mask) for each in (scale, bias))
+            for row, factor in enumerate(factors):
+                value = b.fmul(apart_from_mean(row, first, mask), factor)
+                store_narrow(b, fma(b, value, of_scale, of_bias),
+                             b.gep(y, [b.add(apart[row], first)]), mask)
+        each_vector(b, count, vector)
+        return context.get_dummy_value()
+    return types.void(rows, pointers, types.intp, types.float32), codegen

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import njit
-from .simd import power_of_two, split_exponent, square_root
+from .simd import power_of_two, reciprocal, split_exponent, square_root
 
 ZERO, ONE, TWO, HALF = np.float32(0), np.float32(1), np.float32(2), np.float32(0.5)
 THREE, SIX = np.float32(3), np.float32(6)
@@ -45,6 +45,16 @@ N6, N7, N8 = np.float32(3.529396057e-1), np.float32(-5.881882906e-1), np.float32
 TAIL_END = np.float32(13.265)           # e ** (-x * x / 2) is 0 from here on, as at EXP_LOW
 SPLIT = np.float32(1.5 * 2 ** 15)       # rounds to 12 bits, whose squares are exact, up to 16
 ROOT_2 = np.float32(1.41421356237309505)
+
+# For results that are rounded to bfloat16, by Remez' algorithm: 2 ** x as a polynomial for |x| <=
+# 1/2, relative error 2 ** -13.7; and log2(p / (1 - p)) / x of the part p of a normal distribution
+# that lies below x, as one in x * x, for |x| <= PART_END: by it p is within 2 ** -12 of itself.
+P0, P1, P2, P3 = map(np.float32, (0.99992807289, 0.69326098604, 0.24261113312, 0.05517167117))
+Q0, Q1, Q2 = map(np.float32, (2.30099776081, 0.10633016486, -6.50538079804e-4))
+Q3, Q4, Q5 = map(np.float32, (-6.87144166040e-5, 4.13912974458e-6, -9.93104473726e-8))
+Q6 = np.float32(9.04731119229e-10)
+PART_END = np.float32(5.5)
+MOST_BITS = np.float32(126)
 GELU_1, GELU_3 = np.float32(1.59576912160573071), np.float32(0.0713548162726002527)
 
 
@@ -106,6 +116,17 @@ def normal_tail(x):
     u = (x - CENTRE) * q
     p = (((((((N0 * u + N1) * u + N2) * u + N3) * u + N4) * u + N5) * u + N6) * u + N7) * u + N8
     return p * q * power
+
+
+@njit(inline="always")
+def narrow_gate(x, s):
+    """x / (1 + 2 ** -s) within 2 ** -13 of itself, and of 2 ** -126 * x where s is less."""
+    s = s if s > -MOST_BITS else -MOST_BITS
+    s = s if s < MOST_BITS else MOST_BITS
+    n = (s + ROUND) - ROUND
+    f = n - s
+    power = (((P3 * f + P2) * f + P1) * f + P0) * power_of_two(np.int32(-n))
+    return x * reciprocal(ONE + power)
 
 
 # ---- functions of ops.Binary ------------------------------------------------------------------
@@ -240,3 +261,29 @@ def erf(x, a, b):
     near = ((((((F0 * z + F1) * z + F2) * z + F3) * z + F4) * z + F5) * z + F6) * x
     far = ONE - TWO * normal_tail(ROOT_2 * abs(x))
     return near if abs(x) < ONE else (-far if x < 0 else far)
+
+
+# ---- the same, for results that are rounded to bfloat16 ----------------------------------------
+
+@njit(inline="always")
+def narrow_silu(x, a, b):
+    return narrow_gate(x, LOG2_E * x)
+
+
+@njit(inline="always")
+def narrow_gelu(x, a, b):
+    z = squared(x)
+    u = (((((Q6 * z + Q5) * z + Q4) * z + Q3) * z + Q2) * z + Q1) * z + Q0
+    return narrow_gate(x, x * u)
+
+
+@njit(inline="always")
+def narrow_gelu_tanh(x, a, b):
+    return narrow_gate(x, LOG2_E * x * (GELU_1 + GELU_3 * squared(x)))
+
+
+@njit(inline="always")
+def squared(x):
+    """x * x, beyond PART_END that of the end: what x is multiplied by is then 0 or 1 anyway."""
+    z = x * x
+    return z if z < PART_END * PART_END else PART_END * PART_END

@@ -98,6 +98,12 @@ def vector_call(b: Builder, name: str, *args: Value) -> Value:
     return b.call(callee, args)
 
 
+def scalar_root(b: Builder, x: Value) -> Value:
+    """The square root of one float."""
+    function = ir.FunctionType(F32, [F32])
+    return b.call(cgutils.get_or_insert_function(b.module, function, "llvm.sqrt.f32"), [x])
+
+
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
     """x * y + z, fused where the CPU can; plain multiply and add elsewhere."""
     return vector_call(b, "fmuladd", x, y, z)
@@ -277,6 +283,14 @@ def split_exponent(typingctx, x):
 def square_root(typingctx, x):
     """Correctly rounded; NaN below 0. np.sqrt would call the C library."""
     def codegen(context, b, sig, args):
-        function = ir.FunctionType(F32, [F32])
-        return b.call(cgutils.get_or_insert_function(b.module, function, "llvm.sqrt.f32"), args)
+        return scalar_root(b, args[0])
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
+def reciprocal(typingctx, x):
+    """1 / x within 2 ulp, for a finite x from 2 ** -126 on. In a loop that becomes vector code this
+    is the CPU's estimate and a step of Newton's, of which many go on at the same time."""
+    def codegen(context, b, sig, args):
+        return b.fdiv(ir.Constant(F32, 1), args[0], flags=("arcp", "contract", "ninf"))
     return types.float32(types.float32), codegen

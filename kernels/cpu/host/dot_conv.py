@@ -16,7 +16,6 @@ from ..dot_units import BLOCK, COLUMNS, GROUP, Unit
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
 from . import conv, depthwise
-from .epilogue import nothing
 from .numbers import Numbers, numbers_of, unit_for
 
 CONV2D, MAKE_IMAGE = Kernel("dot_conv", "conv2d"), Kernel("dot_conv", "make_image")
@@ -347,14 +346,12 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
         make = [] if in_place else [
             maker.bind(x, image, batch, *making, *extra, *numbers.reading, options.threads)]
         return [*make,
-                CONV2D.bind(unit.constant, image, packed, bias, residual, y, y_step, places, reach,
+                CONV2D.bind(unit.constant, numbers.activation, image, packed, bias, residual, y, y_step, places, reach,
                             spare, sums, taps.starts, taps.steps, taps.depth, tiles.table, blocks,
-                            passes, units, x_step, *numbers.writing, options.threads),
-                *numbers.finish(y, options.threads)]
+                            passes, units, x_step, *numbers.writing, options.threads)]
 
     # Residual and y are walked through in the same steps.
-    return Step(name + numbers.suffix, bind, int(ends[2]),
-                numbers.finish is nothing and not has_residual)
+    return Step(name + numbers.suffix, bind, int(ends[2]), not has_residual)
 
 
 def of_blocks(row: Array, blocks: Array) -> Array:

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 from ...ops import (
     AddFakeQuantize,
+    Attention,
     BatchNorm,
     Concat,
     Conv2d,
     FakeQuantize,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool2d,
     Op,
     TensorSpec,
@@ -28,11 +31,17 @@ from .numbers import are_codes
 def bfloat16(op: Op, inputs: Sequence[TensorSpec]) -> Narrow:
     """Of an op with these inputs, where bfloat16 is asked for."""
     if isinstance(op, (Conv2d, Linear)):
-        wide = isinstance(op, Conv2d) and _is_depthwise(op, inputs)
-        # A sweep that follows, for what is no clip, works on float32.
-        return Narrow(() if wide else (0, 3), is_clip(op.activation))
+        if isinstance(op, Conv2d) and _is_depthwise(op, inputs):
+            # A sweep that follows, for what is no clip, works on float32.
+            return Narrow(writes=is_clip(op.activation))
+        # Of the numbers of a grid bfloat16 has not all.
+        return Narrow((0, 3), not isinstance(op.activation, FakeQuantize))
+    if isinstance(op, (Attention, MatMul)):
+        return Narrow((0, 1, 2)[:2 + isinstance(op, Attention)], writes=True)
     if isinstance(op, BatchNorm):
         return Narrow(writes=is_clip(op.activation))
+    if isinstance(op, LayerNorm):
+        return Narrow(writes=True)
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))
 
 

@@ -43,7 +43,7 @@ def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSp
                        weights: list[Array | None], options: Options) -> Step:
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, scale, bias = arrays
-        return [LAYER_NORM.bind(x.reshape(-1), scale, bias, np.float32(op.epsilon), y.reshape(-1),
+        return [LAYER_NORM.bind(x.reshape(-1), scale, bias, np.float32(op.epsilon), flat_bits(y),
                                 options.threads)]
 
     return Step("layer_norm_f32", bind)

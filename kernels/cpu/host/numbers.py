@@ -11,9 +11,12 @@ from ... import weight_codes
 from ...ops import FakeQuantize, TensorSpec, Unary
 from ...step import Array, Options
 from ..dot_units import Unit
+from ..launch import Constant
 from . import unit_choice
-from .epilogue import Finish, epilogue, nothing
+from .elementwise import unary_kernel
+from .epilogue import epilogue, is_clip
 
+NARROW = ("silu", "gelu", "gelu_tanh")      # what scalar.py has for results in bfloat16, too
 LONGEST = 1 << 16       # products of codes whose sum is sure to fit 32 bits
 
 
@@ -24,15 +27,17 @@ class Numbers(NamedTuple):
     dtype    of the image that is multiplied with it
     rows     (O,) each: the bias, and of codes the factors of their sums
     reading  what `narrow` of dot_simd.py takes of the image's grid: inverse, zero_point
-    writing  what its Writer takes: low, high, zero_point, residual_factor
+    writing  what its Writer takes: low, high, zero_point, residual_factor, a, b
+    activation
+             that it applies, if any
     """
     weight: Array
     narrow: Callable[[Array], Array]
     dtype: Any
     rows: tuple[Array, ...]
     reading: tuple[np.float32, int]
-    writing: tuple[np.float32, np.float32, int, np.float32]
-    finish: Finish
+    writing: tuple[np.float32, np.float32, int, np.float32, np.float32, np.float32]
+    activation: Constant | int
     suffix: str
 
 
@@ -43,10 +48,22 @@ def numbers_of(unit: Unit, activation: Unary | None, inputs: Sequence[TensorSpec
         bias = np.zeros(len(weight), np.float32)
     if unit.is_int8:
         return _of_codes(activation, inputs, y, weight, bias, options)
-    low, high, finish, suffix = epilogue(activation)
+    low, high, _, suffix = epilogue(activation)
     one = np.float32(1)
-    return Numbers(weight, to_bfloat16, np.uint16, (bias,), (one, 0), (low, high, 0, one), finish,
-                   suffix)
+    function, a, b = in_the_writer(activation, y.dtype)
+    return Numbers(weight, to_bfloat16, np.uint16, (bias,), (one, 0), (low, high, 0, one, a, b),
+                   function, suffix)
+
+
+def in_the_writer(activation: Unary | None, dtype: str
+                  ) -> tuple[Constant | int, np.float32, np.float32]:
+    """The function that a Writer applies to what it stores in this dtype, and its two numbers; of a
+    clip, which it does anyway, none."""
+    if activation is None or is_clip(activation):
+        return 0, np.float32(0), np.float32(0)
+    kernel, a, b = unary_kernel(activation)
+    narrow = dtype == "bfloat16" and kernel.name in NARROW
+    return Constant("scalar", f"narrow_{kernel.name}" if narrow else kernel.name), a, b
 
 
 def to_bfloat16(weight: Array) -> Array:
@@ -87,14 +104,15 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
         assert inputs[3].grid is not None
         residual_factor = inputs[3].grid.scale
         wide -= inputs[3].grid.zero_point * residual_factor
-    low, high, finish, suffix = epilogue(activation)
+    low, high, _, suffix = epilogue(activation)
+    function, a, b = in_the_writer(activation, y.dtype)
     if y.dtype == "uint8":
         assert isinstance(activation, FakeQuantize)
         factors, wide = factors / activation.scale, wide / activation.scale
         residual_factor /= activation.scale
         low, high = map(np.float32, activation.bounds)
-        zero_point, finish = activation.zero_point, nothing
+        zero_point, function = activation.zero_point, 0
     return Numbers(weight, lambda w: weight_codes.codes(w, scales), np.uint8,
                    (wide.astype(np.float32), factors.astype(np.float32)),
                    (np.float32(1 / grid.scale), grid.zero_point),
-                   (low, high, zero_point, np.float32(residual_factor)), finish, suffix)
+                   (low, high, zero_point, np.float32(residual_factor), a, b), function, suffix)
