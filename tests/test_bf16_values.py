@@ -184,6 +184,14 @@ def test_a_batch_norm_writes_it(channels):
     assert found.tobytes() == narrow(run_stored(op, given, "float32")).tobytes()
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (2, 5, 7), (20, 16), (3, 197)])
+def test_a_layer_norm_writes_it(shape):
+    rng = np.random.default_rng(0)
+    given, op = [normal(rng, *shape), *(normal(rng, shape[-1]) for _ in range(2))], ops.LayerNorm()
+    found = run_stored(op, given, "bfloat16")
+    assert found.tobytes() == narrow(run_stored(op, given, "float32")).tobytes()
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_concat_copies_what_is_stored(axis):
     rng = np.random.default_rng(0)
@@ -273,6 +281,27 @@ def test_batch_norms_only_write_it(device):
     chain.add(ops.BatchNorm(activation=ops.Relu()), ("c", "d", "d", "d", "d"), "n")
     chain.add(Conv2d(), ("n", "w", "d"), "y")
     assert narrow_values(chain.graph("y"), device) == {"a", "b", "n"}
+
+
+SCORES = ops.MatMul(((0, 1, 2, 3), (0, 1, 3, 2), (0, 1, 2, 3)))      # of a (.., 5, 8) .., 5 of 5
+
+
+@pytest.mark.parametrize(("op", "inputs"), [
+    (ops.LayerNorm(), ("c", "d", "d")), (ops.Attention(), ("a", "b", "c")), (SCORES, ("a", "c"))])
+def test_attention_and_norms_write_it_and_attention_reads_it(device, op, inputs):
+    chain = Chain()
+    chain.add(op, inputs, "p")
+    chain.constants["w5"] = np.zeros((8, 1, 1, 5 if op is SCORES else 8), np.float32)
+    chain.add(Conv2d(), ("p", "w5", "d"), "y")
+    assert narrow_values(chain.graph("y"), device) == {"a", "b", "p", *inputs} - {"d"} - (
+        set() if "a" in inputs else {"c"})
+
+
+def test_what_is_added_to_scores_stays_float32(device):
+    chain = Chain()
+    chain.add(SCORES, ("a", "c"), "p")
+    chain.add(ops.Attention(), ("a", "b", "c", "p"), "y")
+    assert narrow_values(chain.graph("y"), device) == {"a", "b", "c"}
 
 
 def test_what_a_sweep_follows_stays_float32(device):

@@ -1,0 +1,105 @@
+"""Activations that a layer of bfloat16 applies to its sums, and what is less exact of them where a
+result is rounded to bfloat16 anyway."""
+import numba
+import numpy as np
+import pytest
+from bf16_checks import (  # noqa: F401
+    BF16_EPS,
+    every_unit,
+    narrow,
+    prepared_in_bfloat16,
+    run_stored,
+)
+from checks import EPS, TINY, integers, normal
+from conv_problems import arrays
+from test_elementwise import EVERY
+
+from kernels import ops, reference
+from kernels.cpu import scalar
+from kernels.cpu.dot_units import AVX512_EMULATED_BF16, BLOCK, COLUMNS
+from kernels.cpu.host import numbers
+from kernels.cpu.host.elementwise import unary_kernel
+from kernels.cpu.host.epilogue import is_clip
+from kernels.ops import Conv2d
+
+PADDED = Conv2d(padding=(1, 1, 1, 1))
+NARROW = [(ops.Silu(), "narrow_silu", 2.0 ** -13), (ops.Gelu(), "narrow_gelu", 2.0 ** -11.5),
+          (ops.Gelu(tanh=True), "narrow_gelu_tanh", 2.0 ** -13)]
+
+
+@numba.njit(fastmath={"contract"}, error_model="numpy")
+def sweep(function, x, y):
+    for i in range(len(x)):
+        y[i] = function(x[i], np.float32(0), np.float32(0))
+
+
+@pytest.mark.parametrize(("op", "name", "bound"), NARROW)
+def test_narrow_activations_are_within_an_eighth_of_the_rounding(op, name, bound):
+    x = np.concatenate([np.linspace(-30, 30, 300_001), np.linspace(-1e-3, 1e-3, 1001)])
+    x = x.astype(np.float32)
+    y, expected = np.empty_like(x), reference.run(op, x)
+    sweep(getattr(scalar, name), x, y)
+    assert bound <= BF16_EPS / 8
+    # Far below 0 shares of x that float32 would round away from 1 count for nothing.
+    assert (np.abs(y - expected) <= bound * np.abs(expected) + EPS * np.abs(x)).all()
+
+
+@pytest.mark.parametrize(("op", "name", "bound"), NARROW)
+def test_narrow_activations_far_from_zero(op, name, bound):
+    x = np.array([np.nan, np.inf, 1e30, 50, 0.0, -0.0, -50, -1e6, -1e30], np.float32)
+    y = np.empty_like(x)
+    sweep(getattr(scalar, name), x, y)
+    assert np.isnan(y[0])
+    np.testing.assert_allclose(y[1:4], x[1:4], rtol=1e-6)
+    assert np.array_equal(y[4:6].view(np.uint32), x[4:6].view(np.uint32))
+    assert (np.abs(y[6:]) < 1e-7).all()
+
+
+def assert_activation_right(activation, given, unit, gap):
+    """In float32 and in bfloat16: of the very sums that the layer without activation gives."""
+    op = Conv2d(padding=PADDED.padding, activation=activation)
+    sums = run_stored(PADDED, given, "float32", unit=unit)
+    expected = reference.run(activation, sums)
+    rounding = 16 * EPS * (np.abs(expected) + np.abs(sums)) + TINY
+    wide = run_stored(op, given, "float32", unit=unit)
+    np.testing.assert_array_less(np.abs(wide - expected), rounding, err_msg=activation.kind)
+    found = run_stored(op, given, "bfloat16", unit=unit).astype(np.float64)
+    allowed = (1 + gap) * BF16_EPS * np.abs(expected) + rounding
+    np.testing.assert_array_less(np.abs(found - expected), allowed, err_msg=activation.kind)
+
+
+@pytest.mark.parametrize("activation", [
+    *{unary_kernel(op)[0]: op for op in EVERY if not is_clip(op) and not isinstance(
+        op, (ops.Sqrt, ops.FakeQuantize))}.values()], ids=lambda op: unary_kernel(op)[0].name)
+def test_every_activation_is_applied(activation):
+    given = arrays(normal, PADDED, 1, 5, 7, 8, BLOCK + 5, (3, 3), residual=True)
+    assert_activation_right(activation, given, AVX512_EMULATED_BF16, 1 / 8)
+
+
+@every_unit
+@pytest.mark.parametrize("channels", [1, COLUMNS, COLUMNS + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("residual", [False, True])
+def test_any_channels_and_pixels(unit, channels, residual):
+    for height, width in ((1, 1), (5, 7), (9, 32)):
+        given = arrays(normal, PADDED, 2, height, width, 8, channels, (3, 3), residual=residual)
+        assert_activation_right(ops.Silu(), given, unit, 1 / 8)
+
+
+@every_unit
+def test_piecewise_linear_ones_of_whole_numbers_are_exact(unit):
+    """What is added, activated and written is each row's own."""
+    given = arrays(integers, PADDED, 2, 6, 9, 16, BLOCK + 8, (3, 3), residual=True)
+    op = Conv2d(padding=PADDED.padding, activation=ops.LeakyRelu(0.25))
+    expected = reference.run(op, *given)
+    np.testing.assert_array_equal(run_stored(op, given, "float32", unit=unit), expected)
+    stored = [narrow(given[0]), *given[1:3], narrow(given[3])]
+    np.testing.assert_array_equal(run_stored(op, stored, "bfloat16", unit=unit),
+                                  narrow(expected.astype(np.float32)))
+
+
+def test_what_is_not_rounded_is_exact():
+    """The less exact functions are for results in bfloat16 alone."""
+    assert numbers.in_the_writer(ops.Gelu(), "float32")[0].name == "gelu"
+    assert numbers.in_the_writer(ops.Gelu(tanh=True), "bfloat16")[0].name == "narrow_gelu_tanh"
+    assert numbers.in_the_writer(ops.Tanh(), "bfloat16")[0].name == "tanh"
+    assert numbers.in_the_writer(ops.Relu(), "bfloat16")[0] == 0
