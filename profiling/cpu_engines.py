@@ -68,7 +68,7 @@ def openvino(path: str, batch: np.ndarray, threads: int, dtype: str = "float32")
 
 
 def pytorch(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
-    """In channels_last, where its convolutions are fastest, batch norm folded."""
+    """In channels_last, where its convolutions are fastest, batch norm and layer scale folded."""
     import torch
     from torch_network import TorchNetwork
     torch.set_num_threads(threads)

@@ -1,10 +1,11 @@
 """The engines that compute a whole network on a GPU: ours, what PyTorch has, and JAX.
 
 PyTorch is set up as whoever wants speed sets it up: images and weights channels_last, each batch
-norm folded into the convolution before it, cuDNN free to try all its algorithms
-(cudnn.benchmark), sums in fp32 as ours are. "eager" calls one layer after the other. "compile" is
-torch.compile, which may treat weights as constants (freezing), in the mode that is asked for. Both
-are there inside a CUDA graph, too: a call copies its batch to where the graph reads it.
+norm folded into the convolution before it and each layer scale into the Linear, attention by
+scaled_dot_product_attention, cuDNN free to try all its algorithms (cudnn.benchmark), sums in fp32
+as ours are. "eager" calls one layer after the other. "compile" is torch.compile, which may treat
+weights as constants (freezing), in the mode that is asked for. Both are there inside a CUDA graph,
+too: a call copies its batch to where the graph reads it.
 
 JAX is there where it is installed: the same layers, jitted. Its streams are its own, so that a call
 ends when its logits are there.

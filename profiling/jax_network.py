@@ -1,7 +1,8 @@
 """Makes a JAX function of a network's ONNX file: an operation of jax.lax for each of its layers.
 
 torch_network.py reads the file and folds batch norms; this translates its layers. Images lie NHWC,
-as XLA's convolutions on a GPU have them, so that Flatten turns its input to NCHW first.
+as XLA's convolutions on a GPU have them, so that Flatten turns its input to NCHW first. Networks
+that move axes themselves, as vision transformers do, have no counterpart yet.
 """
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 from torch import nn
-from torch_network import Add, Concat, TorchNetwork
+from torch_layers import Add, Concat
+from torch_network import TorchNetwork
 
 Apply = Callable[..., Any]      # (weights, *inputs) -> output
 Layer = tuple[Sequence[Any], Apply]

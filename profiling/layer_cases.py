@@ -81,10 +81,14 @@ read_network = cache(roofline.read_network)         # once for all batch sizes
 
 
 def cases_of(network: str, batch: int, dtype: str) -> dict[Case, int]:
-    """The distinct layers of a network that are measured, and how often it has each."""
+    """The distinct layers of a network that are measured, and how often it has each. What a Linear
+    takes is a matrix: whether a row is a token or a pixel is all the same to it."""
     found: dict[Case, int] = {}
     for _, op, shapes in roofline.operations(read_network(network), batch):
         if isinstance(op, MEASURED):
+            if isinstance(op, ops.Linear):
+                shapes = tuple((ops.count(shape[:-1]), shape[-1]) if len(shape) > 2 else shape
+                               for shape in shapes)
             case = Case(op, shapes, dtype)
             found[case] = found.get(case, 0) + 1
     return found
@@ -187,7 +191,7 @@ def check(arrays: Arrays, y: Any, term_roundoff: float = 0.0) -> None:
     if isinstance(case.op, ops.Conv2d):
         found, expected, bound = _conv_sample(arrays, x, y, term_roundoff)
     elif isinstance(case.op, ops.Linear):
-        found, expected, bound = _linear_sample(arrays, x[0], y, term_roundoff)
+        found, expected, bound = _linear_sample(arrays, x, y, term_roundoff)
     elif isinstance(case.op, ops.Attention):
         found, expected, bound = _attention_sample(arrays, x, y)
     else:
@@ -245,15 +249,17 @@ def _patches(op: ops.Conv2d, x: Any, pixels: Sequence[np.ndarray], kernel: Seque
     return seen * (inside[0][:, :, None, None] & inside[1][:, None, :, None])
 
 
-def _linear_sample(arrays: Arrays, x: Any, y: Any, term_roundoff: float) -> Sample:
+def _linear_sample(arrays: Arrays, x: Sequence[Any], y: Any, term_roundoff: float) -> Sample:
     """Some rows and columns of a matrix product."""
     case = arrays.case
     rng = np.random.default_rng(1)
     rows, columns = (np.append(rng.integers(0, size, most), size - 1) for size, most in
                      zip(case.output_shape, (SAMPLES, 4 * SAMPLES), strict=True))
-    a = picked(x, case.stored, rows)
+    a = picked(x[0], case.stored, rows)
     b = arrays.constants[1][columns].astype(np.float64).T
     added = [bias[columns] for bias in arrays.constants[2:3]]
+    if len(x) > 3:
+        added.append(picked(x[3], case.stored, rows[:, None], columns))
     return (picked(y, case.stored, rows[:, None], columns),
             *_with_epilogue(case, a @ b, np.abs(a) @ np.abs(b), added, term_roundoff))
 

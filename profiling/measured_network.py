@@ -4,7 +4,8 @@ Images are random, their pixels 64ths that every dtype holds exactly. Every logi
 the float64 network of the same images. With unit roundoffs u of what is stored and s of sums, a
 layer's images, weights and outputs are each rounded once, and its sums of K terms by about sqrt(K)
 s. Errors of layers are independent (Higham and Mary 2019), so a logit may be wrong by 8 deviations
-of sqrt(sum over layers of (3 u^2 + K s^2)) times the logits' root mean square.
+of sqrt(sum over layers of (3 u^2 + K s^2)) times the logits' root mean square. A file of 8 bits
+rounds where it quantises, be it in the midst of a GELU: each such place is a layer.
 """
 from __future__ import annotations
 
@@ -49,6 +50,10 @@ class Network:
         products = networks.dot_products(model)
         self.terms = [terms for terms, _ in products]
         self.macs = sum(terms * outputs for terms, outputs in products)     # of one image
+        if quantised:
+            places = [node.op_type for node in onnx.load(self.path).graph.node].count(
+                "QuantizeLinear")
+            self.terms += [0] * (places - len(self.terms))
 
     def batch(self, size: int, dtype: type = np.float32) -> np.ndarray:
         """(size, H, W, C), the images again and again."""

@@ -1,7 +1,8 @@
 """Builds the benchmark networks as ONNX files: torchvision's architectures, random weights.
 
-Nodes and weights carry torchvision's names, and batch norm stays unfolded, as torch exports a
-network in eval mode. Weights are seeded: the same seed gives the same bytes.
+Nodes and weights carry torchvision's names, or timm's where torchvision has no such network. Batch
+norm stays unfolded, GELU and attention are written out, as torch exports a network in eval mode.
+Weights are seeded: the same seed gives the same bytes.
 
     python profiling/networks.py --list
     python profiling/networks.py resnet50 -o resnet50.onnx
@@ -27,9 +28,12 @@ class Builder:
 
     Every layer takes the name of a value, adds one node, and returns the name of its output,
     which is also the node's.
+
+    size: rows and columns of the images that go into "input"
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, size: int = 224) -> None:
+        self.size = size
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
@@ -40,6 +44,11 @@ class Builder:
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         self.channels[name] = channels
         return name
+
+    def constant(self, name: str, values: Any, dtype: type = np.float32) -> str:
+        """What is no weight: a number of a formula, or a shape."""
+        array = np.array(values, dtype)
+        return self.node("Constant", name, [], 0, value=numpy_helper.from_array(array))
 
     def weight(self, name: str, values: np.ndarray) -> str:
         self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
@@ -75,14 +84,31 @@ class Builder:
         return self.node("BatchNormalization", name, [x, *parameters], channels,
                          epsilon=1e-5, momentum=0.9, training_mode=0)
 
+    def layer_norm(self, x: str, name: str) -> str:
+        """Over the last axis."""
+        channels = self.channels[x]
+        parameters = [self.uniform(f"{name}.weight", channels, 0.8, 1.2),
+                      self.normal(f"{name}.bias", (channels,), 0.1)]
+        return self.node("LayerNormalization", name, [x, *parameters], channels,
+                         axis=-1, epsilon=1e-6)
+
     def relu(self, x: str) -> str:
         return self.node("Relu", f"{x}.relu", [x], self.channels[x])
 
     def relu6(self, x: str) -> str:
-        bounds = [self.node("Constant", f"{x}.{bound}", [], 0,
-                            value=numpy_helper.from_array(np.array(value, np.float32)))
-                  for bound, value in (("min", 0), ("max", 6))]
+        bounds = [self.constant(f"{x}.min", 0), self.constant(f"{x}.max", 6)]
         return self.node("Clip", f"{x}.relu6", [x, *bounds], self.channels[x])
+
+    def gelu(self, x: str) -> str:
+        """x (1 + erf(x / sqrt(2))) / 2"""
+        channels = self.channels[x]
+        root, one, half = (self.constant(f"{x}.{name}", value) for name, value in (
+            ("root", math.sqrt(2)), ("one", 1), ("half", 0.5)))
+        y = self.node("Erf", f"{x}.erf", [self.node("Div", f"{x}.div", [x, root], channels)],
+                      channels)
+        y = self.node("Add", f"{x}.add", [y, one], channels)
+        y = self.node("Mul", f"{x}.mul", [half, y], channels)
+        return self.node("Mul", f"{x}.gelu", [x, y], channels)
 
     def add(self, a: str, b: str, name: str) -> str:
         return self.node("Add", name, [a, b], self.channels[a])
@@ -101,12 +127,36 @@ class Builder:
 
     def global_pool(self, x: str, name: str = "flatten") -> str:
         """(N, C, H, W) -> (N, C)"""
-        return self.flatten(self.node("GlobalAveragePool", "avgpool", [x], self.channels[x]),
-                            1, name)
+        return self.flatten(self.global_average(x), 1, name)
+
+    def global_average(self, x: str) -> str:
+        """(N, C, H, W) -> (N, C, 1, 1)"""
+        return self.node("GlobalAveragePool", "avgpool", [x], self.channels[x])
 
     def flatten(self, x: str, pixels: int, name: str = "flatten") -> str:
         """(N, C, H, W) -> (N, C H W), where H W is `pixels`."""
         return self.node("Flatten", name, [x], self.channels[x] * pixels, axis=1)
+
+    def reshape(self, x: str, name: str, shape: list[int], channels: int) -> str:
+        """0 keeps what the axis has."""
+        return self.node("Reshape", name, [x, self.constant(f"{name}.shape", shape, np.int64)],
+                         channels)
+
+    def transpose(self, x: str, perm: list[int]) -> str:
+        return self.node("Transpose", f"{x}.transpose", [x], self.channels[x], perm=perm)
+
+    def pick(self, x: str, name: str, index: int, axis: int) -> str:
+        """Without the axis."""
+        return self.node("Gather", name, [x, self.constant(f"{name}.index", index, np.int64)],
+                         self.channels[x], axis=axis)
+
+    def pointwise(self, x: str, name: str, features: int, gain: float = 1.0) -> str:
+        """A Linear of more than two axes, over the last of them. Weights, which are transposed as
+        MatMul wants them, are `gain` times those of He et al. 2015."""
+        shape = (self.channels[x], features)
+        weight = self.normal(f"{name}.weight", shape, gain * math.sqrt(2 / shape[0]))
+        y = self.node("MatMul", f"{name}.matmul", [x, weight], features)
+        return self.node("Add", name, [y, self.normal(f"{name}.bias", (features,), 0.1)], features)
 
     def linear(self, x: str, name: str, features: int, output: str = "logits") -> str:
         """Its output is named `output`, its weights are those of He et al. 2015."""
@@ -115,9 +165,10 @@ class Builder:
                       self.normal(f"{name}.bias", shape[:1], 0.1)]
         return self.node("Gemm", output, [x, *parameters], features, transB=1)
 
-    def model(self, name: str, size: int = 224) -> onnx.ModelProto:
+    def model(self, name: str) -> onnx.ModelProto:
         """All layers so far, from "input" (N, 3, size, size) to "logits" (N, classes)."""
-        image = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, size, size])
+        image = helper.make_tensor_value_info("input", TensorProto.FLOAT,
+                                              ["N", 3, self.size, self.size])
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT,
                                                ["N", self.channels["logits"]])
         graph = helper.make_graph(self.nodes, name, [image], [logits], self.weights)
@@ -169,11 +220,11 @@ def residual(net: Builder, x: str, y: str, name: str, norm: str, stride: int) ->
     return net.relu(net.add(y, x, f"{name}.add"))
 
 
-def vgg16(net: Builder, grid: int = 7) -> None:
+def vgg16(net: Builder) -> None:
     """Simonyan and Zisserman 2015, as in torchvision without batch norm.
 
-    grid: pixels a side of the last feature map, a 32nd of the image's. torchvision's adaptive
-    pooling to 7x7 does nothing at 224x224 and is left out, as are its Dropouts.
+    torchvision's adaptive pooling to 7x7 does nothing at 224x224 and is left out, as are its
+    Dropouts.
     """
     x, index = "input", 0
     for stage, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
@@ -184,7 +235,7 @@ def vgg16(net: Builder, grid: int = 7) -> None:
             index += 2
         x = net.max_pool(x, f"features.{index}", 2, stride=2)
         index += 1
-    x = net.flatten(x, grid * grid)
+    x = net.flatten(x, (net.size // 32) ** 2)
     x = net.relu(net.linear(x, "classifier.0", 4096, "classifier.0"))
     x = net.relu(net.linear(x, "classifier.3", 4096, "classifier.3"))
     net.linear(x, "classifier.6", 1000)
@@ -268,6 +319,81 @@ def inverted_residual(net: Builder, x: str, name: str, expansion: int, channels:
     return y
 
 
+def vit_s_16(net: Builder) -> None:
+    """Touvron et al. 2021, the small DeiT, as timm has it: vit_small_patch16_224."""
+    width, patches = 384, (net.size // 16) ** 2
+    x = net.conv("input", "patch_embed.proj", width, 16, stride=16, padding=0, bias=True)
+    x = net.transpose(net.reshape(x, "patch_embed.flatten", [0, width, patches], width), [0, 2, 1])
+    x = net.node("Concat", "tokens", [class_tokens(net, width), x], width, axis=1)
+    x = net.add(x, net.normal("pos_embed", (1, 1 + patches, width), 0.5), "embedded")
+    for i in range(12):
+        name = f"blocks.{i}"
+        y = attention(net, net.layer_norm(x, f"{name}.norm1"), f"{name}.attn", 1 + patches, heads=6)
+        x = net.add(x, y, f"{name}.add1")
+        y = net.pointwise(net.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1", 4 * width)
+        # What a block adds is small, so that the sum does not grow.
+        x = net.add(x, net.pointwise(net.gelu(y), f"{name}.mlp.fc2", width, 0.3), f"{name}.add2")
+    net.linear(net.pick(net.layer_norm(x, "norm"), "class", 0, axis=1), "head", 1000)
+
+
+def class_tokens(net: Builder, width: int) -> str:
+    """One for each image."""
+    images = net.node("Shape", "images", ["input"], 0, start=0, end=1)
+    shape = net.node("Concat", "cls_token.shape",
+                     [images, net.constant("cls_token.tail", [1, width], np.int64)], 0, axis=0)
+    token = net.normal("cls_token", (1, 1, width), 1.0)
+    return net.node("Expand", "cls_token.expand", [token, shape], width)
+
+
+def attention(net: Builder, x: str, name: str, tokens: int, heads: int) -> str:
+    """Of the tokens of an image to each other. He's weights make scores of about +-2, so that a
+    token attends to a few others and not to all alike."""
+    width = net.channels[x]
+    depth = width // heads
+    x = net.reshape(net.pointwise(x, f"{name}.qkv", 3 * width), f"{name}.heads",
+                    [0, tokens, 3, heads, depth], depth)
+    x = net.transpose(x, [2, 0, 3, 1, 4])
+    q, k, v = (net.pick(x, f"{name}.{part}", i, axis=0) for i, part in enumerate("qkv"))
+    q = net.node("Mul", f"{name}.scaled", [q, net.constant(f"{name}.scale", depth ** -0.5)], depth)
+    x = net.node("MatMul", f"{name}.scores", [q, net.transpose(k, [0, 1, 3, 2])], tokens)
+    x = net.node("Softmax", f"{name}.softmax", [x], tokens, axis=-1)
+    x = net.transpose(net.node("MatMul", f"{name}.values", [x, v], depth), [0, 2, 1, 3])
+    x = net.reshape(x, f"{name}.joined", [0, tokens, width], width)
+    return net.pointwise(x, f"{name}.proj", width, 0.3)
+
+
+def convnext_tiny(net: Builder) -> None:
+    """Liu et al. 2022, as in torchvision without its stochastic depth."""
+    x = net.conv("input", "features.0.0", 96, 4, stride=4, padding=0, bias=True)
+    x = channel_norm(net, x, "features.0.1")
+    for stage, (channels, depth) in enumerate([(96, 3), (192, 3), (384, 9), (768, 3)]):
+        if stage:
+            x = channel_norm(net, x, f"features.{2 * stage}.0")
+            x = net.conv(x, f"features.{2 * stage}.1", channels, 2, stride=2, padding=0, bias=True)
+        for i in range(depth):
+            x = convnext_block(net, x, f"features.{2 * stage + 1}.{i}")
+    x = channel_norm(net, net.global_average(x), "classifier.0")
+    net.linear(net.flatten(x, 1), "classifier.2", 1000)
+
+
+def channel_norm(net: Builder, x: str, name: str) -> str:
+    """torchvision's LayerNorm2d."""
+    x = net.layer_norm(net.transpose(x, [0, 2, 3, 1]), name)
+    return net.transpose(x, [0, 3, 1, 2])
+
+
+def convnext_block(net: Builder, x: str, name: str) -> str:
+    channels = net.channels[x]
+    y = net.conv(x, f"{name}.block.0", channels, 7, groups=channels, bias=True)
+    y = net.layer_norm(net.transpose(y, [0, 2, 3, 1]), f"{name}.block.2")
+    y = net.gelu(net.pointwise(y, f"{name}.block.3", 4 * channels))
+    y = net.transpose(net.pointwise(y, f"{name}.block.5", channels), [0, 3, 1, 2])
+    # As large as a trained network's, and small enough that the sum does not grow.
+    scale = net.weight(f"{name}.layer_scale", net.rng.uniform(0.2, 0.4, (channels, 1, 1)))
+    y = net.node("Mul", f"{name}.scaled", [scale, y], channels)
+    return net.add(y, x, f"{name}.add")
+
+
 NETWORKS: dict[str, Callable[[Builder], None]] = {
     "resnet50": resnet50,
     "mobilenet_v2": mobilenet_v2,
@@ -275,17 +401,20 @@ NETWORKS: dict[str, Callable[[Builder], None]] = {
     "vgg16": vgg16,
     "squeezenet1_1": squeezenet1_1,
     "densenet121": densenet121,
+    "vit_s_16": vit_s_16,
+    "convnext_tiny": convnext_tiny,
 }
 
 
-def build(name: str, seed: int = 0) -> onnx.ModelProto:
+def build(name: str, seed: int = 0, size: int = 224) -> onnx.ModelProto:
     """The network of that name; ValueError where there is none.
 
-    Input "input" (N, 3, 224, 224) and output "logits" (N, 1000) are float32, N is free.
+    Input "input" (N, 3, size, size) and output "logits" (N, 1000) are float32, N is free. size: a
+    multiple of 32.
     """
     if name not in NETWORKS:
         raise ValueError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
-    net = Builder(seed)
+    net = Builder(seed, size)
     NETWORKS[name](net)
     return net.model(name)
 
@@ -299,8 +428,9 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def dot_products(model: onnx.ModelProto) -> list[tuple[int, int]]:
-    """(terms, how many per image) of the dot products of each convolution and Gemm."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    """(terms, how many per image) of the dot products of each convolution, Gemm and MatMul."""
+    # With data propagation, for a class token is expanded to a shape that is computed.
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
     for value in [*graph.value_info, *graph.output]:
         shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -311,11 +441,13 @@ def dot_products(model: onnx.ModelProto) -> list[tuple[int, int]]:
             # Conv weights are (O, C / groups, KH, KW); the elements of either kind of weight
             # divide by the output channels, however Gemm's transB turns them.
             layers.append((math.prod(shapes[node.input[1]]) // outputs[0], math.prod(outputs)))
+        elif node.op_type == "MatMul":
+            layers.append((shapes[node.input[1]][-2], math.prod(shapes[node.output[0]][1:])))
     return layers
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of all convolutions and Gemms for one image."""
+    """Multiply-accumulates of all convolutions and matrix products for one image."""
     return sum(terms * outputs for terms, outputs in dot_products(model))
 
 

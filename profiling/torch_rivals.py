@@ -91,7 +91,7 @@ def functions(torch: Any, case: Case) -> dict[str, Function]:
     if isinstance(op, ops.Linear):
         if len(case.shapes) == 2 and op.activation is None:
             return {"matmul": lambda x, weight: torch.matmul(x, weight.t())}
-        return {"linear": lambda *tensors: activate(functional.linear(*tensors))}
+        return {"linear": linear(torch, activate)}
     if isinstance(op, ops.Attention):
         return {"scaled_dot_product_attention": attention(torch, op)}
     if isinstance(op, ops.MaxPool2d):
@@ -105,6 +105,13 @@ def functions(torch: Any, case: Case) -> dict[str, Function]:
     if isinstance(op, ops.Relu):
         return {"relu": torch.relu}
     raise ValueError(f"no rival is known for {op.kind}")
+
+
+def linear(torch: Any, activate: Function) -> Function:
+    def run(x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
+        y = torch.nn.functional.linear(x, weight, bias)
+        return activate(y if residual is None else y.add_(residual))
+    return run
 
 
 def attention(torch: Any, op: ops.Attention) -> Function:

@@ -58,10 +58,10 @@ def arch(request):
 @pytest.fixture
 def small_model(tmp_path):
     """The file of a network that needs few kernels: conv, avgpool, logits."""
-    net = networks.Builder(0)
+    net = networks.Builder(0, 16)
     x = net.relu(net.conv("input", "conv", 8, 3, stride=2))
     net.linear(net.global_pool(x), "head", 10)
-    onnx.save(net.model("small", 16), tmp_path / "small.onnx")
+    onnx.save(net.model("small"), tmp_path / "small.onnx")
     return tmp_path / "small.onnx"
 
 

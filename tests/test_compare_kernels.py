@@ -4,11 +4,13 @@ import weakref
 
 import compare_kernels as script
 import gpu_timing
+import networks
 import numpy as np
+import onnx
 import pytest
 import torch_rivals
 from gpu_timing import Rival
-from layer_cases import Arrays, Case, attention, check, gemm, to_host
+from layer_cases import Arrays, Case, attention, cases_of, check, gemm, to_host
 
 from kernels import ops, reference
 from kernels.cuda import backend
@@ -122,6 +124,28 @@ def test_pytorchs_attention_is_the_same(biased):
     np.testing.assert_allclose(y.permute(0, 2, 3, 1), reference.run(case.op, *arrays), atol=1e-5)
 
 
+def test_pytorchs_linear_adds_a_residual():
+    torch = pytest.importorskip("torch")
+    case = Case(ops.Linear(ops.Gelu()), ((5, 24), (7, 24), (7,), (5, 7)), "float32")
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in case.shapes]
+    (function,) = torch_rivals.functions(torch, case).values()
+    y = function(*(torch.from_numpy(array.copy()) for array in arrays))
+    np.testing.assert_allclose(y, reference.run(case.op, *arrays), atol=1e-5)
+
+
+def test_a_linear_of_tokens_is_one_of_matrices(tmp_path):
+    net = networks.Builder(0, 4)
+    x = net.reshape(net.conv("input", "conv", 8, 1), "tokens", [0, 16, 8], 8)
+    x = net.add(x, net.pointwise(net.gelu(net.pointwise(x, "up", 32)), "down", 8), "sum")
+    net.linear(net.pick(x, "first", 0, axis=1), "head", 10)
+    onnx.save(net.model("tokens"), tmp_path / "tokens.onnx")
+    assert {case.label: count for case, count in cases_of(
+        str(tmp_path / "tokens.onnx"), 2, "float16").items()} == {
+            "conv 1x1, 2x4x4x3 -> 8": 1, "linear 32x8 -> 32, gelu": 1,
+            "linear 32x32 -> 8, + residual": 1, "linear 2x8 -> 10": 1}
+
+
 def test_a_layer_of_two_networks_is_measured_once(cupy, small_model, tmp_path, monkeypatch):
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(small_model.read_bytes())
@@ -233,6 +257,7 @@ CASES = [
     gemm(48, "tf32"),
     Case(ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), ((3, 8, 9, 8),), "float16"),
     Case(ops.AvgPool2d((2, 2), (2, 2)), ((1, 6, 6, 8),), "float32"),
+    Case(ops.Linear(ops.Gelu()), ((5, 24), (7, 24), (7,), (5, 7)), "bfloat16"),
 ]
 
 

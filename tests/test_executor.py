@@ -158,9 +158,9 @@ def small_densenet(net):
 
 
 def write(build, folder):
-    net = networks.Builder(0)
+    net = networks.Builder(0, 64)
     build(net)
-    onnx.save(net.model("network", 64), folder / "network.onnx")
+    onnx.save(net.model("network"), folder / "network.onnx")
     return folder / "network.onnx"
 
 

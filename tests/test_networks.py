@@ -1,3 +1,5 @@
+from collections import Counter
+
 import networks
 import numpy as np
 import onnx
@@ -6,10 +8,12 @@ from measured_network import logit_error
 
 import cnn
 
-# torchvision's parameter counts; multiply-accumulates of convolutions and Linear at 224x224.
+# torchvision's and timm's parameter counts; multiply-accumulates of convolutions, Linear and
+# attention at 224x224.
 SIZES = {"resnet50": (25_557_032, 4_089_184_256), "mobilenet_v2": (3_504_872, 300_774_272),
          "resnet18": (11_689_512, 1_814_073_344), "vgg16": (138_357_544, 15_470_264_320),
-         "squeezenet1_1": (1_235_496, 349_151_936), "densenet121": (7_978_856, 2_834_161_664)}
+         "squeezenet1_1": (1_235_496, 349_151_936), "densenet121": (7_978_856, 2_834_161_664),
+         "vit_s_16": (22_050_664, 4_598_882_304), "convnext_tiny": (28_589_128, 4_455_531_264)}
 NORMALISED = ["resnet50", "mobilenet_v2", "resnet18"]
 
 
@@ -32,7 +36,7 @@ def test_another_seed_gives_other_weights_of_the_same_shapes():
         assert a.raw_data != b.raw_data
 
 
-def test_sizes_are_torchvisions(model):
+def test_sizes_are_known(model):
     assert (networks.parameters(model), networks.macs(model)) == SIZES[model.graph.name]
 
 
@@ -72,8 +76,13 @@ def test_weights_carry_torchvisions_names():
     ("squeezenet1_1", {"features.0.bias", "features.12.expand3x3.weight", "classifier.1.bias"}),
     ("densenet121", {"features.conv0.weight", "features.denseblock3.denselayer24.norm1.weight",
                      "features.transition3.conv.weight", "features.norm5.running_var",
-                     "classifier.weight"})])
-def test_weights_of_the_others_carry_torchvisions_names_too(name, expected):
+                     "classifier.weight"}),
+    ("vit_s_16", {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight",
+                  "blocks.11.attn.qkv.bias", "blocks.3.mlp.fc2.weight", "norm.bias", "head.bias"}),
+    ("convnext_tiny", {"features.0.1.weight", "features.1.2.layer_scale", "features.2.1.bias",
+                       "features.5.8.block.5.weight", "features.7.0.block.0.weight",
+                       "classifier.0.bias", "classifier.2.weight"})])
+def test_weights_of_the_others_carry_known_names_too(name, expected):
     assert expected <= {weight.name for weight in networks.build(name).graph.initializer}
 
 
@@ -81,7 +90,7 @@ def test_onnx_runtime_gives_sane_logits(model):
     """And so do all layers: neither vanishing nor exploding."""
     onnxruntime = pytest.importorskip("onnxruntime")
     values = [node.output[0] for node in model.graph.node
-              if node.op_type in ("Add", "Conv", "Concat", "MaxPool")]
+              if node.op_type in ("Add", "Conv", "Concat", "MatMul", "MaxPool")]
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
@@ -94,6 +103,8 @@ def test_onnx_runtime_gives_sane_logits(model):
     assert np.abs(logits[0] - logits[1]).max() > 0.1            # ... and so do images
     assert 1 < np.abs(logits).max() < 30
     for value in between:
+        if value.dtype != np.float32:
+            continue                                            # a shape
         assert 0.1 < np.sqrt(np.square(value).mean()) < 10
         assert np.abs(value).max() < 1000                       # float16 ends at 65504
 
@@ -101,10 +112,8 @@ def test_onnx_runtime_gives_sane_logits(model):
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_our_engine_agrees_with_onnx_runtime_on_small_images(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    net = networks.Builder(0)
-    networks.NETWORKS[name](net, **({"grid": 2} if name == "vgg16" else {}))
     path = tmp_path / f"{name}.onnx"
-    model = net.model(name, 64)
+    model = networks.build(name, size=64)
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images = np.random.default_rng(1).standard_normal((2, 3, 64, 64), dtype=np.float32)
@@ -112,6 +121,19 @@ def test_our_engine_agrees_with_onnx_runtime_on_small_images(name, tmp_path):
     found = cnn.load(path, device="cpu", activation="none").run({"input": images})["logits"]
     terms = [terms for terms, _ in networks.dot_products(model)]
     assert np.abs(found - expected).max() <= 2 * logit_error(terms, expected)   # both are off
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("vit_s_16", {"conv2d": 1, "attention": 12, "linear": 4 * 12 + 1, "layer": 2 * 12 + 1,
+                  "concat": 1, "add": 1, "slice": 1}),
+    ("convnext_tiny", {"conv2d": 4, "depthwise": 18, "linear": 2 * 18 + 1, "layer": 18 + 5,
+                       "global": 1})])
+def test_our_engine_joins_what_is_written_out(name, expected, tmp_path):
+    """No softmax is left alone, no erf, no scale of a layer and no transpose."""
+    path = tmp_path / f"{name}.onnx"
+    onnx.save(networks.build(name, size=64), path)
+    kernels = [row.kernel for row in cnn.load(path, device="cpu").summary(3).rows]
+    assert Counter(kernel.split("_")[0] for kernel in kernels if kernel != "(view)") == expected
 
 
 def test_unknown_name_lists_those_that_exist():

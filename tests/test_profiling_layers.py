@@ -57,12 +57,12 @@ def test_each_layer_has_a_row_and_so_has_the_rest(small_model, tmp_path, cpu, ca
 
 
 def test_a_concat_has_the_bytes_that_are_left_to_copy(tmp_path, cpu):
-    net = networks.Builder(0)
+    net = networks.Builder(0, 16)
     x = net.conv("input", "conv", 8, 3, stride=2)
     x = net.concat([net.conv(x, "branch", 4, 1), net.max_pool(x, "pool", 3, 1, padding=1)], "join")
     x = net.concat([net.conv(x, name, 4, 1) for name in ("left", "right")], "view")
     net.linear(net.global_pool(x), "head", 10)
-    onnx.save(net.model("joined", 16), tmp_path / "joined.onnx")
+    onnx.save(net.model("joined"), tmp_path / "joined.onnx")
     rows = {row["layer"]: row for row in profile(tmp_path / "joined.onnx", tmp_path)[0]["rows"]}
     assert rows["join"]["output_shape"] == [2, 8, 8, 12]
     assert rows["join"]["bytes"] == 2 * 4 * 2 * 8 * 8 * 8       # the pool's channels, in and out
@@ -118,11 +118,11 @@ def test_peaks_are_measured(unit, monkeypatch):
 
 def test_bfloat16_on_the_cpu_counts_what_is_stored(tmp_path, cpu, monkeypatch):
     monkeypatch.setenv("CNN_BF16", "avx512_emulated")
-    net = networks.Builder(0)
+    net = networks.Builder(0, 16)
     x = net.conv(net.conv("input", "first", 32, 3, stride=2), "second", 32, 1)
     x = net.conv(x, "depthwise", 32, 3, padding=1, groups=32)
     net.linear(net.global_pool(x), "head", 10)
-    onnx.save(net.model("narrow", 16), tmp_path / "narrow.onnx")
+    onnx.save(net.model("narrow"), tmp_path / "narrow.onnx")
     result, _ = profile(tmp_path / "narrow.onnx", tmp_path, "--dtype", "bfloat16")
     rows = {row["layer"]: row for row in result["rows"]}
     # A convolution alone reads what `first` gives, so it is narrow; the depthwise one computes in

@@ -27,10 +27,10 @@ def resnet50() -> dict:
 @pytest.fixture
 def tiny(tmp_path) -> str:
     """Convolution, batch norm, ReLU, mean and Linear on (N, 3, 8, 8)."""
-    net = networks.Builder(seed=0)
+    net = networks.Builder(seed=0, size=8)
     x = net.relu(net.batch_norm(net.conv("input", "conv", 4, 3), "bn"))
     net.linear(net.global_pool(x), "fc", 5)
-    onnx.save(net.model("tiny", size=8), tmp_path / "tiny.onnx")
+    onnx.save(net.model("tiny"), tmp_path / "tiny.onnx")
     return str(tmp_path / "tiny.onnx")
 
 

@@ -50,6 +50,7 @@ ERF = [("scaled", ops.Mul(), "x root"), ("erf", ops.Erf(), "scaled"),
     ([("gate", ops.HardSigmoid(0.16666667), "x"), ("y", ops.Mul(), "x gate")], ops.HardSwish()),
     ([*ERF, ("twice", ops.Mul(), "x gate"), ("y", ops.Mul(), "half twice")], ops.Gelu()),
     ([*ERF, ("less", ops.Mul(), "x half"), ("y", ops.Mul(), "gate less")], ops.Gelu()),
+    ([*ERF, ("less", ops.Mul(), "half gate"), ("y", ops.Mul(), "x less")], ops.Gelu()),
     ([*SQUARE, ("s", ops.Mul(), "scale square"), ("y", ops.Add(), "s bias")],
      ops.StarRelu(0.875, -0.25))])
 def test_one_op_is_left(steps, op):
@@ -65,6 +66,8 @@ def test_one_op_is_left(steps, op):
      ("y", ops.Mul(), "clip sixth")],
     [("erf", ops.Erf(), "x"), ("gate", ops.Add(), "erf one"), ("twice", ops.Mul(), "x gate"),
      ("y", ops.Mul(), "twice half")],
+    [*ERF, ("y", ops.Mul(), "x gate")],
+    [*ERF, ("less", ops.Mul(), "half gate"), ("y", ops.Mul(), "less three")],
     [("r", ops.Relu(), "x"), ("square", ops.Mul(), "r x"), ("s", ops.Mul(), "scale square"),
      ("y", ops.Add(), "s bias")]])
 def test_other_numbers_stay_as_they_are_written(steps):

@@ -3,7 +3,7 @@
     x * sigmoid(x)                              Silu
     min(max(x + 3, 0), 6) / 6                   HardSigmoid
     x * hard_sigmoid(x), with PyTorch's slope   HardSwish
-    x * (1 + erf(x / sqrt(2))) / 2              Gelu, the half being multiplied last or first
+    x * (1 + erf(x / sqrt(2))) / 2              Gelu, the half being a factor of any of these
     scale * relu(x) ** 2 + bias                 StarRelu
 
 Before fuse.py, which takes an activation into the layer before it. Constants may differ by what
@@ -113,20 +113,24 @@ def hard_swish(search: Search, node: Node) -> tuple[Op, str] | None:
 
 
 def gelu(search: Search, node: Node) -> tuple[Op, str] | None:
-    if not isinstance(node.op, Mul):
+    whole = search.without(node.output, Mul, 0.5)
+    product = search.op(node.output if whole is None else whole, Mul)
+    if product is None:
         return None
-    product = search.without(node.output, Mul, 0.5)
-    product_node = node if product is None else search.op(product, Mul)
-    if product_node is None:
-        return None
-    for value, gate in search.pairs(product_node, Add):
-        x = value if product is not None else search.without(value, Mul, 0.5)
-        erf_value = search.without(gate.output, Add, 1)
-        erf = None if erf_value is None else search.op(erf_value, Erf)
-        if x is not None and erf is not None and x == search.without(
-                erf.inputs[0], Mul, math.sqrt(0.5)):
-            return Gelu(), x
+    for value, gate in (product.inputs, product.inputs[::-1]):
+        factors = [(value, gate)] if whole is not None else [
+            (search.without(value, Mul, 0.5), gate), (value, search.without(gate, Mul, 0.5))]
+        for x, plus in factors:
+            if x is not None and plus is not None and x == input_of_gate(search, plus):
+                return Gelu(), x
     return None
+
+
+def input_of_gate(search: Search, value: str) -> str | None:
+    """x of a value that is 1 + erf(x / sqrt(2))."""
+    erf_value = search.without(value, Add, 1)
+    erf = None if erf_value is None else search.op(erf_value, Erf)
+    return None if erf is None else search.without(erf.inputs[0], Mul, math.sqrt(0.5))
 
 
 def star_relu(search: Search, node: Node) -> tuple[Op, str] | None:
