@@ -35,7 +35,7 @@ def conv2d(unit, activation, image, weight, bias, residual, y, y_step, places, r
            residual_factor, a, b, threads):
     """Every pass over every tile, shared among the threads.
 
-    activation: see `activate` of dot_write.py, a and b are its numbers; image, weight: what the
+    activation: as of `write_block`, a and b are its numbers; image, weight: what the
     unit multiplies; y, residual: float32 or narrow, NHWC with pixels y_step
     numbers apart (residual may be empty); bias [blocks, BLOCK, or twice that with factors of codes]
     float32; sums: float32 or int32. weight: packed by `pack`; spare: BLOCK numbers of y's dtype,

@@ -51,7 +51,7 @@ from .dot_units import (
     Amx,
     AmxInt8,
 )
-from .dot_write import Writer, activate
+from .dot_write import Writer, function_of
 from .simd import (
     F32,
     I32,
@@ -107,8 +107,6 @@ def multiply(typingctx, unit, number, activation, arguments):
     sums are float32, or int32 of codes, BLOCK apart. Tiles take one step a tap. Meanwhile what the
     Writer has is written, which must be other sums.
     """
-    make = activate(typingctx, activation)
-
     def codegen(context, b, sig, args):
         known, emit, instructions = MICRO_KERNELS[unit.instance_class]
         sizes = [(rows, vectors) for rows in known.sizes for vectors in (1, 2)]
@@ -116,7 +114,7 @@ def multiply(typingctx, unit, number, activation, arguments):
         def micro_kernel(b, size, *values):
             (rows, vectors), count = size, len(Products._fields)
             emit(b, known, instructions, rows, vectors, Products._make(values[:count]),
-                 Writer(b, list(values[count:]), make(context)))
+                 Writer(b, list(values[count:]), function_of(activation)))
 
         choose(b, args[1], args[3], f"multiply_{known.constant.name}", sizes, micro_kernel)
         return context.get_dummy_value()
@@ -162,13 +160,13 @@ def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
         done = b.mul(breaths, i64(BREATH))
         steps_alone(b.add(first, done), b.sub(left, done))
 
-    def all_steps(add_residual):
+    def all_steps(written):
         both = least(b, given.count, writer.groups)
         counted_loop(b, "step_and_rows", both, [], lambda k, _: step(
-            k, lambda *rows: writer.rows(k, *rows, add_residual)))
+            k, lambda *rows: writer.rows(k, *rows, written)))
         with b.if_then(b.icmp_signed("<", both, given.count)):
             remaining_steps(both)
-        writer.all_rows(both, add_residual)
+        writer.all_rows(both, written)
 
     writer.either(all_steps)
     for i, j in sums:
@@ -178,13 +176,13 @@ def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
 
 def vector_products(b, unit, instruction, rows, vectors, given, writer):
     """All sums stay in registers through both loops, and there is no room for the Writer's."""
-    writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
+    writer.either(lambda rows: writer.all_rows(i64(0), rows))
     row_products(b, unit, instruction, range(rows), vectors, given)
 
 
 def products_by_pairs(b, unit, instruction, rows, vectors, given, writer):
     """The same where there are registers for two rows."""
-    writer.either(lambda add_residual: writer.all_rows(i64(0), add_residual))
+    writer.either(lambda rows: writer.all_rows(i64(0), rows))
     for first in range(0, rows, 2):
         row_products(b, unit, instruction, range(first, min(first + 2, rows)), vectors, given)
 

@@ -31,27 +31,16 @@ from .simd import (
     i64,
     literal_ints,
     load,
-    scalar_root,
+    root,
     splat,
     store,
 )
+from .traced import traced
 
 
 def exp(b: Builder, x: Value) -> Value:
-    """e ** x of a vector, as scalar.exp computes it."""
-    bounded = clip(b, x, splat(scalar.EXP_LOW), splat(scalar.EXP_HIGH))
-    n = fma(b, bounded, splat(scalar.LOG2_E), splat(scalar.ROUND))
-    n = b.fsub(n, splat(scalar.ROUND))
-    r = fma(b, n, splat(-scalar.LN2_HIGH), bounded)
-    r = fma(b, n, splat(-scalar.LN2_LOW), r)
-    p = splat(scalar.E0)
-    for factor in (scalar.E1, scalar.E2, scalar.E3, scalar.E4, scalar.E5):
-        p = fma(b, p, r, splat(factor))
-    growth = fma(b, p, b.fmul(r, r), r)
-    exponent = b.add(b.fptosi(n, INT_VECTOR), ir.Constant(INT_VECTOR, [127] * LANES))
-    power = b.bitcast(b.shl(exponent, ir.Constant(INT_VECTOR, [23] * LANES)), VECTOR)
-    result = b.fmul(b.fadd(growth, splat(1)), power)
-    return b.select(b.fcmp_unordered("uno", x, x), x, result)
+    """e ** x of a vector."""
+    return traced(b, scalar.exp, x)
 
 
 def _larger(b: Builder, x: Value, y: Value) -> Value:
@@ -191,7 +180,7 @@ def layer_norm_rows(typingctx, rows, pointers, count, epsilon):
             return b.fmul(value, value)
 
         means = [broadcast(b, b.fdiv(total, number)) for total in totals(given)]
-        factors = [broadcast(b, b.fdiv(ir.Constant(F32, 1), scalar_root(
+        factors = [broadcast(b, b.fdiv(ir.Constant(F32, 1), root(
             b, b.fadd(b.fdiv(total, number), epsilon)))) for total in totals(squared)]
 
         def vector(first, mask):

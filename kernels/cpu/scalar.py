@@ -1,5 +1,6 @@
 """Functions of float32 numbers, as plain arithmetic: loops over them become vector code, which a
-call of the C library's expf would prevent. NaN and infinity come out as IEEE says.
+call of the C library's expf would prevent, and traced.py makes vector code of them without a loop,
+wherefore they have no branches. NaN and infinity come out as IEEE says.
 
 Those of `ops.Unary` also take the two numbers of the op, a and b, for which most have no use.
 """
@@ -58,6 +59,12 @@ MOST_BITS = np.float32(126)
 GELU_1, GELU_3 = np.float32(1.59576912160573071), np.float32(0.0713548162726002527)
 
 
+@njit(inline="always")
+def where(condition, x, y):
+    """x where the condition holds, else y."""
+    return x if condition else y
+
+
 # ---- exponentials and logarithms --------------------------------------------------------------
 
 @njit(inline="always")
@@ -78,8 +85,7 @@ def growth(r):
 def exp(x):
     """e ** x = 2 ** n * e ** r. Below 2 ** -126 it gives 0."""
     n, r = reduced(clip(x, EXP_LOW, EXP_HIGH))
-    result = (growth(r) + ONE) * power_of_two(np.int32(n))
-    return x if x != x else result
+    return where(x != x, x, (growth(r) + ONE) * power_of_two(n))
 
 
 @njit(inline="always")
@@ -101,7 +107,7 @@ def gate(x, s):
     """x / (1 + e ** -s). Where s is below 0 it is x * t * t / (1 + t * t) with t = e ** (s / 2):
     t * t alone would underflow where the product with x does not yet."""
     t = exp(-HALF * abs(s))
-    return (x if s > 0 else x * t * t) / (ONE + t * t)
+    return where(s > ZERO, x, x * t * t) / (ONE + t * t)
 
 
 @njit(inline="always")
@@ -111,7 +117,7 @@ def normal_tail(x):
     x = clip(x, ZERO, TAIL_END)
     high = (x + SPLIT) - SPLIT
     n, r = reduced(-HALF * (high * high))
-    power = (growth(r - HALF * ((x - high) * (x + high))) + ONE) * power_of_two(np.int32(n))
+    power = (growth(r - HALF * ((x - high) * (x + high))) + ONE) * power_of_two(n)
     q = ONE / (x + CENTRE)
     u = (x - CENTRE) * q
     p = (((((((N0 * u + N1) * u + N2) * u + N3) * u + N4) * u + N5) * u + N6) * u + N7) * u + N8
@@ -121,11 +127,11 @@ def normal_tail(x):
 @njit(inline="always")
 def narrow_gate(x, s):
     """x / (1 + 2 ** -s) within 2 ** -13 of itself, and of 2 ** -126 * x where s is less."""
-    s = s if s > -MOST_BITS else -MOST_BITS
-    s = s if s < MOST_BITS else MOST_BITS
+    s = where(s > -MOST_BITS, s, -MOST_BITS)
+    s = where(s < MOST_BITS, s, MOST_BITS)
     n = (s + ROUND) - ROUND
     f = n - s
-    power = (((P3 * f + P2) * f + P1) * f + P0) * power_of_two(np.int32(-n))
+    power = (((P3 * f + P2) * f + P1) * f + P0) * power_of_two(-n)
     return x * reciprocal(ONE + power)
 
 
@@ -157,8 +163,8 @@ def divide(x, y):
 @njit(inline="always")
 def clip(x, low, high):
     """min(max(x, low), high); NaN stays NaN, because each comparison with it is false."""
-    x = low if x < low else x
-    return high if x > high else x
+    x = where(x < low, low, x)
+    return where(x > high, high, x)
 
 
 @njit(inline="always")
@@ -173,7 +179,7 @@ def tanh(x, a, b):
     z = x * x
     near = ((((T0 * z + T1) * z + T2) * z + T3) * z + T4) * z * x + x
     far = ONE - TWO / (exp(TWO * abs(x)) + ONE)
-    return near if abs(x) < TANH_SMALL else (-far if x < 0 else far)
+    return where(abs(x) < TANH_SMALL, near, where(x < ZERO, -far, far))
 
 
 @njit(inline="always")
@@ -198,7 +204,7 @@ def hard_sigmoid(x, alpha, beta):
 def leaky_relu(x, alpha, b):
     """x where it is above 0, else alpha * x: a sum, for LLVM would not write back an x that stays
     as it is, and such a store is slow."""
-    return (x if x > ZERO else ZERO) + alpha * (ZERO if x > ZERO else x)
+    return where(x > ZERO, x, ZERO) + alpha * where(x > ZERO, ZERO, x)
 
 
 @njit(inline="always")
@@ -206,8 +212,8 @@ def elu(x, alpha, b):
     """x where it is above 0, else alpha * (e ** x - 1), a sum as in leaky_relu. Of the latter,
     (2 ** n - 1) + 2 ** n * (e ** r - 1), nothing cancels: near 0 n is 0."""
     n, r = reduced(clip(x, EXP_LOW, ZERO))
-    power = power_of_two(np.int32(n))
-    return (x if x > ZERO else ZERO) + alpha * (growth(r) * power + (power - ONE))
+    power = power_of_two(n)
+    return where(x > ZERO, x, ZERO) + alpha * (growth(r) * power + (power - ONE))
 
 
 @njit(inline="always")
@@ -218,7 +224,7 @@ def sqrt(x, a, b):
 @njit(inline="always")
 def star_relu(x, scale, bias):
     """scale * max(x, 0) ** 2 + bias; NaN stays NaN."""
-    above = ZERO if x < ZERO else x
+    above = where(x < ZERO, ZERO, x)
     return scale * (above * above) + bias
 
 
@@ -244,7 +250,7 @@ def nearest_code(n, low, high):
 def gelu(x, a, b):
     """x times how much of a normal distribution lies below x."""
     tail = normal_tail(abs(x))
-    return x * (tail if x < ZERO else ONE - tail)
+    return x * where(x < ZERO, tail, ONE - tail)
 
 
 @njit(inline="always")
@@ -260,7 +266,7 @@ def erf(x, a, b):
     z = x * x
     near = ((((((F0 * z + F1) * z + F2) * z + F3) * z + F4) * z + F5) * z + F6) * x
     far = ONE - TWO * normal_tail(ROOT_2 * abs(x))
-    return near if abs(x) < ONE else (-far if x < 0 else far)
+    return where(abs(x) < ONE, near, where(x < ZERO, -far, far))
 
 
 # ---- the same, for results that are rounded to bfloat16 ----------------------------------------
@@ -286,4 +292,4 @@ def narrow_gelu_tanh(x, a, b):
 def squared(x):
     """x * x, beyond PART_END that of the end: what x is multiplied by is then 0 or 1 anyway."""
     z = x * x
-    return z if z < PART_END * PART_END else PART_END * PART_END
+    return where(z < PART_END * PART_END, z, PART_END * PART_END)

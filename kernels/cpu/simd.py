@@ -98,10 +98,28 @@ def vector_call(b: Builder, name: str, *args: Value) -> Value:
     return b.call(callee, args)
 
 
-def scalar_root(b: Builder, x: Value) -> Value:
-    """The square root of one float."""
-    function = ir.FunctionType(F32, [F32])
-    return b.call(cgutils.get_or_insert_function(b.module, function, "llvm.sqrt.f32"), [x])
+def raise_two(b: Builder, exponent: Value) -> Value:
+    """See `power_of_two`: of one number, or of each of a vector."""
+    whole = I32 if exponent.type == F32 else INT_VECTOR
+    biased = b.add(b.fptosi(exponent, whole), alike(whole, 127))
+    return b.bitcast(b.shl(biased, alike(whole, 23)), exponent.type)
+
+
+def root(b: Builder, x: Value) -> Value:
+    """See `square_root`."""
+    name = "llvm.sqrt.f32" if x.type == F32 else f"llvm.sqrt.v{LANES}f32"
+    return b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(x.type, [x.type]), name),
+                  [x])
+
+
+def invert(b: Builder, x: Value) -> Value:
+    """See `reciprocal`. Of a vector this is the CPU's estimate and a step of Newton's."""
+    return b.fdiv(alike(x.type, 1.0), x, flags=("arcp", "contract", "ninf"))
+
+
+def alike(kind: ir.Type, number: float) -> ir.Constant:
+    """A constant of this type, in each lane if it is a vector's."""
+    return ir.Constant(kind, [number] * LANES if isinstance(kind, ir.VectorType) else number)
 
 
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
@@ -260,11 +278,10 @@ def fill(typingctx, target, count, byte):
 
 @intrinsic
 def power_of_two(typingctx, exponent):
-    """2.0 ** exponent as float32 for an int32 from -127 (gives 0) to 128 (gives infinity)."""
+    """2.0 ** exponent of a whole number from -127 (gives 0) to 128 (gives infinity)."""
     def codegen(context, b, sig, args):
-        biased = b.add(args[0], ir.Constant(I32, 127))
-        return b.bitcast(b.shl(biased, ir.Constant(I32, 23)), F32)
-    return types.float32(types.int32), codegen
+        return raise_two(b, args[0])
+    return types.float32(types.float32), codegen
 
 
 @intrinsic
@@ -283,14 +300,13 @@ def split_exponent(typingctx, x):
 def square_root(typingctx, x):
     """Correctly rounded; NaN below 0. np.sqrt would call the C library."""
     def codegen(context, b, sig, args):
-        return scalar_root(b, args[0])
+        return root(b, args[0])
     return types.float32(types.float32), codegen
 
 
 @intrinsic
 def reciprocal(typingctx, x):
-    """1 / x within 2 ulp, for a finite x from 2 ** -126 on. In a loop that becomes vector code this
-    is the CPU's estimate and a step of Newton's, of which many go on at the same time."""
+    """1 / x within 2 ulp, for a finite x from 2 ** -126 on."""
     def codegen(context, b, sig, args):
-        return b.fdiv(ir.Constant(F32, 1), args[0], flags=("arcp", "contract", "ninf"))
+        return invert(b, args[0])
     return types.float32(types.float32), codegen
