@@ -311,7 +311,8 @@ def test_what_a_sweep_follows_stays_float32(device):
     chain.add(Conv2d(), ("s", "w", "d"), "y")
     assert narrow_values(chain.graph("y"), device) == {"a", "b", "c", "s"}
     chain.constants["k"] = np.zeros((8, 3, 3, 1), np.float32)
-    chain.add(Conv2d(padding=(1, 1, 1, 1), groups=8, activation=ops.Sigmoid()), ("y", "k", "d"), "h")
+    depthwise = Conv2d(padding=(1, 1, 1, 1), groups=8, activation=ops.Sigmoid())
+    chain.add(depthwise, ("y", "k", "d"), "h")
     chain.add(Conv2d(), ("h", "w", "d"), "z")
     assert narrow_values(chain.graph("z"), device) == {"a", "b", "c", "s"}
 

@@ -335,8 +335,8 @@ def scaled(typingctx, target, source, count, padded, factor):
 
 @intrinsic
 def pair_rows(typingctx, target, first, second, of_first, of_second, width):
-    """target[2 * i] = first[i] for i < of_first and target[2 * i + 1] = second[i] for i < of_second,
-    else 0, for i < width, which is a multiple of COLUMNS: of float32 or bfloat16 bfloat16."""
+    """target[2 * i] = first[i] for i < of_first, target[2 * i + 1] = second[i] for i < of_second,
+    and 0 else, for i < width, a multiple of COLUMNS: of float32 or bfloat16 bfloat16."""
     def codegen(context, b, sig, args):
         target, first, second, of_first, of_second, width = args
         words = b.bitcast(target, I32.as_pointer())

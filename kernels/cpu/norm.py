@@ -33,8 +33,8 @@ def scale_shift_rows(thread, first_row, end_row, x, x_step, scale, shift, y, low
 
 @kernel
 def layer_norm(x, scale, bias, epsilon, y, threads):
-    """y[.., c] = (x[.., c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] on flat arrays; y
-    of float32 or bfloat16."""
+    """y[.., c] = (x[.., c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] on flat arrays,
+    y of float32 or bfloat16."""
     parallel_for(layer_norm_units, len(x) // len(scale), threads, (x, scale, bias, epsilon, y))
 
 

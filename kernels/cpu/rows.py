@@ -19,11 +19,9 @@ from .simd import (
     I32,
     INT_VECTOR,
     LANES,
-    VECTOR,
     Builder,
     Value,
     broadcast,
-    clip,
     counted_loop,
     each_vector,
     first_lanes,
@@ -154,41 +152,47 @@ def _shares(b: Builder, rows: int, x: Value, y: Value, step: Value, count: Value
 
 @intrinsic(prefer_literal=True)
 def layer_norm_rows(typingctx, rows, pointers, count, epsilon):
-    """y[c] = (x[c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] for c < count, of so many
-    rows that lie one after the other. pointers: x, scale, bias and y, which may be x; y points to
-    float32 or bfloat16."""
+    """y[c] = (x[c] - mean) / sqrt(variance + epsilon) * scale[c] + bias[c] for c < count, of so
+    many rows that lie one after the other. pointers: x, scale, bias and y, which may be x and may
+    point to bfloat16."""
     literal = literal_ints(rows)
     if literal is None:
         return None
 
     def codegen(context, b, sig, args):
-        (x, scale, bias, y), count, epsilon = cgutils.unpack_tuple(b, args[1]), *args[2:]
-        apart, number = [b.mul(count, i64(row)) for row in range(literal[0])], b.sitofp(count, F32)
-
-        def totals(vector):
-            return _totals(b, count, literal[0], 0.0, vector, lambda b, total, part: b.fadd(
-                total, part))
-
-        def given(row, first, mask):
-            return load(b, b.gep(x, [b.add(apart[row], first)]), mask)
-
-        def apart_from_mean(row, first, mask):
-            return b.fsub(given(row, first, mask), means[row])
-
-        def squared(row, first, mask):
-            value = apart_from_mean(row, first, mask)
-            return b.fmul(value, value)
-
-        means = [broadcast(b, b.fdiv(total, number)) for total in totals(given)]
-        factors = [broadcast(b, b.fdiv(ir.Constant(F32, 1), root(
-            b, b.fadd(b.fdiv(total, number), epsilon)))) for total in totals(squared)]
-
-        def vector(first, mask):
-            of_scale, of_bias = (load(b, b.gep(each, [first]), mask) for each in (scale, bias))
-            for row, factor in enumerate(factors):
-                value = b.fmul(apart_from_mean(row, first, mask), factor)
-                store_narrow(b, fma(b, value, of_scale, of_bias),
-                             b.gep(y, [b.add(apart[row], first)]), mask)
-        each_vector(b, count, vector)
+        _, pointers, count, epsilon = args
+        x, scale, bias, y = cgutils.unpack_tuple(b, pointers)
+        _layer_norm(b, literal[0], x, scale, bias, y, count, epsilon)
         return context.get_dummy_value()
     return types.void(rows, pointers, types.intp, types.float32), codegen
+
+
+def _layer_norm(b: Builder, rows: int, x: Value, scale: Value, bias: Value, y: Value, count: Value,
+                epsilon: Value) -> None:
+    number, apart = b.sitofp(count, F32), [b.mul(count, i64(row)) for row in range(rows)]
+    means: list[Value] = []
+
+    def means_of(vector: Callable[[int, Value, Value | None], Value]) -> list[Value]:
+        totals = _totals(b, count, rows, 0.0, vector, lambda b, sum, part: b.fadd(sum, part))
+        return [b.fdiv(each, number) for each in totals]
+
+    def given(row: int, first: Value, mask: Value | None) -> Value:
+        return load(b, b.gep(x, [b.add(apart[row], first)]), mask)
+
+    def deviation(row: int, first: Value, mask: Value | None) -> Value:
+        return b.fsub(given(row, first, mask), means[row])
+
+    def squared(row: int, first: Value, mask: Value | None) -> Value:
+        value = deviation(row, first, mask)
+        return b.fmul(value, value)
+
+    means += [broadcast(b, mean) for mean in means_of(given)]
+    factors = [broadcast(b, b.fdiv(ir.Constant(F32, 1), root(b, b.fadd(variance, epsilon))))
+               for variance in means_of(squared)]
+
+    def vector(first: Value, mask: Value | None) -> None:
+        of_scale, of_bias = (load(b, b.gep(each, [first]), mask) for each in (scale, bias))
+        for row, factor in enumerate(factors):
+            value = fma(b, b.fmul(deviation(row, first, mask), factor), of_scale, of_bias)
+            store_narrow(b, value, b.gep(y, [b.add(apart[row], first)]), mask)
+    each_vector(b, count, vector)

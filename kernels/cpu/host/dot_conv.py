@@ -346,9 +346,10 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
         make = [] if in_place else [
             maker.bind(x, image, batch, *making, *extra, *numbers.reading, options.threads)]
         return [*make,
-                CONV2D.bind(unit.constant, numbers.activation, image, packed, bias, residual, y, y_step, places, reach,
-                            spare, sums, taps.starts, taps.steps, taps.depth, tiles.table, blocks,
-                            passes, units, x_step, *numbers.writing, options.threads)]
+                CONV2D.bind(unit.constant, numbers.activation, image, packed, bias, residual, y,
+                            y_step, places, reach, spare, sums, taps.starts, taps.steps, taps.depth,
+                            tiles.table, blocks, passes, units, x_step, *numbers.writing,
+                            options.threads)]
 
     # Residual and y are walked through in the same steps.
     return Step(name + numbers.suffix, bind, int(ends[2]), not has_residual)
