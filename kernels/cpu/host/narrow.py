@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from ...ops import (
     AddFakeQuantize,
     Attention,
+    AvgPool2d,
     BatchNorm,
     Concat,
     Conv2d,
     FakeQuantize,
+    GlobalPool2d,
     LayerNorm,
     Linear,
     MatMul,
@@ -33,13 +35,15 @@ def bfloat16(op: Op, inputs: Sequence[TensorSpec]) -> Narrow:
     if isinstance(op, (Conv2d, Linear)):
         if isinstance(op, Conv2d) and _is_depthwise(op, inputs):
             # A sweep that follows, for what is no clip, works on float32.
-            return Narrow(writes=is_clip(op.activation))
+            return Narrow((0,), is_clip(op.activation))
         # Of the numbers of a grid bfloat16 has not all.
         return Narrow((0, 3), not isinstance(op.activation, FakeQuantize))
     if isinstance(op, (Attention, MatMul)):
         return Narrow((0, 1, 2)[:2 + isinstance(op, Attention)], writes=True)
     if isinstance(op, BatchNorm):
-        return Narrow(writes=is_clip(op.activation))
+        return Narrow((0,), is_clip(op.activation))
+    if isinstance(op, (AvgPool2d, GlobalPool2d)):
+        return Narrow((0,), writes=True)
     if isinstance(op, LayerNorm):
         return Narrow(writes=True)
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))

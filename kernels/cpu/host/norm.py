@@ -33,7 +33,7 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x, x_step), flat = flat_pixels(arrays[0]), flat_bits(y)
-        return [SCALE_SHIFT.bind(x, x_step, scale, shift, flat, low, high, options.threads),
+        return [SCALE_SHIFT.bind(flat_bits(x), x_step, scale, shift, flat, low, high, options.threads),
                 *finish(flat, options.threads)]
 
     return Step("batch_norm_f32" + suffix, bind, reads_strided=True)

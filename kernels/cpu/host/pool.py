@@ -34,7 +34,7 @@ def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output
     kernel = Kernel("pool", name)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [kernel.bind(arrays[0].reshape(-1), known(inputs[0].shape), y.reshape(-1),
+        return [kernel.bind(flat_bits(arrays[0]), known(inputs[0].shape), flat_bits(y),
                             options.threads)]
 
     return Step(f"{name}_f32", bind)
