@@ -1,5 +1,7 @@
 """Activations that a layer of bfloat16 applies to its sums, and what is less exact of them where a
 result is rounded to bfloat16 anyway."""
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
@@ -17,9 +19,8 @@ from test_elementwise import EVERY
 from kernels import ops, reference
 from kernels.cpu import scalar
 from kernels.cpu.dot_units import AVX512_EMULATED_BF16, BLOCK, COLUMNS
-from kernels.cpu.host import numbers
 from kernels.cpu.host.elementwise import unary_kernel
-from kernels.cpu.host.epilogue import is_clip
+from kernels.cpu.host.epilogue import in_registers, is_clip
 from kernels.ops import Conv2d
 
 PADDED = Conv2d(padding=(1, 1, 1, 1))
@@ -55,16 +56,16 @@ def test_narrow_activations_far_from_zero(op, name, bound):
     assert (np.abs(y[6:]) < 1e-7).all()
 
 
-def assert_activation_right(activation, given, unit, gap):
+def assert_activation_right(plain, activation, given, **choice):
     """In float32 and in bfloat16: of the very sums that the layer without activation gives."""
-    op = Conv2d(padding=PADDED.padding, activation=activation)
-    sums = run_stored(PADDED, given, "float32", unit=unit)
+    op = replace(plain, activation=activation)
+    sums = run_stored(plain, given, "float32", **choice)
     expected = reference.run(activation, sums)
     rounding = 16 * EPS * (np.abs(expected) + np.abs(sums)) + TINY
-    wide = run_stored(op, given, "float32", unit=unit)
+    wide = run_stored(op, given, "float32", **choice)
     np.testing.assert_array_less(np.abs(wide - expected), rounding, err_msg=activation.kind)
-    found = run_stored(op, given, "bfloat16", unit=unit).astype(np.float64)
-    allowed = (1 + gap) * BF16_EPS * np.abs(expected) + rounding
+    found = run_stored(op, given, "bfloat16", **choice).astype(np.float64)
+    allowed = (1 + 1 / 8) * BF16_EPS * np.abs(expected) + rounding
     np.testing.assert_array_less(np.abs(found - expected), allowed, err_msg=activation.kind)
 
 
@@ -73,7 +74,20 @@ def assert_activation_right(activation, given, unit, gap):
         op, (ops.Sqrt, ops.FakeQuantize))}.values()], ids=lambda op: unary_kernel(op)[0].name)
 def test_every_activation_is_applied(activation):
     given = arrays(normal, PADDED, 1, 5, 7, 8, BLOCK + 5, (3, 3), residual=True)
-    assert_activation_right(activation, given, AVX512_EMULATED_BF16, 1 / 8)
+    assert_activation_right(PADDED, activation, given, unit=AVX512_EMULATED_BF16)
+
+
+@pytest.mark.parametrize("activation", [ops.Silu(), ops.Gelu(), ops.HardSwish()],
+                         ids=lambda op: op.kind)
+def test_depthwise_convolutions_and_batch_norms_apply_it(activation):
+    for op, width, kernel in ((Conv2d(padding=(1, 1, 1, 1), groups=37), 9, (3, 3)),
+                              (Conv2d((1, 3), (1, 2, 0, 2), (2, 1), groups=20), 14, (2, 4))):
+        given = arrays(normal, op, 2, 9, width, op.groups, op.groups, kernel)
+        assert_activation_right(op, activation, given)
+    rng = np.random.default_rng(0)
+    x, *of_channel = normal(rng, 2, 3, 5, 37), *(normal(rng, 37) for _ in range(3))
+    given = [x, *of_channel, rng.random(37, np.float32)]
+    assert_activation_right(ops.BatchNorm(), activation, given)
 
 
 @every_unit
@@ -82,7 +96,7 @@ def test_every_activation_is_applied(activation):
 def test_any_channels_and_pixels(unit, channels, residual):
     for height, width in ((1, 1), (5, 7), (9, 32)):
         given = arrays(normal, PADDED, 2, height, width, 8, channels, (3, 3), residual=residual)
-        assert_activation_right(ops.Silu(), given, unit, 1 / 8)
+        assert_activation_right(PADDED, ops.Silu(), given, unit=unit)
 
 
 @every_unit
@@ -99,7 +113,7 @@ def test_piecewise_linear_ones_of_whole_numbers_are_exact(unit):
 
 def test_what_is_not_rounded_is_exact():
     """The less exact functions are for results in bfloat16 alone."""
-    assert numbers.in_the_writer(ops.Gelu(), "float32")[0].name == "gelu"
-    assert numbers.in_the_writer(ops.Gelu(tanh=True), "bfloat16")[0].name == "narrow_gelu_tanh"
-    assert numbers.in_the_writer(ops.Tanh(), "bfloat16")[0].name == "tanh"
-    assert numbers.in_the_writer(ops.Relu(), "bfloat16")[0] == 0
+    assert in_registers(ops.Gelu(), "float32")[0].name == "gelu"
+    assert in_registers(ops.Gelu(tanh=True), "bfloat16")[0].name == "narrow_gelu_tanh"
+    assert in_registers(ops.Tanh(), "bfloat16")[0].name == "tanh"
+    assert in_registers(ops.Relu(), "bfloat16")[0] == 0

@@ -51,7 +51,7 @@ from .dot_units import (
     Amx,
     AmxInt8,
 )
-from .dot_write import Writer, function_of
+from .dot_write import Writer
 from .simd import (
     F32,
     I32,
@@ -71,6 +71,7 @@ from .simd import (
     prefetch,
 )
 from .sizes import LANES
+from .traced import function_of
 
 # Where LONG steps or more follow, a tile of pixels is stored every BREATH steps, to where sums will
 # be: without that AMX was seen to take 128 cycles for a step instead of 99 in products of 36 steps,

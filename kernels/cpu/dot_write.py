@@ -46,7 +46,7 @@ from .simd import (
     splat,
 )
 from .sizes import LANES
-from .traced import traced
+from .traced import activate, function_of
 
 
 class Column(NamedTuple):
@@ -162,9 +162,7 @@ class Writer:
             if rows.add_residual:
                 other = load_wide(b, b.gep(residual, [column.first]), column.mask)
                 value = fma(b, other, self.residual_factor, value)
-            if self.activation is not None:
-                value = traced(b, self.activation, value, *self.numbers)
-            values.append(value)
+            values.append(activate(b, self.activation, value, *self.numbers))
         return y, values
 
     def _packed(self, pair: list[Value], rows: Rows) -> None:
@@ -208,8 +206,3 @@ def write_block(typingctx, activation, arguments):
         writer.either(lambda rows: writer.all_rows(i64(0), rows))
         return context.get_dummy_value()
     return types.void(activation, arguments), codegen
-
-
-def function_of(activation: Any) -> Any:
-    """The function that an argument of this type is; None of a number."""
-    return activation.dispatcher if isinstance(activation, types.Dispatcher) else None

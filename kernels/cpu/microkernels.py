@@ -1,15 +1,13 @@
 """The micro-kernels: the few innermost loops that decide the speed.
 
 Numba's own loops do not keep a block of accumulators in registers, so these are written as LLVM IR,
-as intrinsics on raw pointers. Sizes that must be known when they are compiled are literal
+as intrinsics on raw pointers; those of depthwise convolutions are in depthwise_simd.py, those of
+rows of any length in rows.py. Sizes that must be known when they are compiled are literal
 ints, or chosen by number among a few (CONV_TILES, WINDOWS). The other arguments come as one tuple.
 Intrinsics are module-level globals, which numba's disk cache needs.
 
     conv_tile       some pixels x some vectors of channels of a convolution or GEMM
-    depthwise_tile  neighbouring pixels x any channels of a depthwise convolution
-    depthwise_any   the same for any window, more slowly
     pool_window     mean, greatest or L2 norm of a window, any channels
-    scale_shift_*   a batch norm
     winograd_*      the transforms of Winograd convolution along one axis
 """
 from __future__ import annotations
@@ -32,7 +30,6 @@ from .simd import (
     choose,
     clip,
     counted_loop,
-    each_vector,
     first_lanes,
     fma,
     i64,
@@ -46,7 +43,6 @@ from .simd import (
 )
 from .sizes import (
     BLOCK_VECTORS,
-    DEPTHWISE_PIXELS,
     GREATEST,
     GRID_ROWS,
     HALF_ROWS,
@@ -56,8 +52,6 @@ from .sizes import (
     NARROW_HALF_ROWS,
     NARROW_ROWS,
     TILE_ROWS,
-    WINDOWS,
-    Window,
 )
 from .winograd_matrices import Matrix
 
@@ -187,112 +181,6 @@ def _full_or_masked(b: Builder, valid: Value, emit: Callable[[Value | None], Non
             emit(first_lanes(b, valid))
 
 
-# ---- depthwise convolution --------------------------------------------------------------------
-
-@intrinsic(prefer_literal=True)
-def depthwise_tile(typingctx, family, number, arguments):
-    """arguments: (x, channels, lines, x_line, w, w_tap, bias, y, count, low, high)
-
-    y[r, c] = clip(sum over l, t of x[l, r*stride + t - left, c] * w[l, t, c] + bias[c], low, high)
-
-    for r < DEPTHWISE_PIXELS, c < count, l < lines, t < taps, of WINDOWS[family][number]; columns
-    outside are left out. `x` points to the first column inside. Lines are x_line floats apart,
-    columns `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y
-    nothing beyond `count` channels is touched. y points to float32 or bfloat16.
-    """
-    sizes = literal_ints(family)
-    if sizes is None:
-        return None
-
-    def codegen(context, b, sig, args):
-        choose(b, args[1], args[2], "depthwise_tile", WINDOWS[sizes[0]], _depthwise_window)
-        return context.get_dummy_value()
-
-    return types.void(family, types.int64, arguments), codegen
-
-
-def _depthwise_window(b: Builder, window: Window, x: Value, channels: Value, lines: Value,
-                      x_line: Value, w: Value, w_tap: Value, bias: Value, y: Value, count: Value,
-                      low: Value, high: Value) -> None:
-    taps, stride, left, right = window
-    columns = range(left, (DEPTHWISE_PIXELS - 1) * stride + taps - right)
-    low, high = broadcast(b, low), broadcast(b, high)
-
-    def tile(c, mask):
-        def kernel_line(_, carried):
-            pixel, weights, *acc = carried
-            following = b.gep(pixel, [x_line])
-            pixels = {}
-            for column in columns:          # neighbours share their loads
-                pixels[column] = load_wide(b, pixel, mask)
-                pixel = b.gep(pixel, [channels])
-            for t in range(taps):
-                weight = load(b, advance(b, weights, w_tap, t))
-                for r in range(DEPTHWISE_PIXELS):
-                    if r * stride + t in columns:
-                        acc[r] = fma(b, pixels[r * stride + t], weight, acc[r])
-            return [following, advance(b, weights, w_tap, taps), *acc]
-
-        start = [load(b, b.gep(bias, [c]))] * DEPTHWISE_PIXELS
-        _, _, *acc = counted_loop(b, "kernel_line", lines,
-                                  [b.gep(x, [c]), b.gep(w, [c]), *start], kernel_line)
-        target = b.gep(y, [c])
-        for value in acc:
-            store_narrow(b, clip(b, value, low, high), target, mask)
-            target = b.gep(target, [channels])
-
-    each_vector(b, count, tile)
-
-
-@intrinsic(prefer_literal=True)
-def depthwise_any(typingctx, tile_rows, arguments):
-    """arguments: (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
-    stride, bias, y, count, low, high)
-
-    y[r, c] = clip(sum over l, t of x[l, column + r*stride + t*dilation, c] * w[l, t, c]
-                      + bias[c], low, high)
-
-    As depthwise_tile, for any window: `x` points to column 0 of the first line, and a column
-    outside 0 .. width is read from `zeros`, a vector of them.
-    """
-    sizes = literal_ints(tile_rows)
-    if sizes is None:
-        return None
-
-    def codegen(context, b, sig, args):
-        (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
-         stride, bias, y, count, low, high) = cgutils.unpack_tuple(b, args[1])
-        low, high = broadcast(b, low), broadcast(b, high)
-
-        def tile(c, mask):
-            def kernel_line(line, acc):
-                first = b.gep(advance(b, x, line, x_line), [c])
-                weights = b.gep(advance(b, w, line, taps, w_tap), [c])
-
-                def pixel(index):
-                    inside = b.icmp_unsigned("<", index, width)
-                    there = advance(b, first, index, channels)
-                    return load_wide(b, b.select(inside, there, zeros), mask)
-
-                def tap(t, acc):
-                    weight = load(b, advance(b, weights, w_tap, t))
-                    start = b.add(column, b.mul(t, dilation))
-                    return [fma(b, pixel(b.add(start, b.mul(stride, i64(r)))), weight, acc[r])
-                            for r in range(len(acc))]
-                return counted_loop(b, "tap", taps, acc, tap)
-
-            start = load(b, b.gep(bias, [c]))
-            acc = counted_loop(b, "kernel_line", lines, [start] * sizes[0], kernel_line)
-            for r, value in enumerate(acc):
-                target = b.gep(advance(b, y, channels, r), [c])
-                store_narrow(b, clip(b, value, low, high), target, mask)
-
-        each_vector(b, count, tile)
-        return context.get_dummy_value()
-
-    return types.void(tile_rows, arguments), codegen
-
-
 # ---- pooling ----------------------------------------------------------------------------------
 
 @intrinsic(prefer_literal=True)
@@ -363,33 +251,6 @@ def pool_window(typingctx, kind, window, size):
         return context.get_dummy_value()
 
     return types.void(kind, window, size), codegen
-
-
-# ---- batch norm -------------------------------------------------------------------------------
-
-@intrinsic
-def scale_shift_pixel(typingctx, arguments):
-    """arguments: (x, scale, shift, y, channels, low, high)
-
-    y[c] = clip(x[c] * scale[c] + shift[c], low, high)
-
-    for c < channels; nothing beyond these is touched. x and y each point to float32, bfloat16 or
-    codes of 8 bits.
-    """
-    def codegen(context, b, sig, args):
-        x, scale, shift, y, channels, low, high = cgutils.unpack_tuple(b, args[0])
-        low, high = broadcast(b, low), broadcast(b, high)
-
-        def vector(c, mask):
-            value, factor, term = (load_wide(b, b.gep(array, [c]), mask)
-                                   for array in (x, scale, shift))
-            value = b.fadd(b.fmul(value, factor), term)
-            store_narrow(b, clip(b, value, low, high), b.gep(y, [c]), mask)
-
-        each_vector(b, channels, vector)
-        return context.get_dummy_value()
-
-    return types.void(arguments), codegen
 
 
 # ---- Winograd transforms ----------------------------------------------------------------------

@@ -6,9 +6,8 @@ import numpy as np
 
 from . import scalar
 from .jit import kernel, njit
-from .microkernels import scale_shift_pixel
 from .parallel import parallel_for
-from .rows import layer_norm_rows
+from .rows import layer_norm_rows, scale_shift_pixel
 from .simd import at, square_root
 from .sizes import HALF_ROWS
 
@@ -16,19 +15,22 @@ THREE_QUARTERS = np.float32(0.75)       # beta of all networks known, which need
 
 
 @kernel
-def scale_shift(x, x_step, scale, shift, y, low, high, threads):
-    """y[.., c] = clip(x[.., c] * scale[c] + shift[c], low, high) on flat arrays, pixels of x x_step
-    numbers apart; y of float32 or bfloat16."""
+def scale_shift(x, x_step, scale, shift, y, activation, low, high, a, b, threads):
+    """y[.., c] = clip(f(x[.., c] * scale[c] + shift[c], a, b), low, high) on flat arrays, pixels of
+    x x_step numbers apart; x and y each of any dtype. f is the activation, see
+    scale_shift_pixel."""
     parallel_for(scale_shift_rows, len(y) // len(scale), threads, (
-        x, x_step, scale, shift, y, low, high))
+        x, x_step, scale, shift, y, activation, low, high, a, b))
 
 
-@njit()
-def scale_shift_rows(thread, first_row, end_row, x, x_step, scale, shift, y, low, high):
+@njit(keep=False)       # it may be compiled for a function
+def scale_shift_rows(thread, first_row, end_row, x, x_step, scale, shift, y, activation, low, high,
+                     a, b):
     channels = len(scale)
     for row in range(first_row, end_row):
-        scale_shift_pixel((at(x, row * x_step), at(scale, 0), at(shift, 0),
-                           at(y, row * channels), channels, low, high))
+        scale_shift_pixel(activation, (
+            at(x, row * x_step), at(scale, 0), at(shift, 0), at(y, row * channels), channels, low,
+            high, a, b))
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Vector code for rows of numbers, of any length: what softmax and layer norm need, as LLVM IR.
+"""Vector code for rows of numbers, of any length: what softmax and norms need, as LLVM IR.
 
 Loops of Numba's would become vectors too, but for what is left of a row after blocks of several
 vectors, which in a row of 49 is all of it; and their products and sums would not be fused.
@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import scalar
-from .convert import rounded, store_bits, store_narrow
+from .convert import load_wide, rounded, store_bits, store_narrow
 from .simd import (
     F32,
     I32,
@@ -22,6 +22,7 @@ from .simd import (
     Builder,
     Value,
     broadcast,
+    clip,
     counted_loop,
     each_vector,
     first_lanes,
@@ -33,7 +34,7 @@ from .simd import (
     splat,
     store,
 )
-from .traced import traced
+from .traced import activate, function_of, traced
 
 
 def exp(b: Builder, x: Value) -> Value:
@@ -148,6 +149,32 @@ def _shares(b: Builder, rows: int, x: Value, y: Value, step: Value, count: Value
     """What each of the exponentials that are now in y is to be multiplied by, of each row."""
     _, totals = _exponentials(b, rows, x, y, step, count)
     return [broadcast(b, b.fdiv(ir.Constant(F32, 1), total)) for total in totals]
+
+
+@intrinsic
+def scale_shift_pixel(typingctx, activation, arguments):
+    """arguments: (x, scale, shift, y, channels, low, high, a, b)
+
+    y[c] = clip(f(x[c] * scale[c] + shift[c], a, b), low, high)
+
+    for c < channels; nothing beyond these is touched. f is the activation, a function of
+    scalar.py, or none, for a number; x and y each point to float32, bfloat16 or codes of 8 bits.
+    """
+    def codegen(context, b, sig, args):
+        x, scale, shift, y, channels, *bounds = cgutils.unpack_tuple(b, args[1])
+        low, high, *numbers = (broadcast(b, number) for number in bounds)
+
+        def vector(c, mask):
+            value, factor, term = (load_wide(b, b.gep(array, [c]), mask)
+                                   for array in (x, scale, shift))
+            value = activate(b, function_of(activation), b.fadd(b.fmul(value, factor), term),
+                             *numbers)
+            store_narrow(b, clip(b, value, low, high), b.gep(y, [c]), mask)
+
+        each_vector(b, channels, vector)
+        return context.get_dummy_value()
+
+    return types.void(activation, arguments), codegen
 
 
 @intrinsic(prefer_literal=True)

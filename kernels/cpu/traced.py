@@ -8,11 +8,22 @@ from functools import cache
 from types import FunctionType
 from typing import Any, SupportsFloat
 
+from numba import types
 from numba.core.dispatcher import Dispatcher
 
 from .simd import Builder, Value, invert, raise_two, root, splat, vector_call
 
 CONTRACT = ("contract",)        # products and sums may be fused, as in the loops of elementwise.py
+
+
+def activate(b: Builder, function: Dispatcher | None, value: Value, *numbers: Value) -> Value:
+    """function(value, *numbers), if there is one."""
+    return value if function is None else traced(b, function, value, *numbers)
+
+
+def function_of(kind: Any) -> Dispatcher | None:
+    """The function that an argument of this type is; None of a number."""
+    return kind.dispatcher if isinstance(kind, types.Dispatcher) else None
 
 
 def traced(b: Builder, function: Dispatcher, *vectors: Value) -> Value:

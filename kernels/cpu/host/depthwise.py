@@ -13,7 +13,7 @@ from ..launch import Kernel, Launch, flat_bits
 from ..sizes import COMMON, LANES, WIDE, WINDOWS, Window
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
 from .codes import code_bounds, meaning, writes_codes
-from .epilogue import epilogue, nothing
+from .epilogue import epilogue, in_registers
 
 KERNELS = {COMMON: Kernel("depthwise", "depthwise_common"),
            WIDE: Kernel("depthwise", "depthwise_wide")}
@@ -75,14 +75,15 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     shift = np.zeros(channels, np.float32) if bias is None else bias / y_scale
     packed_bias = np.pad(shift + y_zero, (0, padding))
     columns, geometry, kernel = cut_columns(g), tuple(g), KERNELS[family_of(g)]
-    low, high, finish, suffix = epilogue(op.activation)
+    low, high, _, suffix = epilogue(op.activation)
+    activation, a, b = in_registers(op.activation, output.dtype)
     if output.dtype == "uint8":
-        low, high, finish = *code_bounds(op.activation), nothing
+        low, high, activation = *code_bounds(op.activation), 0
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, flat = flat_bits(arrays[0]), flat_bits(y)
         zeros = np.zeros(LANES, x.dtype)
-        return [kernel.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry, low,
-                            high, options.threads), *finish(flat, options.threads)]
+        return [kernel.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
+                            activation, low, high, a, b, options.threads)]
 
     return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)

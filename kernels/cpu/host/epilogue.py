@@ -1,5 +1,6 @@
-"""How a fused activation runs: as a clip inside the kernel where it is one, else as one elementwise
-sweep over the output while it is still in cache."""
+"""How a fused activation runs: as a clip inside the kernel where it is one, else in registers
+before the clip, or, in float32 convolutions, as one elementwise sweep over the output while that is
+still in cache."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,9 +10,11 @@ import numpy as np
 
 from ...ops import Clip, Relu, Unary
 from ...step import Array
-from ..launch import Launch
+from ..launch import Constant, Launch
 
 Finish = Callable[[Array, int], list[Launch]]
+# What scalar.py also has for results that are rounded to bfloat16.
+NARROW = ("silu", "gelu", "gelu_tanh")
 
 
 class Epilogue(NamedTuple):
@@ -37,8 +40,28 @@ def epilogue(activation: Unary | None) -> Epilogue:
     return Epilogue(np.float32(low), np.float32(high), finish, suffix)
 
 
+class InRegisters(NamedTuple):
+    """function: of scalar.py, 0 where there is none; a, b: its two numbers."""
+    function: Constant | int
+    a: np.float32
+    b: np.float32
+
+
+NOTHING = InRegisters(0, np.float32(0), np.float32(0))
+
+
+def in_registers(activation: Unary | None, dtype: str) -> InRegisters:
+    """What a kernel applies to numbers before it clips them and stores them in this dtype."""
+    if activation is None or is_clip(activation):
+        return NOTHING
+    from .elementwise import unary_kernel
+    kernel, a, b = unary_kernel(activation)
+    narrow = dtype == "bfloat16" and kernel.name in NARROW
+    return InRegisters(Constant("scalar", f"narrow_{kernel.name}" if narrow else kernel.name), a, b)
+
+
 def is_clip(activation: Unary | None) -> bool:
-    """Whether the kernel computes all of it, and no sweep follows."""
+    """Whether a clip is all of it."""
     return epilogue(activation).finish is nothing
 
 

@@ -26,22 +26,18 @@ from ...ops import (
 from ...step import Array, Narrow, Options
 from . import depthwise, unit_choice
 from .codes import writes_codes
-from .epilogue import is_clip
 from .numbers import are_codes
 
 
 def bfloat16(op: Op, inputs: Sequence[TensorSpec]) -> Narrow:
     """Of an op with these inputs, where bfloat16 is asked for."""
     if isinstance(op, (Conv2d, Linear)):
-        if isinstance(op, Conv2d) and _is_depthwise(op, inputs):
-            # A sweep that follows, for what is no clip, works on float32.
-            return Narrow((0,), is_clip(op.activation))
         # Of the numbers of a grid bfloat16 has not all.
         return Narrow((0, 3), not isinstance(op.activation, FakeQuantize))
     if isinstance(op, (Attention, MatMul)):
         return Narrow((0, 1, 2)[:2 + isinstance(op, Attention)], writes=True)
     if isinstance(op, BatchNorm):
-        return Narrow((0,), is_clip(op.activation))
+        return Narrow((0,), not isinstance(op.activation, FakeQuantize))
     if isinstance(op, (AvgPool2d, GlobalPool2d)):
         return Narrow((0,), writes=True)
     if isinstance(op, LayerNorm):

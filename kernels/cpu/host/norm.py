@@ -11,7 +11,7 @@ from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 from .codes import code_bounds, meaning
-from .epilogue import epilogue, nothing
+from .epilogue import epilogue, in_registers
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
 LAYER_NORM = Kernel("norm", "layer_norm")
@@ -22,19 +22,20 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
                        weights: list[Array | None], options: Options) -> Step:
     """Codes are numbers as any others, times a scale."""
     scale, shift = scale_and_shift(op, weights)
-    low, high, finish, suffix = epilogue(op.activation)
+    low, high, _, suffix = epilogue(op.activation)
+    activation, a, b = in_registers(op.activation, output.dtype)
     if inputs[0].dtype == "uint8":
         x_scale, x_zero = meaning(inputs[0])
         shift, scale = shift - x_zero * (scale * x_scale), scale * x_scale
     if output.dtype == "uint8":
         y_scale, y_zero = meaning(output)
         scale, shift = scale / y_scale, shift / y_scale + y_zero
-        low, high, finish = *code_bounds(op.activation), nothing
+        low, high, activation = *code_bounds(op.activation), 0
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x, x_step), flat = flat_pixels(arrays[0]), flat_bits(y)
-        return [SCALE_SHIFT.bind(flat_bits(x), x_step, scale, shift, flat, low, high, options.threads),
-                *finish(flat, options.threads)]
+        return [SCALE_SHIFT.bind(flat_bits(x), x_step, scale, shift, flat, activation, low, high, a,
+                                 b, options.threads)]
 
     return Step("batch_norm_f32" + suffix, bind, reads_strided=True)
 

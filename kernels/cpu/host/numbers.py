@@ -13,10 +13,8 @@ from ...step import Array, Options
 from ..dot_units import Unit
 from ..launch import Constant
 from . import unit_choice
-from .elementwise import unary_kernel
-from .epilogue import epilogue, is_clip
+from .epilogue import epilogue, in_registers
 
-NARROW = ("silu", "gelu", "gelu_tanh")      # what scalar.py has for results in bfloat16, too
 LONGEST = 1 << 16       # products of codes whose sum is sure to fit 32 bits
 
 
@@ -36,7 +34,7 @@ class Numbers(NamedTuple):
     dtype: Any
     rows: tuple[Array, ...]
     reading: tuple[np.float32, int]
-    writing: tuple[np.float32, np.float32, int, np.float32, np.float32, np.float32]
+    writing: tuple[Any, ...]
     activation: Constant | int
     suffix: str
 
@@ -50,20 +48,9 @@ def numbers_of(unit: Unit, activation: Unary | None, inputs: Sequence[TensorSpec
         return _of_codes(activation, inputs, y, weight, bias, options)
     low, high, _, suffix = epilogue(activation)
     one = np.float32(1)
-    function, a, b = in_the_writer(activation, y.dtype)
-    return Numbers(weight, to_bfloat16, np.uint16, (bias,), (one, 0), (low, high, 0, one, a, b),
+    function, *numbers = in_registers(activation, y.dtype)
+    return Numbers(weight, to_bfloat16, np.uint16, (bias,), (one, 0), (low, high, 0, one, *numbers),
                    function, suffix)
-
-
-def in_the_writer(activation: Unary | None, dtype: str
-                  ) -> tuple[Constant | int, np.float32, np.float32]:
-    """The function that a Writer applies to what it stores in this dtype, and its two numbers; of a
-    clip, which it does anyway, none."""
-    if activation is None or is_clip(activation):
-        return 0, np.float32(0), np.float32(0)
-    kernel, a, b = unary_kernel(activation)
-    narrow = dtype == "bfloat16" and kernel.name in NARROW
-    return Constant("scalar", f"narrow_{kernel.name}" if narrow else kernel.name), a, b
 
 
 def to_bfloat16(weight: Array) -> Array:
@@ -105,7 +92,7 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
         residual_factor = inputs[3].grid.scale
         wide -= inputs[3].grid.zero_point * residual_factor
     low, high, _, suffix = epilogue(activation)
-    function, a, b = in_the_writer(activation, y.dtype)
+    function, *numbers = in_registers(activation, y.dtype)
     if y.dtype == "uint8":
         assert isinstance(activation, FakeQuantize)
         factors, wide = factors / activation.scale, wide / activation.scale
@@ -115,4 +102,5 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
     return Numbers(weight, lambda w: weight_codes.codes(w, scales), np.uint8,
                    (wide.astype(np.float32), factors.astype(np.float32)),
                    (np.float32(1 / grid.scale), grid.zero_point),
-                   (low, high, zero_point, np.float32(residual_factor), a, b), function, suffix)
+                   (low, high, zero_point, np.float32(residual_factor), *numbers), function,
+                   suffix)
