@@ -125,12 +125,12 @@ def test_bfloat16_on_the_cpu_counts_what_is_stored(tmp_path, cpu, monkeypatch):
     onnx.save(net.model("narrow"), tmp_path / "narrow.onnx")
     result, _ = profile(tmp_path / "narrow.onnx", tmp_path, "--dtype", "bfloat16")
     rows = {row["layer"]: row for row in result["rows"]}
-    # A convolution alone reads what `first` gives, so it is narrow; the depthwise one computes in
-    # float32, weights included.
+    # All is stored narrow, but what comes in and goes out; the weights of the depthwise convolution
+    # are float32, in which it computes.
     image, between = 2 * 16 * 16 * 3, 2 * 8 * 8 * 32
     assert rows["first"]["bytes"] == 4 * image + 2 * 32 * 9 * 3 + 2 * between
-    assert rows["second"]["bytes"] == 2 * between + 2 * 32 * 32 + 4 * between
-    assert rows["depthwise"]["bytes"] == 2 * 4 * between + 4 * 32 * 9
+    assert rows["second"]["bytes"] == 2 * between + 2 * 32 * 32 + 2 * between
+    assert rows["depthwise"]["bytes"] == 2 * 2 * between + 4 * 32 * 9
     assert rows["second"]["kernel"].startswith("conv2d_1x1_bf16_avx512_emulated")
 
 
