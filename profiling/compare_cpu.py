@@ -49,7 +49,7 @@ from graph_reference import float64_logits
 from cnn.errors import Error
 
 NETWORKS = ["resnet18", "resnet50", "vgg16", "mobilenet_v2", "squeezenet1_1", "efficientnet_lite0",
-            "densenet121"]
+            "densenet121", "convnext_tiny", "vit_s_16"]
 FASTEST = "fastest peer"
 # Unit roundoff of what is multiplied; for bfloat16 half of it, which everybody kept to. Whole
 # numbers are not rounded, but which code is next to a sum is decided in float32.
