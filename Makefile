@@ -22,7 +22,7 @@ test-full: test test-portable test-slow
 # The CPU's kernels as narrower CPUs run them: AVX2, and SSE without fused multiply-adds.
 PORTABLE := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py depthwise.py matmul.py \
 	attention.py pool.py elementwise.py softmax.py norm.py copy.py functional.py parallel.py \
-	int8_conv.py int8_values.py codes.py \
+	traced.py int8_conv.py int8_values.py codes.py \
 	executor.py)
 test-portable: $(VENV)/.installed-test
 	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= CNN_SIMD_LANES=8 $(BIN)/python -m pytest $(PORTABLE)
