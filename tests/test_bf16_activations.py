@@ -14,13 +14,11 @@ from bf16_checks import (  # noqa: F401
 )
 from checks import EPS, TINY, integers, normal
 from conv_problems import arrays
-from test_elementwise import EVERY
 
 from kernels import ops, reference
 from kernels.cpu import scalar
 from kernels.cpu.dot_units import AVX512_EMULATED_BF16, BLOCK, COLUMNS
-from kernels.cpu.host.elementwise import unary_kernel
-from kernels.cpu.host.epilogue import in_registers, is_clip
+from kernels.cpu.host.epilogue import in_registers
 from kernels.ops import Conv2d
 
 PADDED = Conv2d(padding=(1, 1, 1, 1))
@@ -69,10 +67,11 @@ def assert_activation_right(plain, activation, given, **choice):
     np.testing.assert_array_less(np.abs(found - expected), allowed, err_msg=activation.kind)
 
 
-@pytest.mark.parametrize("activation", [
-    *{unary_kernel(op)[0]: op for op in EVERY if not is_clip(op) and not isinstance(
-        op, (ops.Sqrt, ops.FakeQuantize))}.values()], ids=lambda op: unary_kernel(op)[0].name)
-def test_every_activation_is_applied(activation):
+@pytest.mark.parametrize("activation", [ops.Gelu(), ops.HardSigmoid(0.2, 0.4), ops.Tanh()],
+                         ids=lambda op: op.kind)
+def test_activations_are_applied(activation):
+    """One that is less exact in bfloat16, one with numbers of its own, and one that is neither;
+    test_traced.py has all."""
     given = arrays(normal, PADDED, 1, 5, 7, 8, BLOCK + 5, (3, 3), residual=True)
     assert_activation_right(PADDED, activation, given, unit=AVX512_EMULATED_BF16)
 
