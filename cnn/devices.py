@@ -94,8 +94,9 @@ class Device(Protocol):
 class CpuDevice:
     """Hand-written numba.njit kernels on NumPy memory, where values are float32.
 
-    With dtype "bfloat16" convolutions (but for depthwise ones) and Linear layers round their inputs
-    and weights to it, and sum in float32; what only they read is stored rounded. With any dtype
+    With dtype "bfloat16" convolutions (but for depthwise ones), Linear layers and attention round
+    what they multiply to it, and sum in float32; between layers values are stored rounded where
+    both sides can do with that. With any dtype
     those of a file that is quantised to 8 bits multiply these.
     """
     name, stored = "cpu", "float32"

@@ -48,7 +48,8 @@ class Narrow(NamedTuple):
 class Options:
     """What all steps of one program share.
 
-    dtype   what convolutions and Linear layers multiply in: "float32" or "bfloat16"
+    dtype   what convolutions, Linear layers and products of matrices multiply in: "float32" or
+            "bfloat16"
     packed  weights as kernels read them, by weight and packing
     """
     threads: int = 1

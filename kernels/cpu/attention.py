@@ -7,9 +7,9 @@ values.
 from __future__ import annotations
 
 from .jit import kernel, njit
-from .matmul import multiply, pack, place, take_rows, whole_vectors
+from .matmul import multiply, pack, place, take_rows, whole
 from .parallel import parallel_for
-from .sizes import TILE_ROWS
+from .sizes import LANES, TILE_ROWS
 from .softmax import some_rows
 
 
@@ -30,7 +30,7 @@ def attention(q, k, v, bias, y, matrices, sizes, steps, depth, keys, width, tile
 @njit()
 def attention_units(thread, first_unit, end_unit, q, k, v, bias, y, sizes, steps, depth, keys,
                     width, tiles, bands, zeros, scale, scratch):
-    of_keys, of_values = depth * whole_vectors(keys), keys * whole_vectors(width)
+    of_keys, of_values = depth * whole(keys, LANES), keys * whole(width, LANES)
     length = of_keys + of_values + TILE_ROWS * (depth + keys)
     mine = scratch[thread * length:(thread + 1) * length]
     packed_keys, rest = mine[:of_keys], mine[of_keys:]
@@ -56,7 +56,7 @@ def attention_units(thread, first_unit, end_unit, q, k, v, bias, y, sizes, steps
                 for r in range(count):
                     add_bias(scores[r * keys:(r + 1) * keys], bias,
                              bias_first + (row + r) * steps[3, -2], steps[3, -1])
-            some_rows(scores, scores, 0, count, keys)
+            some_rows(scores, scores, count, keys, keys)
             multiply(count, scores, keys, packed_values, width, zeros, y,
                      y_first + row * steps[4, -2], steps[4, -2])
 

@@ -4,15 +4,13 @@ product to the second. Scores are float32, and shares, which are multiplied by t
 from __future__ import annotations
 
 from .attention import add_bias
-from .dot_matmul import pack, products, take_rows, whole
+from .dot_matmul import pack, products, take_rows
 from .dot_simd import configure, release
 from .dot_units import COLUMNS, STEP
 from .jit import kernel, njit
-from .matmul import place
+from .matmul import place, whole
 from .parallel import parallel_for
-from .rows import narrow_softmax_rows
-from .simd import at
-from .sizes import HALF_ROWS
+from .softmax import some_rows
 
 
 @kernel
@@ -63,22 +61,8 @@ def attention_units(thread, first_unit, end_unit, unit, q, k, v, bias, y, sizes,
                 for r in range(count):
                     add_bias(of_scores[r * long:r * long + keys], bias,
                              bias_first + (row + r) * steps[3, -2], steps[3, -1])
-            share_rows(of_scores, mine[shares:], count, keys, long)
+            some_rows(of_scores, mine[shares:], count, long, keys)
             products(unit, count, mine[shares:], long, mine[values:], width, y,
                      y_first + row * steps[4, -2], places[pattern], zeros, taps, sums[thread],
                      spare[thread])
     release(unit)
-
-
-@njit()
-def share_rows(scores, shares, count, keys, long):
-    """The softmax of rows that are `long` numbers apart, several at a time."""
-    row = 0
-    while row < count:
-        if count - row >= HALF_ROWS:
-            narrow_softmax_rows(HALF_ROWS, at(scores, row * long), at(shares, row * long), long,
-                                keys)
-            row += HALF_ROWS
-        else:
-            narrow_softmax_rows(1, at(scores, row * long), at(shares, row * long), long, keys)
-            row += 1

@@ -12,7 +12,7 @@ from .dot_simd import configure, multiply, narrow, pair_rows, release, scaled
 from .dot_units import BLOCK, COLUMNS, STEP
 from .dot_write import write_block
 from .jit import kernel, njit
-from .matmul import HIGHEST, LOWEST, place
+from .matmul import HIGHEST, LOWEST, place, whole
 from .parallel import parallel_for
 from .scalar import ONE, ZERO
 from .simd import at, clear, transpose_tile
@@ -61,12 +61,6 @@ def matmul_units(thread, first_unit, end_unit, unit, a, b, y, sizes, steps, dept
             products(unit, count, rows, deep, mine, columns, y, y_first + row * steps[2, -2],
                      places[pattern], zeros, taps, sums[thread], spare[thread])
     release(unit)
-
-
-@njit(inline="always")
-def whole(size, multiple):
-    """The least multiple that is no less."""
-    return -(-size // multiple) * multiple
 
 
 @njit()

@@ -37,7 +37,7 @@ def matmul(a, b, y, matrices, sizes, steps, depth, columns, tiles, bands, zeros,
 @njit()
 def matmul_units(thread, first_unit, end_unit, a, b, y, sizes, steps, depth, columns, tiles, bands,
                  zeros, scale, scratch):
-    panels = depth * whole_vectors(columns)
+    panels = depth * whole(columns, LANES)
     length = panels + TILE_ROWS * depth
     packed = scratch[thread * length:thread * length + panels]
     rows = scratch[thread * length + panels:(thread + 1) * length]
@@ -58,9 +58,9 @@ def matmul_units(thread, first_unit, end_unit, a, b, y, sizes, steps, depth, col
 
 
 @njit(inline="always")
-def whole_vectors(columns):
-    """As many columns as whole vectors have."""
-    return -(-columns // LANES) * LANES
+def whole(size, multiple):
+    """The least multiple that is no less."""
+    return -(-size // multiple) * multiple
 
 
 @njit(inline="always")
@@ -78,7 +78,7 @@ def pack(b, first, row_step, column_step, depth, columns, packed):
     """The matrix as panels [depth, BLOCK], the last as narrow as whole vectors can be; zeros where
     there is no column."""
     for start in range(0, columns, BLOCK):
-        width = min(BLOCK, whole_vectors(columns - start))
+        width = min(BLOCK, whole(columns - start, LANES))
         valid, target = min(width, columns - start), start * depth
         if column_step == 1:
             for k in range(depth):

@@ -1,4 +1,4 @@
-"""Pooling, by windows and global, NHWC, in float32; max pooling by windows also of bfloat16.
+"""Pooling, by windows and global, NHWC, in float32; input and output may each be bfloat16.
 
 Bound by memory. Windows are clipped to the image once per output pixel; what is left of one is a
 rectangle, over which `pool_window` of microkernels.py goes with some vectors of channels at a time.

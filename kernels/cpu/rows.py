@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import scalar
-from .convert import load_wide, rounded, store_bits, store_narrow
+from .convert import load_wide, store_narrow
 from .simd import (
     F32,
     I32,
@@ -35,11 +35,6 @@ from .simd import (
     store,
 )
 from .traced import activate, function_of, traced
-
-
-def exp(b: Builder, x: Value) -> Value:
-    """e ** x of a vector."""
-    return traced(b, scalar.exp, x)
 
 
 def _larger(b: Builder, x: Value, y: Value) -> Value:
@@ -81,7 +76,7 @@ def _exponentials(b: Builder, rows: int, x: Value, y: Value, step: Value, count:
     spread = [broadcast(b, top) for top in tops]
 
     def exponential(row, first, mask):
-        value = exp(b, b.fsub(load(b, place(x, row, first), mask), spread[row]))
+        value = traced(b, scalar.exp, b.fsub(load(b, place(x, row, first), mask), spread[row]))
         store(b, value, place(y, row, first), mask)
         return value
 
@@ -102,53 +97,29 @@ def exponentials(typingctx, x, y, count):
 
 @intrinsic(prefer_literal=True)
 def softmax_rows(typingctx, rows, x, y, step, count):
-    """The softmax of so many rows of `count` numbers, which are `step` numbers apart. y may be x;
-    both are pointers. NaN in a row makes all of it NaN."""
+    """The softmax of so many rows of `count` numbers, which are `step` numbers apart. Both are
+    pointers; NaN in a row makes all of it NaN. y may be x, or point to bfloat16: then x is
+    something else afterwards, and the rest of each row of y is 0."""
     literal = literal_ints(rows)
     if literal is None:
         return None
 
     def codegen(context, b, sig, args):
         _, x, y, step, count = args
-        shares = _shares(b, literal[0], x, y, step, count)
+        is_wide = y.type == x.type
+        powers = y if is_wide else x
+        _, totals = _exponentials(b, literal[0], x, powers, step, count)
+        shares = [broadcast(b, b.fdiv(ir.Constant(F32, 1), total)) for total in totals]
 
         def vector(first, mask):
-            for row, share in enumerate(shares):
-                pointer = b.gep(y, [b.add(b.mul(step, i64(row)), first)])
-                store(b, b.fmul(load(b, pointer, mask), share), pointer, mask)
-        each_vector(b, count, vector)
-        return context.get_dummy_value()
-    return types.void(rows, x, y, types.intp, types.intp), codegen
-
-
-@intrinsic(prefer_literal=True)
-def narrow_softmax_rows(typingctx, rows, x, y, step, count):
-    """The same with y of bfloat16, whose rows are `step` numbers long and end with zeros; x is
-    something else afterwards."""
-    literal = literal_ints(rows)
-    if literal is None:
-        return None
-
-    def codegen(context, b, sig, args):
-        _, x, y, step, count = args
-        shares = _shares(b, literal[0], x, x, step, count)
-
-        def vector(first, mask):
-            valid = first_lanes(b, b.sub(count, first))
+            valid = mask if is_wide else first_lanes(b, b.sub(count, first))
             for row, share in enumerate(shares):
                 place = b.add(b.mul(step, i64(row)), first)
-                value = b.fmul(load(b, b.gep(x, [place]), valid), share)
-                value = b.select(valid, value, splat(0))
-                store_bits(b, rounded(b, value), b.gep(y, [place]), mask)
-        each_vector(b, step, vector)
+                value = b.fmul(load(b, b.gep(powers, [place]), valid), share)
+                store_narrow(b, value, b.gep(y, [place]), mask)
+        each_vector(b, count if is_wide else step, vector)
         return context.get_dummy_value()
     return types.void(rows, x, y, types.intp, types.intp), codegen
-
-
-def _shares(b: Builder, rows: int, x: Value, y: Value, step: Value, count: Value) -> list[Value]:
-    """What each of the exponentials that are now in y is to be multiplied by, of each row."""
-    _, totals = _exponentials(b, rows, x, y, step, count)
-    return [broadcast(b, b.fdiv(ir.Constant(F32, 1), total)) for total in totals]
 
 
 @intrinsic

@@ -97,9 +97,9 @@ def log(x):
     z = f * f
     p = (((((((L0 * f + L1) * f + L2) * f + L3) * f + L4) * f + L5) * f + L6) * f + L7) * f + L8
     result = ((f * z * p + LN2_LOW * n) - HALF * z + f) + LN2_HIGH * n
-    result = -INFINITY if x < LOWEST else result
-    result = NAN if x < ZERO else result
-    return result if x < INFINITY else x
+    result = where(x < LOWEST, -INFINITY, result)
+    result = where(x < ZERO, NAN, result)
+    return where(x < INFINITY, result, x)
 
 
 @njit(inline="always")

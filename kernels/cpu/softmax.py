@@ -20,7 +20,8 @@ def softmax(x, y, length, inner, threads):
 @njit()
 def softmax_columns(thread, first_column, end_column, x, y, length, inner):
     if inner == 1:
-        some_rows(x, y, first_column, end_column, length)
+        start = first_column * length
+        some_rows(x[start:], y[start:], end_column - first_column, length, length)
         return
     for column in range(first_column, end_column):
         first = column // inner * length * inner + column % inner
@@ -30,15 +31,15 @@ def softmax_columns(thread, first_column, end_column, x, y, length, inner):
 
 
 @njit(inline="always")
-def some_rows(x, y, first_row, end_row, length):
-    """Of rows that lie one after the other, several at a time; y may be x."""
-    row = first_row
-    while row < end_row:
-        if end_row - row >= HALF_ROWS:
-            softmax_rows(HALF_ROWS, at(x, row * length), at(y, row * length), length, length)
+def some_rows(x, y, rows, step, length):
+    """Of rows that are `step` numbers apart, several at a time; y as of softmax_rows."""
+    row = 0
+    while row < rows:
+        if rows - row >= HALF_ROWS:
+            softmax_rows(HALF_ROWS, at(x, row * step), at(y, row * step), step, length)
             row += HALF_ROWS
         else:
-            softmax_rows(1, at(x, row * length), at(y, row * length), length, length)
+            softmax_rows(1, at(x, row * step), at(y, row * step), step, length)
             row += 1
 
 

@@ -103,11 +103,7 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
     unit = unit or asked_for(options)
     if unit is None:
         return matmul.prepare_matmul(op, inputs, output, weights, options)
-    sizes, ((rows, depth), (_, columns), _), (a, b, y), starts = operands(op, inputs, output)
-    swap = columns == 1 and y.row == 1
-    if swap:
-        a, b, y = b.turned(), a.turned(), y.turned()
-        rows, columns = columns, rows
+    sizes, (rows, depth, columns), (a, b, y), starts, swap = matmul.factors(op, inputs, output)
     cut, steps, deep = cut_rows(rows, y.row, unit), steps_of(a, b, y), up_to(depth, STEP)
     rooms = Rooms(options.threads, (
         (deep * (up_to(columns, COLUMNS) + COLUMNS + cut.reach), np.uint16),

@@ -8,6 +8,7 @@ samples or more it is the register-blocked GEMM of ../conv.py. Where both matric
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,12 +40,8 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
 
 def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
-    """y = scale * a @ b. A matrix of one column is the row of a product of transposed matrices."""
-    sizes, ((rows, depth), (_, columns), _), (a, b, y), starts = operands(op, inputs, output)
-    swap = columns == 1 and y.row == 1
-    if swap:
-        a, b, y = b.turned(), a.turned(), y.turned()
-        rows, columns = columns, rows
+    """y = scale * a @ b."""
+    sizes, (rows, depth, columns), (a, b, y), starts, swap = factors(op, inputs, output)
     tiles = np.array(cover(rows), np.int64)
     bands = cut_bands(sizes, len(tiles), options.threads)
     steps, zeros = steps_of(a, b, y), np.zeros(-(-columns // LANES) * LANES, np.float32)
@@ -58,6 +55,25 @@ def prepare_matmul(op: MatMul, inputs: list[TensorSpec], output: TensorSpec,
             workspace[:4 * floats].view(np.float32), options.threads)]
 
     return Step(f"matmul_f32_{TILE_ROWS}x{BLOCK}", bind, 4 * floats)
+
+
+class Factors(NamedTuple):
+    """sizes, lies, starts: as of `operands`; swap: whether the two have changed places, turned, and
+    the output is turned, too."""
+    sizes: tuple[int, ...]
+    shape: tuple[int, int, int]
+    lies: tuple[Lie, ...]
+    starts: tuple[int, ...]
+    swap: bool
+
+
+def factors(op: MatMul, inputs: Sequence[TensorSpec], output: TensorSpec) -> Factors:
+    """Of a product; shape: rows, depth and columns. A matrix of one column is made a row."""
+    sizes, ((rows, depth), (_, columns), _), (a, b, y), starts = operands(op, inputs, output)
+    if columns == 1 and y.row == 1:
+        return Factors(sizes, (columns, depth, rows), (b.turned(), a.turned(), y.turned()), starts,
+                       True)
+    return Factors(sizes, (rows, depth, columns), (a, b, y), starts, False)
 
 
 def cut_bands(sizes: Sequence[int], tiles: int, threads: int) -> int:

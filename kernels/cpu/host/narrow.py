@@ -1,7 +1,7 @@
 """What passes from one op to another in fewer bytes: in bfloat16, where that is multiplied, and in
-codes of 8 bits, where a file was quantised to them. What reads them need not narrow them itself. No
-bit changes thereby, but for residuals in bfloat16: convolutions and Linear layers narrow their
-inputs anyway."""
+codes of 8 bits, where a file was quantised to them. What reads them need not narrow them itself.
+In bfloat16 that rounds residuals, and what depthwise convolutions, batch norms and pools read; what
+multiplies would round its inputs anyway."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def bfloat16(op: Op, inputs: Sequence[TensorSpec]) -> Narrow:
         # Of the numbers of a grid bfloat16 has not all.
         return Narrow((0, 3), not isinstance(op.activation, FakeQuantize))
     if isinstance(op, (Attention, MatMul)):
-        return Narrow((0, 1, 2)[:2 + isinstance(op, Attention)], writes=True)
+        return Narrow((0, 1, 2), writes=True)
     if isinstance(op, BatchNorm):
         return Narrow((0,), not isinstance(op.activation, FakeQuantize))
     if isinstance(op, (AvgPool2d, GlobalPool2d)):
