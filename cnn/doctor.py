@@ -20,8 +20,8 @@ from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
 CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cuda-bindings", "cupy-cuda13x")
-FEATURES = ("fma", "avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "avxvnni", "amx-bf16",
-            "amx-int8")
+FEATURES = ("neon", "dotprod", "bf16", "i8mm", "sve") if sizes.ARM else (
+    "fma", "avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "avxvnni", "amx-bf16", "amx-int8")
 
 
 def report() -> list[tuple[str, str]]:
@@ -37,7 +37,7 @@ def report() -> list[tuple[str, str]]:
         ("libraries", libraries),
         ("cpu", f"{_cpu_model()} ({llvm.get_host_cpu_name()})"),
         ("cpu features", ", ".join(name for name in FEATURES if features.get(name)) or "none"),
-        ("vector width", f"{sizes.LANES} float32 lanes"),
+        ("vectors", f"{sizes.REGISTERS} registers of {sizes.LANES} float32 lanes"),
         ("bfloat16", _bfloat16()),
         ("int8", _int8()),
         ("threads", f"{threads.default_threads()} by default; this process may use "
@@ -93,9 +93,9 @@ def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or "unknown CPU"
+        lines = []
     return next((line.split(":", 1)[1].strip() for line in lines
-                 if line.startswith("model name")), "unknown CPU")
+                 if line.startswith("model name")), platform.processor() or platform.machine())
 
 
 def _size(folder: Path) -> int:

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kernels.cpu.quota import usable_cores
+
 from .errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-WORKERS = len(os.sched_getaffinity(0))     # threads that read photos: Pillow lets others run
+WORKERS = usable_cores()        # threads that read photos: Pillow lets others run
 MAX_PIXELS = 178_956_970        # where Pillow itself calls a picture a decompression bomb
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
            "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,

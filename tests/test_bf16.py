@@ -42,8 +42,8 @@ def test_the_environment_chooses(cpu, monkeypatch):
 
 
 @pytest.mark.parametrize(("missing", "permitted", "asked", "words"), [
-    (NOTHING, True, None, "this CPU does not multiply bfloat16: for AMX it lacks amx-tile, "
-                          "amx-bf16, avx512bf16, for AVX512_BF16 avx512bf16; use dtype='float32'"),
+    (NOTHING, True, None, "this CPU has neither: AMX needs amx-tile, amx-bf16, avx512bf16, "
+                          "AVX512_BF16 avx512bf16; use dtype='float32'"),
     (VECTORS, True, "amx", "CNN_BF16 is 'amx' and this CPU lacks amx-tile, amx-bf16; leave it out"),
     (NOTHING, True, "avx512", "CNN_BF16 is 'avx512' and this CPU lacks avx512bf16"),
     (TILES, True, "emulate", "CNN_BF16 is 'emulate'; it must be one of amx, avx512, amx_emulated, "

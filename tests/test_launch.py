@@ -136,12 +136,14 @@ def test_the_users_own_numba_cache_folder_is_left_alone():
     assert str(store.folder()) in conv.conv_units._cache.cache_path
 
 
-def test_vector_width_can_be_chosen_and_is_checked(tmp_path):
-    environment = {**os.environ, "CNN_SIMD_LANES": "5"}
+@pytest.mark.parametrize(("variable", "choices"), [
+    ("CNN_SIMD_LANES", "4, 8 or 16"), ("CNN_SIMD_REGISTERS", "16 or 32")])
+def test_vectors_can_be_chosen_and_are_checked(variable, choices):
+    environment = {**os.environ, variable: "5"}
     done = subprocess.run([sys.executable, "-c", "import kernels.cpu.sizes"], cwd=ROOT,
                           env=environment, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "CNN_SIMD_LANES is '5'; it must be 4, 8 or 16" in done.stderr
+    assert f"{variable} is '5'; it must be {choices}" in done.stderr
 
 
 def test_an_unwritable_cache_is_said_and_kernels_still_run(tmp_path):
@@ -157,13 +159,14 @@ def test_an_unwritable_cache_is_said_and_kernels_still_run(tmp_path):
     assert "can not be written" in done.stderr
 
 
-@pytest.mark.parametrize("lanes", ["4", "8"])
-def test_narrower_vectors_give_the_same_integers(lanes, tmp_path):
+@pytest.mark.parametrize(("lanes", "registers"), [("4", "16"), ("4", "32"), ("8", "16")])
+def test_other_vectors_give_the_same_integers(lanes, registers, tmp_path):
     """Exact for integers, whatever the width, so the widths can be compared bit for bit."""
     x = np.arange(2 * 9 * 9 * 3, dtype=np.float32).reshape(2, 9, 9, 3)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = sum(padded[:, i:i + 9, j:j + 9].sum() for i in range(3) for j in range(3))
-    assert run(ROOT, tmp_path, CNN_SIMD_LANES=lanes)["sum"] == expected
+    vectors = {"CNN_SIMD_LANES": lanes, "CNN_SIMD_REGISTERS": registers}
+    assert run(ROOT, tmp_path, **vectors)["sum"] == expected
 
 
 IMPORTED = """

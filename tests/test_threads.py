@@ -85,6 +85,39 @@ def test_a_worker_is_never_where_the_caller_is(monkeypatch):
     assert os.sched_getaffinity(worker.native_id) == cores - {max(cores)}
 
 
+ELSEWHERE = """
+import ctypes, os, types
+load = ctypes.CDLL
+ctypes.CDLL = lambda name, *args, **named: (load(name, *args, **named) if name
+                                            else types.SimpleNamespace())
+del os.sched_getaffinity, os.sched_setaffinity
+import numpy as np
+import kernels
+from kernels.cpu import threads
+x = np.arange(-99_999, 100_001, dtype=np.float32)
+y = kernels.relu(x, threads=2)
+print((y == np.maximum(x, 0)).all(), threads.available_threads() == os.cpu_count(),
+      len(threads._workers))
+import cnn
+"""
+
+
+@pytest.mark.skipif(threads.available_threads() < 2, reason="there is one core")
+def test_a_system_that_tells_nothing_of_cores_runs_kernels_on_all():
+    """As macOS does."""
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "1"]
+
+
+def test_windows_is_told_what_to_do():
+    code = "import sys, numpy, onnx, PIL.Image; sys.platform = 'win32'; import cnn"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode != 0
+    assert "on Windows install it within WSL 2" in done.stderr
+
+
 def until(condition):
     end = time.monotonic() + 10
     while not condition():

@@ -15,12 +15,14 @@ the pool busy, for another thread of Python is in a kernel, does its units alone
 """
 from __future__ import annotations
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import kernel, njit
+from .sizes import ARM
 from .state import (
     ARGUMENTS,
     BUSY,
@@ -45,8 +47,10 @@ PATIENCE = 100_000          # cycles that a thread waits before it offers its co
 LINGER = 300_000            # that a worker looks for the next call before it goes to sleep,
 DROWSY = 5_000_000          # and that it looks for a job before it naps in between: a first call
 NAP = 50                    # compiles for seconds. Microseconds
+ARM_CYCLES = 3_000_000_000  # of a second
 
 make_known()        # to Numba, where it calls kernels itself, as tests do
+llvm.initialize_native_asmparser()      # for the instruction in `cycles`
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 FUNCTION_TYPE = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I64, I64, I64])
@@ -95,11 +99,16 @@ def replace(typingctx, word, expected, value):
 
 @intrinsic
 def cycles(typingctx):
-    """A clock that every core reads alike."""
+    """A clock that every core reads alike. ARM's has 24 MHz to 1 GHz, as it says itself, and is
+    brought to those of a CPU."""
     def codegen(context, b, sig, args):
         function = ir.FunctionType(I64, [])
-        return b.call(cgutils.get_or_insert_function(b.module, function,
-                                                     "llvm.readcyclecounter"), [])
+        ticks = b.call(cgutils.get_or_insert_function(b.module, function,
+                                                      "llvm.readcyclecounter"), [])
+        if not ARM:
+            return ticks
+        frequency = b.call(ir.InlineAsm(function, "mrs $0, cntfrq_el0", "=r"), [])
+        return b.mul(ticks, b.udiv(ir.Constant(I64, ARM_CYCLES), frequency))
     return types.int64(), codegen
 
 

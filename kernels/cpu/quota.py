@@ -6,9 +6,17 @@ stopped for most of every tenth of a second, in the middle of kernels.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores on which this process may run: all, where the system does not say which."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

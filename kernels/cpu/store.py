@@ -23,12 +23,12 @@ def folder() -> Path:
     import llvmlite
     import llvmlite.binding as llvm
 
-    from .sizes import LANES
+    from .sizes import LANES, REGISTERS
     sources = Path(__file__).resolve().parent
     settings = sorted(f"{name}={value}" for name, value in os.environ.items()
                       if name.startswith("NUMBA_") and name not in UNRELATED)
-    text = (f"{LANES} lanes, llvmlite {llvmlite.__version__}, {sources}, {settings}, "
-            f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}")
+    text = (f"{REGISTERS} registers of {LANES} lanes, llvmlite {llvmlite.__version__}, {sources}, "
+            f"{settings}, {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}")
     digest = hashlib.sha256(text.encode() + _numba_version())
     for path in sorted(sources.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Iterator
 
 from .launch import Kernel
-from .quota import cpu_quota
+from .quota import cpu_quota, usable_cores
 from .state import CALLS, MOST_THREADS, STATE
 
 SERVE = Kernel("parallel", "serve")
-current_core = ctypes.CDLL(None).sched_getcpu
+# Linux alone tells on which core a thread runs, and lets it be put on others.
+current_core = getattr(ctypes.CDLL(None), "sched_getcpu", None)
 
 
 class Worker(threading.Thread):
@@ -40,12 +41,16 @@ class Worker(threading.Thread):
             self._asleep = False
 
     def wake(self) -> None:
-        asleep, core = self._asleep, current_core()
+        asleep = self._asleep
+        if current_core is not None:
+            self._avoid(current_core(), asleep)
+        if asleep:
+            self._bell.put(None)
+
+    def _avoid(self, core: int, asleep: bool) -> None:
         if asleep or core != self._avoided:
             self._avoided = core
             allow(self.native_id or 0, os.sched_getaffinity(0) - {core})
-        if asleep:
-            self._bell.put(None)
 
 
 def allow(thread: int, cores: set[int]) -> None:
@@ -72,7 +77,7 @@ os.register_at_fork(after_in_child=_in_child)
 
 def available_threads() -> int:
     """Cores that this process may use."""
-    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    return min(usable_cores(), MOST_THREADS)
 
 
 def default_threads() -> int:

@@ -40,8 +40,8 @@ def choose() -> Unit:
     """
     unit = _asked("CNN_BF16", BF16) or _first(BF16)
     if unit is None:
-        raise ValueError(f"this CPU does not multiply bfloat16: for AMX it lacks "
-                         f"{', '.join(missing(AMX_BF16))}, for AVX512_BF16 "
+        raise ValueError(f"bfloat16 is multiplied by AMX or AVX512_BF16, and this CPU has neither: "
+                         f"AMX needs {', '.join(missing(AMX_BF16))}, AVX512_BF16 "
                          f"{', '.join(missing(AVX512_BF16))}; use dtype='float32'")
     if isinstance(unit, Amx):
         try:
