@@ -22,6 +22,7 @@ from .importer import TO_NCHW
 from .model import Model, load
 
 CALLS = 20          # that are timed
+PRODUCTS = ("Conv", "Gemm", "MatMul")
 QUANTISED = {"QuantizeLinear", "QLinearConv", "DynamicQuantizeLinear"}
 Tell = Callable[[str, int], object]
 
@@ -55,8 +56,10 @@ def quantize(source: str | os.PathLike | None, target: str | os.PathLike, photos
              progress: Tell = lambda what, done: None) -> Agreement:
     """Write `target`, the network of `source` in 8 bits, and say how both agree on the photos.
 
-    Activations become uint8, and weights int8 by channel, in the format QDQ. A value's range is the
-    one that it has over all photos: a hundred of those that the network is meant for are enough.
+    What convolutions and products with constant weights read becomes uint8, and their weights int8
+    by channel, in the format QDQ; all else stays as it is, for it gains nothing and rounding it
+    again would cost accuracy. A value's range is the one that it has over all photos: a hundred of
+    those that the network is meant for are enough.
     preprocess, labels and input_shape are as for `load`; the first two are written into the file.
     progress is told what is done, and with how many photos so far.
 
@@ -100,10 +103,14 @@ def _images(model: Model, photos: Sequence[Any], progress: Tell) -> Iterator[np.
         yield np.ascontiguousarray(image.transpose(TO_NCHW) if model._channels_first else image)
 
 
-def quantize_static(path: Path, network: onnx.ModelProto, inputs: Iterable[np.ndarray]
-                    ) -> onnx.ModelProto:
+def quantize_static(path: Path, network: onnx.ModelProto, inputs: Iterable[np.ndarray],
+                    everything: bool = False) -> onnx.ModelProto:
     """The network, of the file `path`, in 8 bits, with the ranges that values have for these
-    inputs, which are as the file has its only one."""
+    inputs, which are as the file has its only one. everything: what lies between products, too,
+    which is the quantiser's own way.
+
+    ModelError where there is nothing to quantise.
+    """
     try:
         from onnxruntime.quantization import CalibrationDataReader, QuantType
         from onnxruntime.quantization import quantize_static as quantize_file
@@ -126,13 +133,34 @@ def quantize_static(path: Path, network: onnx.ModelProto, inputs: Iterable[np.nd
         _save(network, whole)
         try:
             quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+            options = {} if everything else _products(path, prepared)
             quantize_file(prepared, made, Reader(), per_channel=True,
-                          activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+                          activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **options)
         except Error:
             raise
         except Exception as error:      # of any kind: it is a program of its own
             raise ModelError(f"{path}: ONNX Runtime does not quantize it: {error}") from None
         return onnx.load(made)
+
+
+def _products(path: Path, prepared: Path) -> dict[str, Any]:
+    """Options by which the quantiser takes the inputs of PRODUCTS with constant weights alone. It
+    knows nodes by name: in the prepared file all get one."""
+    network = onnx.load(prepared)
+    graph = network.graph
+    for i, node in enumerate(graph.node):
+        node.name = node.name or f"node {i}"
+    _save(network, prepared)
+    constants = {weight.name for weight in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    products = [node for node in graph.node
+                if node.op_type in PRODUCTS and node.input[1] in constants]
+    if not products:
+        raise ModelError(f"{path}: there is nothing to quantize: it has no {', '.join(PRODUCTS)} "
+                         f"with constant weights")
+    return {"op_types_to_quantize": list(PRODUCTS),
+            "nodes_to_quantize": [node.name for node in products],
+            "extra_options": {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)}}
 
 
 @contextmanager

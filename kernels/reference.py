@@ -179,6 +179,7 @@ def star_relu(op: ops.StarRelu, x: Array) -> Array:
 
 
 def fake_quantize(op: ops.FakeQuantize, x: Array) -> Array:
+    x = x if op.first is None else run(op.first, x)
     return np.clip(np.rint(x / op.scale), *op.bounds) * op.scale
 
 

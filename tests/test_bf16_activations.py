@@ -27,9 +27,9 @@ NARROW = [(ops.Silu(), "narrow_silu", 2.0 ** -13), (ops.Gelu(), "narrow_gelu", 2
 
 
 @numba.njit(fastmath={"contract"}, error_model="numpy")
-def sweep(function, x, y):
+def sweep(function, x, y, a=0, b=0):
     for i in range(len(x)):
-        y[i] = function(x[i], np.float32(0), np.float32(0))
+        y[i] = function(x[i], np.float32(a), np.float32(b))
 
 
 @pytest.mark.parametrize(("op", "name", "bound"), NARROW)

@@ -86,6 +86,23 @@ def test_fake_quantisation_is_exact(op, dtype, runner):
     assert_exact(op, x, dtype=dtype, kernel=kernel, runner=runner)
 
 
+@pytest.mark.parametrize("first", [ops.Gelu(), ops.Gelu(tanh=True), ops.Silu(), ops.HardSwish()])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_a_function_gives_is_quantised(first, dtype, runner):
+    """Off by a code only where the function's own rounding decides it."""
+    op = ops.FakeQuantize(0.25, 4, first=first)
+    x = rounded(np.concatenate([np.linspace(-10, 80, 901), EDGES]), dtype).astype(np.float32)
+    name = {ops.Gelu(): "gelu", ops.Gelu(tanh=True): "gelu_tanh", ops.Silu(): "silu",
+            ops.HardSwish(): "hard_swish"}[first]
+    y = run(op, x, dtype=dtype, kernel=f"{name}_fake_quantize_", runner=runner)
+    with np.errstate(invalid="ignore"):
+        exact = np.clip(reference.run(first, x) / op.scale, *op.bounds)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(exact))
+    found = (y / op.scale)[~np.isnan(y)]
+    np.testing.assert_array_equal(found, np.rint(found))
+    assert np.abs(found - exact[~np.isnan(y)]).max() <= 0.5 + 1e-4
+
+
 @pytest.mark.parametrize("grid", [(0.25, 0), (2.0, 128), (1.0, 255), (0.5, 7)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fake_quantisation_of_a_sum_is_exact(grid, dtype, runner):

@@ -15,7 +15,7 @@ SMOOTH = [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.HardSwish(), ops.Elu(), ops
           ops.Gelu(), ops.Erf()]
 EVERY = [*SMOOTH, ops.Gelu(tanh=True), ops.HardSigmoid(), ops.HardSigmoid(0.2, 0.4),
          ops.LeakyRelu(), ops.Relu(), ops.Clip(-1.0, 6.0), ops.Sqrt(), ops.StarRelu(0.9, -0.4),
-         ops.FakeQuantize(0.1, 100)]
+         ops.FakeQuantize(0.1, 100), ops.FakeQuantize(0.1, 100, first=ops.Gelu())]
 
 
 @pytest.mark.parametrize("op", [ops.Relu(), ops.Clip(0.0, 6.0), ops.Clip(-2.0), ops.Clip()])

@@ -71,6 +71,40 @@ def test_weights_may_lie_beside_the_file(tmp_path, network, photos):
                                 float_ms=agreement.float_ms, int8_ms=agreement.int8_ms)
 
 
+def test_only_what_is_multiplied_by_weights_is_quantized(tmp_path, photos):
+    """Neither the activation nor a product of computed matrices; nodes of a file need no names."""
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Sigmoid", ["c"], ["s"]),
+             node("Mul", ["c", "s"], ["m"]), node("MatMul", ["m", "m"], ["p"]),
+             node("MatMul", ["p", "v"], ["q"]), node("MatMul", ["l", "q"], ["y"])]
+    rng = np.random.default_rng(1)
+    constants = {name: rng.standard_normal(shape).astype(np.float32)
+                 for name, shape in (("w", (3, 3, 1, 1)), ("v", (6, 5)), ("l", (2, 6)))}
+    model = build(nodes, {"x": ["N", 3, 6, 6]}, constants=constants)
+    for each in model.graph.node:
+        each.name = ""
+    how = replace(HOW, size=(6, 6))
+    quantize(saved(tmp_path, model), tmp_path / "int8.onnx", photos, preprocess=how)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    made = {each.output[0]: each for each in graph.node}
+    kinds = [each.op_type for each in graph.node]
+    assert kinds.count("QuantizeLinear") == 2       # of the convolution's input, and of p
+
+    def of_codes(each):
+        return [name in made and made[name].op_type == "DequantizeLinear" for name in each.input]
+    assert [of_codes(each) for each in graph.node if each.op_type == "Conv"] == [[True, True]]
+    assert [of_codes(each) for each in graph.node if each.op_type == "MatMul"] == [
+        [False, False], [True, True], [False, False]]
+    assert not any(True in of_codes(each) for each in graph.node
+                   if each.op_type in ("Sigmoid", "Mul"))
+
+
+def test_a_network_without_weights_has_nothing_to_quantize(tmp_path, photos):
+    model = build([node("Relu", ["x"], ["r"]), node("GlobalAveragePool", ["r"], ["g"]),
+                   node("Flatten", ["g"], ["y"])], {"x": ["N", 3, *SIZE]})
+    with pytest.raises(cnn.ModelError, match=r"nothing to quantize: it has no Conv, Gemm, MatMul"):
+        quantize(saved(tmp_path, model), tmp_path / "int8.onnx", photos, preprocess=HOW)
+
+
 def test_its_layers_are_multiplied_in_8_bits(monkeypatch, tmp_path, network, photos):
     monkeypatch.setenv("CNN_INT8", "vnni_emulated")
     quantize(network, tmp_path / "int8.onnx", photos, preprocess=HOW)

@@ -14,7 +14,9 @@ from kernels.cpu.traced import activate, function_of
 
 NAMES = ["sigmoid", "tanh", "silu", "hard_swish", "hard_sigmoid", "leaky_relu", "elu", "sqrt",
          "star_relu", "fake_quantize", "relu_fake_quantize", "gelu", "gelu_tanh", "erf",
-         "narrow_silu", "narrow_gelu", "narrow_gelu_tanh"]
+         "narrow_silu", "narrow_gelu", "narrow_gelu_tanh", "gelu_fake_quantize",
+         "gelu_tanh_fake_quantize", "silu_fake_quantize", "hard_swish_fake_quantize",
+         "code_of_silu", "code_of_gelu", "code_of_gelu_tanh", "code_of_hard_swish"]
 NUMBERS = np.float32(0.25), np.float32(3)       # for those that take some
 
 

@@ -20,13 +20,19 @@ def fuse(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
 
 
 def _activation(state: Merger, node: Node) -> Node | None:
+    """Of a layer; FakeQuantize also after one of few that it has already."""
     if not isinstance(node.op, Unary):
         return None
-    layer = state.layer(node.inputs[0], (Conv2d, Linear, BatchNorm))
+    last = node.op
+    takes = FakeQuantize.FIRST if isinstance(last, FakeQuantize) and not last.relu else ()
+    layer = state.layer(node.inputs[0], (Conv2d, Linear, BatchNorm), takes)
     if layer is None:
         return None
     assert isinstance(layer.op, (Conv2d, Linear, BatchNorm))
-    return replace(layer, op=replace(layer.op, activation=node.op))
+    if layer.op.activation is not None:
+        assert isinstance(last, FakeQuantize)
+        last = replace(last, first=layer.op.activation)
+    return replace(layer, op=replace(layer.op, activation=last))
 
 
 def _sum(state: Merger, node: Node) -> Node | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from types import NoneType
 
 import numpy as np
 
@@ -34,11 +35,13 @@ class Merger:
         """Of all values, as they were before anything was merged; few rules ask for them."""
         return self.graph.infer()
 
-    def layer(self, value: str, kinds: tuple[type[Op], ...] = (Conv2d, Linear)) -> Node | None:
-        """The layer of these kinds, without activation yet and with constant weights, that gives
-        a value which only one node reads."""
+    def layer(self, value: str, kinds: tuple[type[Op], ...] = (Conv2d, Linear),
+              activations: tuple[type[Op], ...] = ()) -> Node | None:
+        """The layer of these kinds, without activation yet or with one of these, and with constant
+        weights, that gives a value which only one node reads."""
         node = self.nodes.get(value)
-        if (node is None or not isinstance(node.op, kinds) or getattr(node.op, "activation", None)
+        if (node is None or not isinstance(node.op, kinds)
+                or not isinstance(getattr(node.op, "activation", None), (NoneType, *activations))
                 or not all(name in self.constants for i, name in enumerate(node.inputs)
                            if i in node.op.packed)
                 or self.readers.get(value) != 1 or value in self.needed):

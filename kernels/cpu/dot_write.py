@@ -174,7 +174,8 @@ class Writer:
             targets.append(y)
             bounded = [b.select(b.fcmp_ordered(">", value, self.high), self.high, value)
                        for value in values]
-            codes = pack_words(b, *(nearest(b, value) for value in bounded))
+            left, *rest = (nearest(b, value) for value in bounded)
+            codes = pack_words(b, left, *(rest or [left]))      # of which mask_32 leaves out half
             halves.append(greatest(b, add_saturated(b, codes, self.zero_16), self.low_16))
         for y, codes in zip(targets, pack_halves(b, *halves), strict=True):
             store_bytes(b, codes, y, self.mask_32)

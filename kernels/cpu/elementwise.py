@@ -41,6 +41,10 @@ gelu, gelu_tanh = unary(scalar.gelu), unary(scalar.gelu_tanh)
 sqrt, star_relu = unary(scalar.sqrt), unary(scalar.star_relu)
 fake_quantize = unary(scalar.fake_quantize)
 relu_fake_quantize = unary(scalar.relu_fake_quantize)
+gelu_fake_quantize = unary(scalar.gelu_fake_quantize)
+gelu_tanh_fake_quantize = unary(scalar.gelu_tanh_fake_quantize)
+silu_fake_quantize = unary(scalar.silu_fake_quantize)
+hard_swish_fake_quantize = unary(scalar.hard_swish_fake_quantize)
 
 
 # ---- two inputs -------------------------------------------------------------------------------

@@ -56,6 +56,12 @@ Q3, Q4, Q5 = map(np.float32, (-6.87144166040e-5, 4.13912974458e-6, -9.9310447372
 Q6 = np.float32(9.04731119229e-10)
 PART_END = np.float32(5.5)
 MOST_BITS = np.float32(126)
+# For results that become codes of 8 bits, by Lawson's algorithm: (p - 1/2) / x as a polynomial in
+# x * x for |x| <= CODES_END, by which x * p is off by at most 2 ** -13.6.
+C0, C1, C2 = np.float32(0.398546845), np.float32(-0.0656638965), np.float32(0.0093737077)
+C3, C4, C5 = np.float32(-9.70276014e-4), np.float32(6.95865747e-5), np.float32(-3.23961444e-6)
+C6, C7 = np.float32(8.71722037e-8), np.float32(-1.02185538e-9)
+CODES_END = np.float32(4.16)
 GELU_1, GELU_3 = np.float32(1.59576912160573071), np.float32(0.0713548162726002527)
 
 
@@ -240,6 +246,26 @@ def relu_fake_quantize(x, scale, zero_point):
 
 
 @njit(inline="always")
+def gelu_fake_quantize(x, scale, zero_point):
+    return fake_quantize(gelu(x, ZERO, ZERO), scale, zero_point)
+
+
+@njit(inline="always")
+def gelu_tanh_fake_quantize(x, scale, zero_point):
+    return fake_quantize(gelu_tanh(x, ZERO, ZERO), scale, zero_point)
+
+
+@njit(inline="always")
+def silu_fake_quantize(x, scale, zero_point):
+    return fake_quantize(silu(x, ZERO, ZERO), scale, zero_point)
+
+
+@njit(inline="always")
+def hard_swish_fake_quantize(x, scale, zero_point):
+    return fake_quantize(hard_swish(x, ZERO, ZERO), scale, zero_point)
+
+
+@njit(inline="always")
 def nearest_code(n, low, high):
     """The code, less its zero point, next to n. Clipped first, as ROUND serves small numbers
     alone."""
@@ -278,18 +304,42 @@ def narrow_silu(x, a, b):
 
 @njit(inline="always")
 def narrow_gelu(x, a, b):
-    z = squared(x)
+    z = squared(x, PART_END)
     u = (((((Q6 * z + Q5) * z + Q4) * z + Q3) * z + Q2) * z + Q1) * z + Q0
     return narrow_gate(x, x * u)
 
 
 @njit(inline="always")
 def narrow_gelu_tanh(x, a, b):
-    return narrow_gate(x, LOG2_E * x * (GELU_1 + GELU_3 * squared(x)))
+    return narrow_gate(x, LOG2_E * x * (GELU_1 + GELU_3 * squared(x, PART_END)))
+
+
+# ---- the same, for results that become codes of 8 bits, before they are rounded ---------------
+
+@njit(inline="always")
+def code_of_silu(x, inverse, zero_point):
+    return narrow_silu(x, ZERO, ZERO) * inverse + zero_point
 
 
 @njit(inline="always")
-def squared(x):
-    """x * x, beyond PART_END that of the end: what x is multiplied by is then 0 or 1 anyway."""
+def code_of_gelu(x, inverse, zero_point):
+    z = squared(x, CODES_END)
+    u = ((((((C7 * z + C6) * z + C5) * z + C4) * z + C3) * z + C2) * z + C1) * z + C0
+    return x * inverse * clip(u * x + HALF, ZERO, ONE) + zero_point
+
+
+@njit(inline="always")
+def code_of_gelu_tanh(x, inverse, zero_point):
+    return narrow_gelu_tanh(x, ZERO, ZERO) * inverse + zero_point
+
+
+@njit(inline="always")
+def code_of_hard_swish(x, inverse, zero_point):
+    return hard_swish(x, ZERO, ZERO) * inverse + zero_point
+
+
+@njit(inline="always")
+def squared(x, end):
+    """x * x, beyond `end` that of the end: what x is multiplied by is then 0 or 1 anyway."""
     z = x * x
-    return where(z < PART_END * PART_END, z, PART_END * PART_END)
+    return where(z < end * end, z, end * end)

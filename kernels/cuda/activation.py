@@ -13,8 +13,8 @@ def activation(name: str, arch: str = "sm_75") -> Callable:
 
     low and high are the two numbers of the activation, which every epilogue passes on: the bounds
     of "clip", alpha and beta of "hard_sigmoid", scale and bias of "star_relu", scale and zero point
-    of "(relu_)fake_quantize", and alpha alone where there is one. "clip" serves no activation, ReLU
-    and ReLU6 alike, so that one compiled kernel does.
+    of "fake_quantize" and of all that end so, and alpha alone where there is one. "clip" serves no
+    activation, ReLU and ReLU6 alike, so that one compiled kernel does.
     """
     return clip_sm_80 if name == "clip" and arch >= "sm_80" else ACTIVATIONS[name]
 
@@ -34,8 +34,9 @@ def activation_of(op: ops.Unary | None) -> tuple[str, float, float]:
             return "leaky_relu", alpha, 0.0
         case ops.StarRelu(scale, bias):
             return "star_relu", scale, bias
-        case ops.FakeQuantize(scale, zero_point, relu):
-            return "relu_fake_quantize" if relu else "fake_quantize", scale, float(zero_point)
+        case ops.FakeQuantize(scale, zero_point, relu, first):
+            before = f"{activation_of(first)[0]}_" if first else "relu_" if relu else ""
+            return f"{before}fake_quantize", scale, float(zero_point)
         case ops.Elu(alpha):
             return "elu", alpha, 0.0
         case ops.Gelu(tanh):
@@ -178,6 +179,26 @@ def relu_fake_quantize(x, scale, zero_point):
 
 
 @cuda.jit(device=True, inline="always")
+def gelu_fake_quantize(x, scale, zero_point):
+    return fake_quantize(gelu(x, scale, zero_point), scale, zero_point)
+
+
+@cuda.jit(device=True, inline="always")
+def gelu_tanh_fake_quantize(x, scale, zero_point):
+    return fake_quantize(gelu_tanh(x, scale, zero_point), scale, zero_point)
+
+
+@cuda.jit(device=True, inline="always")
+def silu_fake_quantize(x, scale, zero_point):
+    return fake_quantize(silu(x, scale, zero_point), scale, zero_point)
+
+
+@cuda.jit(device=True, inline="always")
+def hard_swish_fake_quantize(x, scale, zero_point):
+    return fake_quantize(hard_swish(x, scale, zero_point), scale, zero_point)
+
+
+@cuda.jit(device=True, inline="always")
 def nearest_code(n, low, high):
     return (clip(n, low, high) + float32(ROUND)) - float32(ROUND)
 
@@ -186,4 +207,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "clip": clip, "sigmoid": sigmoid, "tanh": tanh, "silu": silu, "hard_swish": hard_swish,
     "hard_sigmoid": hard_sigmoid, "leaky_relu": leaky_relu, "elu": elu, "gelu": gelu,
     "gelu_tanh": gelu_tanh, "erf": erf, "sqrt": sqrt, "star_relu": star_relu,
-    "fake_quantize": fake_quantize, "relu_fake_quantize": relu_fake_quantize}
+    "fake_quantize": fake_quantize, "relu_fake_quantize": relu_fake_quantize,
+    "gelu_fake_quantize": gelu_fake_quantize, "silu_fake_quantize": silu_fake_quantize,
+    "gelu_tanh_fake_quantize": gelu_tanh_fake_quantize,
+    "hard_swish_fake_quantize": hard_swish_fake_quantize}

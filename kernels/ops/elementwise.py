@@ -88,11 +88,18 @@ class FakeQuantize(Unary):
     number that stands for x among 256 (Jacob et al. 2018, arXiv:1712.05877).
 
     A network quantised to 8 bits stores it as that whole number from 0 to 255, its code; one that
-    stores int8 has its zero_point and codes 128 below ours. relu: of max(x, 0).
+    stores int8 has its zero_point and codes 128 below ours. relu: of max(x, 0). first: instead of
+    what this function, one of FIRST, gives of x; fusing alone makes such.
     """
     scale: float = 1.0
     zero_point: int = 0
     relu: bool = False
+    first: Unary | None = None
+    FIRST: ClassVar[tuple[type[Unary], ...]] = (Gelu, Silu, HardSwish)
+
+    @property
+    def kind(self) -> str:
+        return f"{self.first.kind}_FakeQuantize" if self.first else "FakeQuantize"
 
     @property
     def grid(self) -> Grid:

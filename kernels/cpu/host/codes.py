@@ -21,6 +21,13 @@ def meaning(spec: TensorSpec) -> tuple[np.float32, np.float32]:
     return np.float32(spec.grid.scale), np.float32(spec.grid.zero_point)
 
 
+def divisor(y: TensorSpec, activation: Unary | None) -> tuple[np.float32, np.float32]:
+    """(scale, zero point) of what a layer computes before `epilogue.in_registers`, so that nothing
+    is left to be done after."""
+    after = isinstance(activation, FakeQuantize) and activation.first is not None
+    return (np.float32(1), np.float32(0)) if after else meaning(y)
+
+
 def writes_codes(activation: Unary | None) -> bool:
     """Whether a kernel that adds a zero point before it rounds can write what this gives: the same
     half is even before and after."""

@@ -12,7 +12,7 @@ from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
 from ..sizes import COMMON, LANES, WIDE, WINDOWS, Window
 from ..sizes import DEPTHWISE_PIXELS as PIXELS
-from .codes import code_bounds, meaning, writes_codes
+from .codes import code_bounds, divisor, meaning, writes_codes
 from .epilogue import epilogue, in_registers
 
 KERNELS = {COMMON: Kernel("depthwise", "depthwise_common"),
@@ -64,7 +64,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
                      *op.padding[:2], *op.dilation, per_group=1)
     padding = -channels % LANES
 
-    (x_scale, _), (y_scale, y_zero) = meaning(inputs[0]), meaning(output)
+    (x_scale, _), (y_scale, y_zero) = meaning(inputs[0]), divisor(output, op.activation)
     factor = x_scale / y_scale
 
     def pack(w: Array) -> Array:
@@ -78,7 +78,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
     low, high, _, suffix = epilogue(op.activation)
     activation, a, b = in_registers(op.activation, output.dtype)
     if output.dtype == "uint8":
-        low, high, activation = *code_bounds(op.activation), 0
+        low, high = code_bounds(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, flat = flat_bits(arrays[0]), flat_bits(y)

@@ -23,10 +23,20 @@ UNARY: dict[type[Op], str] = {
     ops.FakeQuantize: "fake_quantize"}
 
 
+def function_name(op: Op) -> str:
+    """Of elementwise.py and scalar.py."""
+    name = UNARY[type(op)]
+    if isinstance(op, ops.Gelu) and op.tanh:
+        return "gelu_tanh"
+    if isinstance(op, ops.FakeQuantize) and (op.first or op.relu):
+        return f"{function_name(op.first) if op.first else 'relu'}_{name}"
+    return name
+
+
 def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
     """The kernel of an op, and the two numbers that its function takes, 0 where it takes none; Relu
     is a clip."""
-    name, a, b = UNARY[type(op)], 0.0, 0.0
+    a, b = 0.0, 0.0
     if isinstance(op, ops.Relu):
         b = np.inf
     elif isinstance(op, ops.Clip):
@@ -38,11 +48,8 @@ def unary_kernel(op: Op) -> tuple[Kernel, np.float32, np.float32]:
     elif isinstance(op, ops.StarRelu):
         a, b = op.scale, op.bias
     elif isinstance(op, ops.FakeQuantize):
-        name = "relu_fake_quantize" if op.relu else name
         a, b = op.scale, op.zero_point
-    elif isinstance(op, ops.Gelu) and op.tanh:
-        name = "gelu_tanh"
-    return Kernel("elementwise", name), np.float32(a), np.float32(b)
+    return Kernel("elementwise", function_name(op)), np.float32(a), np.float32(b)
 
 
 def in_place(op: Unary) -> Callable[[Array, int], list[Launch]]:

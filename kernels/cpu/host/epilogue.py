@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...ops import Clip, Relu, Unary
+from ...ops import Clip, FakeQuantize, Relu, Unary
 from ...step import Array
 from ..launch import Constant, Launch
 
@@ -51,10 +51,17 @@ NOTHING = InRegisters(0, np.float32(0), np.float32(0))
 
 
 def in_registers(activation: Unary | None, dtype: str) -> InRegisters:
-    """What a kernel applies to numbers before it clips them and stores them in this dtype."""
+    """What a kernel applies to numbers before it clips them and stores them in this dtype. What it
+    stores as codes it has divided by their scale before, where FakeQuantize is all that follows."""
     if activation is None or is_clip(activation):
         return NOTHING
-    from .elementwise import unary_kernel
+    from .elementwise import function_name, unary_kernel
+    if dtype == "uint8":
+        assert isinstance(activation, FakeQuantize)
+        if activation.first is None:
+            return NOTHING
+        return InRegisters(Constant("scalar", f"code_of_{function_name(activation.first)}"),
+                           np.float32(1 / activation.scale), np.float32(activation.zero_point))
     kernel, a, b = unary_kernel(activation)
     narrow = dtype == "bfloat16" and kernel.name in NARROW
     return InRegisters(Constant("scalar", f"narrow_{kernel.name}" if narrow else kernel.name), a, b)

@@ -10,7 +10,7 @@ from ...norm import scale_and_shift
 from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
-from .codes import code_bounds, meaning
+from .codes import code_bounds, divisor, meaning
 from .epilogue import epilogue, in_registers
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
@@ -28,9 +28,9 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
         x_scale, x_zero = meaning(inputs[0])
         shift, scale = shift - x_zero * (scale * x_scale), scale * x_scale
     if output.dtype == "uint8":
-        y_scale, y_zero = meaning(output)
+        y_scale, y_zero = divisor(output, op.activation)
         scale, shift = scale / y_scale, shift / y_scale + y_zero
-        low, high, activation = *code_bounds(op.activation), 0
+        low, high = code_bounds(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         (x, x_step), flat = flat_pixels(arrays[0]), flat_bits(y)

@@ -13,6 +13,7 @@ from ...step import Array, Options
 from ..dot_units import Unit
 from ..launch import Constant
 from . import unit_choice
+from .codes import divisor
 from .epilogue import epilogue, in_registers
 
 LONGEST = 1 << 16       # products of codes whose sum is sure to fit 32 bits
@@ -95,10 +96,11 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
     function, *numbers = in_registers(activation, y.dtype)
     if y.dtype == "uint8":
         assert isinstance(activation, FakeQuantize)
-        factors, wide = factors / activation.scale, wide / activation.scale
-        residual_factor /= activation.scale
+        scale = float(divisor(y, activation)[0])
+        factors, wide, residual_factor = factors / scale, wide / scale, residual_factor / scale
         low, high = map(np.float32, activation.bounds)
-        zero_point, function = activation.zero_point, 0
+        # Added to what is rounded, so that halves become the same codes as those of others.
+        zero_point, numbers[1] = activation.zero_point, np.float32(0)
     return Numbers(weight, lambda w: weight_codes.codes(w, scales), np.uint8,
                    (wide.astype(np.float32), factors.astype(np.float32)),
                    (np.float32(1 / grid.scale), grid.zero_point),
