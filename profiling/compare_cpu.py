@@ -3,7 +3,7 @@
     python profiling/compare_cpu.py --json cpu.json --plot cpu.svg
     python profiling/compare_cpu.py --networks resnet50 --cases 1x2 8x2 --peers onnxruntime
     python profiling/compare_cpu.py --dtype bfloat16      # on a CPU that has it: Xeons from 2023 on
-    python profiling/compare_cpu.py --dtype int8          # each network quantised by ONNX Runtime
+    python profiling/compare_cpu.py --dtype int8          # each network quantised first
 
 A case is a batch size and a number of threads: 8x2 is a batch of 8 on 2 threads. Each engine runs
 in a process of its own, in float32 or whatever it does fastest where bfloat16 is allowed, in its
@@ -11,7 +11,9 @@ own native layout (cpu_engines.py says how each is set up), and all take turns, 
 between. A turn is one call that warms up and some that are timed, as many for each engine. An
 engine's ratio is its time over ours, so that above 1 we are faster: the median over the rounds of
 the ratio within a round, where both saw the same machine. The fastest peer is the one of the least
-ratio.
+ratio. In 8 bits peers have two turns, one with the file that `cnn quantize` makes, in which what
+products read is quantised, and one with what ONNX Runtime's quantiser makes by itself, in which
+everything is: some are faster with that. We run the first.
 
 Nothing is timed before it is right: every logit of the very batch that is timed is compared with
 the float64 network (kernels/reference.py) of the same images at full size, three different ones
@@ -36,8 +38,18 @@ from typing import Any
 
 from charts import Bars, new_figure, save_bars
 from common import cores, positive, provenance
-from cpu_engines import OURS, PEERS, Rounds, Worker, interleave, is_installed, ours, started
-from measured_network import FLOAT32, Network
+from cpu_engines import (
+    OURS,
+    PEERS,
+    Engine,
+    Rounds,
+    Worker,
+    interleave,
+    is_installed,
+    ours,
+    started,
+)
+from measured_network import EVERYTHING, FLOAT32, PRODUCTS, Network
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -113,12 +125,14 @@ def choose_peers(asked: Sequence[str] | None,
 
 @dataclass
 class Bench:
-    """How everything is measured. networks: by name. idle: seconds before a turn."""
+    """How everything is measured. networks: by name. idle: seconds before a turn. everything: the
+    networks quantised throughout, which peers run, too."""
     networks: dict[str, Network]
     peers: Sequence[str]
     rounds: int
     idle: float
     dtype: str = "float32"
+    everything: dict[str, Network] = field(default_factory=dict)
 
     def measure(self, name: str, case: Case, after_round: Callable[[], object]) -> dict[str, Any]:
         """A row: figures of each engine that is right, in "errors" what is said of the others.
@@ -130,14 +144,20 @@ class Bench:
         engines = {OURS: ours, **{peer: PEERS[peer] for peer in self.peers}}
         if self.dtype != "float32":
             engines = {name: partial(each, dtype=self.dtype) for name, each in engines.items()}
+        of_engine = dict.fromkeys(engines, network)
+        if name in self.everything:
+            other = self.everything[name]
+            for peer in self.peers:
+                engines[with_everything(peer)] = partial(elsewhere, engines[peer], other.path)
+                of_engine[with_everything(peer)] = other
         right: list[Worker] = []
         wrong_by: dict[str, float] = {}
         errors: dict[str, str] = {}
         with started(engines, network.path, batch, case.threads) as workers:
             for worker in workers:
                 try:
-                    wrong_by[worker.name] = network.check(worker.logits(), case.batch,
-                                                          UNIT[self.dtype])
+                    wrong_by[worker.name] = of_engine[worker.name].check(
+                        worker.logits(), case.batch, UNIT[self.dtype])
                     right.append(worker)
                 except (ValueError, RuntimeError) as error:
                     if worker.name == OURS:
@@ -149,6 +169,16 @@ class Bench:
         timed = {worker.name: rounds for worker, rounds in zip(right, times, strict=True)}
         return {**row(name, case, timed, wrong_by, errors), "gmacs_per_image": network.macs / 1e9,
                 "allowed_error": network.allowed(UNIT[self.dtype])}
+
+
+def with_everything(peer: str) -> str:
+    """What a peer is called where it runs the file in which everything is quantised."""
+    return f"{peer}, {EVERYTHING}"
+
+
+def elsewhere(engine: Engine, file: Path, path: str, *arguments: Any, **named: Any) -> Any:
+    """The engine with another file."""
+    return engine(str(file), *arguments, **named)
 
 
 def work(network: Network, case: Case) -> float:
@@ -316,10 +346,14 @@ def compare(settings: argparse.Namespace, peers: Sequence[str], folder: Path, co
     """Everything measured, as it goes to JSON, where it is written after each row."""
     deadline = time.monotonic() + settings.budget
     found: dict[str, Network] = {}
+    everything: dict[str, Network] = {}
+    in_8_bits = settings.dtype == "int8"
     for name in settings.networks:
         with console.status(f"{Path(name).stem}: computing the float64 logits"):
-            found[name] = Network(name, folder, float64_logits, settings.dtype == "int8")
-    bench = Bench(found, peers, settings.rounds, settings.idle_ms / 1e3, settings.dtype)
+            found[name] = Network(name, folder, float64_logits, PRODUCTS if in_8_bits else None)
+            if in_8_bits:
+                everything[name] = Network(name, folder, float64_logits, EVERYTHING)
+    bench = Bench(found, peers, settings.rounds, settings.idle_ms / 1e3, settings.dtype, everything)
     result = {"kind": "measurement", "provenance": provenance(),
               "settings": {"networks": [Path(name).stem for name in settings.networks],
                            "cases": list(map(str, settings.cases)), "peers": list(peers),
@@ -361,6 +395,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             new_figure(1, 1).savefig(settings.plot)
         with tempfile.TemporaryDirectory() as folder:
             result = compare(settings, peers, Path(folder), Console(stderr=True, highlight=False))
+        if settings.dtype == "int8":
+            peers += list(map(with_everything, peers))
         cases = [(each, rows) for each in settings.cases if (rows := of_case(result["rows"], each))]
         for each, rows in cases:
             console.print(table(rows, each, peers, settings.rounds))

@@ -22,6 +22,7 @@ ZOO = ROOT / "cnn" / "zoo"
 IMAGES = 3                  # different ones in a batch: no power of 2, to find tiles mixed up
 PIXEL = 64                  # pixels are whole 64ths, up to 4: 8 bits and a sign
 DEVIATIONS = 8
+PRODUCTS, EVERYTHING = "products", "everything"
 FLOAT32 = 2.0 ** -24        # unit roundoff, also of sums
 
 # (file, images (N, H, W, C)) -> float64 logits (N, classes)
@@ -32,20 +33,22 @@ class Network:
     """A network's file, with images and their float64 logits.
 
     name       a zoo name, one of networks.py, whose file is made in `folder`, or an .onnx file
-    quantised  its file is quantised to 8 bits first, which is the network then
+    quantised  PRODUCTS or EVERYTHING: its file is quantised to 8 bits first, what products read
+               or all of it, which is the network then
     images     (IMAGES, H, W, C) float32
     """
 
     def __init__(self, name: str, folder: Path, reference: Reference,
-                 quantised: bool = False) -> None:
+                 quantised: str | None = None) -> None:
         self.path = find_network(name, folder)
         model = onnx.load(self.path)
         noise = random_batch(model, IMAGES).clip(-4, 4)
         self.images = np.round(PIXEL * noise).transpose(0, 2, 3, 1) / PIXEL
         if quantised:
             import quantise
-            float_path, self.path = self.path, folder / f"{self.path.stem}_int8.onnx"
-            quantise.quantise(float_path, self.path, self.images.transpose(0, 3, 1, 2))
+            float_path, self.path = self.path, folder / f"{self.path.stem}_{quantised}.onnx"
+            quantise.quantise(float_path, self.path, self.images.transpose(0, 3, 1, 2),
+                              quantised == EVERYTHING)
         self.logits = reference(self.path, self.images)
         products = networks.dot_products(model)
         self.terms = [terms for terms, _ in products]

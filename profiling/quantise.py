@@ -2,6 +2,7 @@
 comes of it.
 
     python profiling/quantise.py resnet50.onnx resnet50_int8.onnx
+    python profiling/quantise.py resnet50.onnx resnet50_int8.onnx --everything
 
 Activations are uint8 and weights int8, by channel, with QuantizeLinear and DequantizeLinear nodes.
 The ranges are those of random images: for a network that is to be right, take your own, as
@@ -21,11 +22,12 @@ from measured_network import random_batch
 IMAGES = 8
 
 
-def quantise(source: Path, target: Path, images: np.ndarray) -> None:
-    """Write `target`, with the ranges of these images, float32 (N, C, H, W)."""
+def quantise(source: Path, target: Path, images: np.ndarray, everything: bool = False) -> None:
+    """Write `target`, with the ranges of these images, float32 (N, C, H, W); everything: see
+    `quantize_static` of cnn/quantize.py."""
     sys.path.insert(0, str(ROOT))       # this checkout, installed or not
     from cnn.quantize import quantize_static
-    onnx.save(quantize_static(source, onnx.load(source), images[:, None]), target)
+    onnx.save(quantize_static(source, onnx.load(source), images[:, None], everything), target)
 
 
 def main() -> None:
@@ -33,8 +35,11 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--everything", action="store_true",
+                        help="quantise what lies between products, too")
     settings = parser.parse_args()
-    quantise(settings.source, settings.target, random_batch(onnx.load(settings.source), IMAGES))
+    quantise(settings.source, settings.target, random_batch(onnx.load(settings.source), IMAGES),
+             settings.everything)
 
 
 if __name__ == "__main__":

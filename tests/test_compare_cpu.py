@@ -485,7 +485,7 @@ def test_in_bfloat16_engines_are_told_so_and_may_round_more(peers, small_model, 
 
 
 def test_in_int8_the_network_is_the_quantised_one(peers, small_model, tmp_path):
-    """And right is what its float64 network gives, not the float one's."""
+    """And right is what its float64 network gives, not the float one's. Peers may choose theirs."""
     files = []
 
     def engine(path, batch, threads, dtype="float32"):
@@ -493,5 +493,7 @@ def test_in_int8_the_network_is_the_quantised_one(peers, small_model, tmp_path):
         assert dtype == "int8"
         return cpu_engines.ours(path, batch, threads, dtype)
     peers(engine, torch=engine, somebody=engine)
-    compare(small_model, tmp_path, "--dtype", "int8")
-    assert files == [f"{small_model.stem}_int8.onnx"] * 2
+    result = compare(small_model, tmp_path, "--dtype", "int8")
+    assert files == [f"{small_model.stem}_{how}.onnx"
+                     for how in ("products", "products", "everything")]
+    assert list(result["rows"][0]["engines"]) == [OURS, "somebody", "somebody, everything"]
