@@ -41,6 +41,19 @@ def test_what_a_concat_joins_is_quantised_before():
     assert len(by_kind(done, ops.Concat)) == 1
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_a_max_pool_picks_is_quantised_before(relu):
+    """By the layer before it, whose codes it then moves; also where a ReLU lies between."""
+    net, last = Net(9, 8, 3), FakeQuantize(0.5, 0 if relu else 100)
+    value = net.conv(net.x, 3, 4)
+    if relu:
+        value = net.add(ops.Relu(), value)
+    pooled = net.image(ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), value)
+    done = check(literal(net, net.conv(net.add(last, pooled), 4, 2)))
+    assert kinds(done)[:3] == ["Conv2d", "MaxPool2d", "Conv2d"]
+    assert done.nodes[0].op.activation == last
+
+
 def test_a_quantised_concat_that_is_kept_has_its_name():
     net = Net(4, 4, 3)
     joined = net.add(ops.Concat(1), *branches(net))

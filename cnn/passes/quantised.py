@@ -2,8 +2,8 @@
 
 A clip before a FakeQuantize which clips as tightly, or with its relu would; a Relu after one; and a
 FakeQuantize of numbers that are its own already, as files have them around each layer that only
-moves or picks numbers. What is put together by a Concat is quantised before. First of all, so that
-other passes see a layer beside what follows it.
+moves or picks numbers. What a Concat puts together or a MaxPool picks is quantised before, by the
+layers that give it. First of all, so that other passes see a layer beside what follows it.
 """
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def leave_out(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
         return graph
     before: tuple[Node, ...] = ()
     while graph.nodes != before:    # a Concat may have stood behind a clip, or another Concat
-        before, graph = graph.nodes, prune(_leave_out(_before_concat(graph, keep), keep), keep)
+        before, graph = graph.nodes, prune(_leave_out(_earlier(graph, keep), keep), keep)
     return graph
 
 
@@ -94,21 +94,23 @@ def _unchanged_by(grid: FakeQuantize | None) -> tuple[FakeQuantize, ...]:
     return () if grid is None else (grid, replace(grid, relu=False))
 
 
-def _before_concat(graph: Graph, keep: frozenset[str]) -> Graph:
-    """FakeQuantize of each input of a Concat in place of that of its output."""
+def _earlier(graph: Graph, keep: frozenset[str]) -> Graph:
+    """FakeQuantize of each input of a Concat or MaxPool in place of that of its output, also across
+    the transposes that stand around a MaxPool."""
     readers, producer = graph.consumers(), graph.producer()
     nodes: list[Node] = []
     for node in graph.nodes:
-        concat = producer.get(node.inputs[0]) if isinstance(node.op, FakeQuantize) else None
-        if (concat is None or not isinstance(concat.op, Concat) or len(readers[concat.output]) > 1
-                or concat.output in {*graph.outputs, *keep}
-                or not graph.constants.keys().isdisjoint(concat.inputs)):
+        before = producer.get(node.inputs[0]) if isinstance(node.op, FakeQuantize) else None
+        if (before is None or not isinstance(before.op, (Concat, MaxPool2d, Transpose))
+                or len(readers[before.output]) > 1
+                or before.output in {*graph.outputs, *keep}
+                or not graph.constants.keys().isdisjoint(before.inputs)):
             nodes.append(node)
             continue
         parts = [Node(node.op, (name,), f"{node.output}:{i}", f"{node.name}:{i}")
-                 for i, name in enumerate(concat.inputs)]
+                 for i, name in enumerate(before.inputs)]
         nodes += parts
-        nodes.append(replace(concat, inputs=tuple(part.output for part in parts),
+        nodes.append(replace(before, inputs=tuple(part.output for part in parts),
                              output=node.output))
     return replace(graph, nodes=tuple(nodes))
 
