@@ -46,17 +46,17 @@ def depthwise2d(family):
 
     @kernel
     def rows_of_groups(x, weight, bias, zeros, y, batch, columns, geometry, activation, low, high,
-                       a, b, threads):
+                       a, b, zero, threads):
         """Every output row of every group of channels, shared among the threads.
 
         x, y: flat NHWC, each of any dtype; weight: [taps, padded channels]; bias: [padded
-        channels]; zeros: [LANES] of x's dtype; columns: made by `cut_columns` of host/depthwise.py;
+        channels]; zeros: [LANES] of what stands for 0 in x; columns: made by `cut_columns` of host/depthwise.py;
         geometry: ConvGeometry's numbers; activation and what follows: as of depthwise_tile.
         """
         g = ConvGeometry(*geometry)
         rows = batch * g.out_height
         parallel_for(units, -(-rows // BAND) * BAND * -(-g.channels // GROUP), threads, (
-            x, weight, bias, zeros, y, rows, columns, g, activation, (low, high, a, b)))
+            x, weight, bias, zeros, y, rows, columns, g, activation, (low, high, a, b, zero)))
 
     return rows_of_groups
 

@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from .convert import load_wide, store_narrow
 from .simd import (
+    VECTOR,
     Builder,
     Value,
     advance,
@@ -33,16 +34,17 @@ from .traced import activate, function_of
 
 @intrinsic(prefer_literal=True)
 def depthwise_tile(typingctx, family, number, activation, arguments):
-    """arguments: (x, channels, lines, x_line, w, w_tap, bias, y, count, low, high, a, b)
+    """arguments: (x, channels, lines, x_line, w, w_tap, bias, y, count, low, high, a, b, zero)
 
-    y[r, c] = clip(f(sum over l, t of x[l, r*stride + t - left, c] * w[l, t, c] + bias[c], a, b),
-                   low, high)
+    y[r, c] = clip(f(sum over l, t of (x[l, r*stride + t - left, c] - zero) * w[l, t, c] + bias[c],
+                     a, b), low, high)
 
     for r < DEPTHWISE_PIXELS, c < count, l < lines, t < taps, of WINDOWS[family][number]; columns
     outside are left out. `x` points to the first column inside. Lines are x_line floats apart,
     columns `channels`, weights of a tap w_tap. w and bias are padded to whole vectors; of x and y
     nothing beyond `count` channels is touched. f is the activation, a function of scalar.py, or
-    none, for a number; x and y each point to float32, bfloat16 or codes of 8 bits.
+    none, for a number; x and y each point to float32, bfloat16 or codes of 8 bits. zero is a
+    float32; a whole number says that there is none.
     """
     sizes = literal_ints(family)
     if sizes is None:
@@ -61,7 +63,7 @@ def _depthwise_window(function: Any, b: Builder, window: Window, x: Value, chann
                       count: Value, *bounds: Value) -> None:
     taps, stride, left, right = window
     columns = range(left, (DEPTHWISE_PIXELS - 1) * stride + taps - right)
-    low, high, *numbers = (broadcast(b, number) for number in bounds)
+    low, high, *numbers, zero = (broadcast(b, number) for number in bounds)
 
     def tile(c, mask):
         def kernel_line(_, carried):
@@ -69,7 +71,7 @@ def _depthwise_window(function: Any, b: Builder, window: Window, x: Value, chann
             following = b.gep(pixel, [x_line])
             pixels = {}
             for column in columns:          # neighbours share their loads
-                pixels[column] = load_wide(b, pixel, mask)
+                pixels[column] = _above(b, load_wide(b, pixel, mask), zero)
                 pixel = b.gep(pixel, [channels])
             for t in range(taps):
                 weight = load(b, advance(b, weights, w_tap, t))
@@ -90,16 +92,19 @@ def _depthwise_window(function: Any, b: Builder, window: Window, x: Value, chann
     each_vector(b, count, tile)
 
 
+def _above(b: Builder, value: Value, zero: Value) -> Value:
+    """value - zero, if there is one."""
+    return b.fsub(value, zero) if zero.type == VECTOR else value
+
+
 @intrinsic(prefer_literal=True)
 def depthwise_any(typingctx, tile_rows, activation, arguments):
     """arguments: (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
-    stride, bias, y, count, low, high, a, b)
-
-    y[r, c] = clip(sum over l, t of x[l, column + r*stride + t*dilation, c] * w[l, t, c]
-                      + bias[c], low, high)
+    stride, bias, y, count, low, high, a, b, zero)
 
     As depthwise_tile, for any window: `x` points to column 0 of the first line, and a column
-    outside 0 .. width is read from `zeros`, a vector of them.
+    outside 0 .. width, of column + r*stride + t*dilation, is read from `zeros`, a vector of what
+    stands for 0.
     """
     sizes = literal_ints(tile_rows)
     if sizes is None:
@@ -108,7 +113,7 @@ def depthwise_any(typingctx, tile_rows, activation, arguments):
     def codegen(context, b, sig, args):
         (x, column, width, channels, lines, x_line, zeros, w, w_tap, taps, dilation,
          stride, bias, y, count, *bounds) = cgutils.unpack_tuple(b, args[2])
-        low, high, *numbers = (broadcast(b, number) for number in bounds)
+        low, high, *numbers, zero = (broadcast(b, number) for number in bounds)
 
         def tile(c, mask):
             def kernel_line(line, acc):
@@ -118,7 +123,7 @@ def depthwise_any(typingctx, tile_rows, activation, arguments):
                 def pixel(index):
                     inside = b.icmp_unsigned("<", index, width)
                     there = advance(b, first, index, channels)
-                    return load_wide(b, b.select(inside, there, zeros), mask)
+                    return _above(b, load_wide(b, b.select(inside, there, zeros), mask), zero)
 
                 def tap(t, acc):
                     weight = load(b, advance(b, weights, w_tap, t))

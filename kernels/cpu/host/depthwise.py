@@ -47,10 +47,8 @@ def fits(op: Conv2d, weight_shape: tuple[int, ...], channels: int) -> bool:
 
 
 def takes_codes(op: Conv2d, x: TensorSpec) -> tuple[tuple[int, ...], bool]:
-    """(positions of inputs that it reads so, whether it writes them), as of Narrow. Around an image
-    are numbers that are 0, and so must be their codes."""
-    reads = x.grid is not None and x.grid.zero_point == 0
-    return (0,) if reads else (), writes_codes(op.activation)
+    """(positions of inputs that it reads so, whether it writes them), as of Narrow."""
+    return (0,) if x.grid is not None else (), writes_codes(op.activation)
 
 
 def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
@@ -64,7 +62,7 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
                      *op.padding[:2], *op.dilation, per_group=1)
     padding = -channels % LANES
 
-    (x_scale, _), (y_scale, y_zero) = meaning(inputs[0]), divisor(output, op.activation)
+    (x_scale, x_zero), (y_scale, y_zero) = meaning(inputs[0]), divisor(output, op.activation)
     factor = x_scale / y_scale
 
     def pack(w: Array) -> Array:
@@ -82,8 +80,9 @@ def prepare_depthwise(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, 
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, flat = flat_bits(arrays[0]), flat_bits(y)
-        zeros = np.zeros(LANES, x.dtype)
+        zeros = np.full(LANES, x_zero, x.dtype)
         return [kernel.bind(x, packed, packed_bias, zeros, flat, batch, columns, geometry,
-                            activation, low, high, a, b, options.threads)]
+                            activation, low, high, a, b, x_zero if x_zero else 0,
+                            options.threads)]
 
     return Step(f"depthwise_{kh}x{kw}_f32_{PIXELS}x{LANES}{suffix}", bind)
