@@ -10,6 +10,7 @@ from typing import Any
 import numba
 
 from . import store
+from .target import Dispatcher
 
 
 def kernel(function: Callable) -> Any:
@@ -35,4 +36,5 @@ def njit(keep: bool = True, **options: Any) -> Callable[[Callable], Any]:
 
 
 def _compiled(function: Callable, **options: Any) -> Any:
-    return numba.njit(nogil=True, error_model="numpy", _nrt=False, **options)(function)
+    return Dispatcher(function, targetoptions={
+        "nopython": True, "nogil": True, "error_model": "numpy", "_nrt": False, **options})
