@@ -4,6 +4,7 @@ intrinsics on raw float pointers for kernels to use.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, SupportsFloat, TypeAlias
 
 from llvmlite import ir
@@ -28,7 +29,14 @@ def i64(value: int) -> ir.Constant:
 
 
 def splat(value: SupportsFloat) -> ir.Constant:
-    return ir.Constant(VECTOR, [float(value)] * LANES)
+    return _splat(float(value).hex())
+
+
+@cache
+def _splat(value: str) -> ir.Constant:
+    """One constant wherever it stands, for each writes down its text: of a number as text, since 0
+    and -0 are the same to a cache."""
+    return ir.Constant(VECTOR, [float.fromhex(value)] * LANES)
 
 
 def broadcast(b: Builder, scalar: Value, lanes: int = LANES) -> Value:
