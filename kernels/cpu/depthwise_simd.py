@@ -51,7 +51,7 @@ def depthwise_tile(typingctx, family, number, activation, arguments):
         return None
 
     def codegen(context, b, sig, args):
-        choose(b, args[1], args[3], "depthwise_tile", WINDOWS[sizes[0]],
+        choose(b, args[1], cgutils.unpack_tuple(b, args[3]), "depthwise_tile", WINDOWS[sizes[0]],
                partial(_depthwise_window, function_of(activation)))
         return context.get_dummy_value()
 

@@ -11,7 +11,8 @@ inputs; those for codes are int8.
 """
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -50,8 +51,9 @@ from .dot_units import (
     VNNI_INT8,
     Amx,
     AmxInt8,
+    Unit,
 )
-from .dot_write import Writer
+from .dot_write import Writer, write
 from .simd import (
     F32,
     I32,
@@ -71,7 +73,6 @@ from .simd import (
     prefetch,
 )
 from .sizes import LANES
-from .traced import function_of
 
 # Where LONG steps or more follow, a tile of pixels is stored every BREATH steps, to where sums will
 # be: without that AMX was seen to take 128 cycles for a step instead of 99 in products of 36 steps,
@@ -111,13 +112,18 @@ def multiply(typingctx, unit, number, activation, arguments):
     def codegen(context, b, sig, args):
         known, emit, instructions = MICRO_KERNELS[unit.instance_class]
         sizes = [(rows, vectors) for rows in known.sizes for vectors in (1, 2)]
+        values, count = cgutils.unpack_tuple(b, args[3]), len(Products._fields)
+        if not known.has_tiles:
+            # Sums fill the registers, and leave no room for a Writer's: it goes first, and is the
+            # same for all sizes.
+            write(b, activation, values[count:])
+            values = values[:count]
 
         def micro_kernel(b, size, *values):
-            (rows, vectors), count = size, len(Products._fields)
-            emit(b, known, instructions, rows, vectors, Products._make(values[:count]),
-                 Writer(b, list(values[count:]), function_of(activation)))
+            writers = [Writer(b, values[count:], activation)] if known.has_tiles else []
+            emit(b, known, instructions, *size, Products._make(values[:count]), *writers)
 
-        choose(b, args[1], args[3], f"multiply_{known.constant.name}", sizes, micro_kernel)
+        choose(b, args[1], values, f"multiply_{known.constant.name}", sizes, micro_kernel)
         return context.get_dummy_value()
 
     return types.void(unit, types.int64, activation, arguments), codegen
@@ -175,15 +181,13 @@ def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
         tiles.store(2 * i + j, target, i64(4 * BLOCK))
 
 
-def vector_products(b, unit, instruction, rows, vectors, given, writer):
-    """All sums stay in registers through both loops, and there is no room for the Writer's."""
-    writer.either(lambda rows: writer.all_rows(i64(0), rows))
+def vector_products(b, unit, instruction, rows, vectors, given):
+    """All sums stay in registers through both loops."""
     row_products(b, unit, instruction, range(rows), vectors, given)
 
 
-def products_by_pairs(b, unit, instruction, rows, vectors, given, writer):
+def products_by_pairs(b, unit, instruction, rows, vectors, given):
     """The same where there are registers for two rows."""
-    writer.either(lambda rows: writer.all_rows(i64(0), rows))
     for first in range(0, rows, 2):
         row_products(b, unit, instruction, range(first, min(first + 2, rows)), vectors, given)
 
@@ -229,16 +233,17 @@ def tiles(kind, instruction):
     return lambda b, words: kind(b, words, instruction)
 
 
-MICRO_KERNELS = {type(unit): (unit, emit, instructions) for unit, emit, instructions in (
-    (AMX_BF16, tile_products, tiles(Tiles, "tdpbf16ps")),
-    (AMX_EMULATED_BF16, tile_products, tiles(EmulatedTiles, "tdpbf16ps")),
-    (AMX_INT8, tile_products, tiles(Tiles, "tdpbusd")),
-    (AMX_EMULATED_INT8, tile_products, tiles(EmulatedTiles, "tdpbusd")),
-    (AVX512_BF16, vector_products, dot),
-    (AVX512_EMULATED_BF16, vector_products, emulated_dot),
-    (VNNI_INT8, vector_products, dot_int8),
-    (AVXVNNI_INT8, products_by_pairs, dot_int8_by_halves),
-    (VNNI_EMULATED_INT8, vector_products, emulated_dot_int8))}
+MICRO_KERNELS: dict[type[Unit], tuple[Unit, Callable[..., None], Any]] = {
+    type(unit): (unit, emit, instructions) for unit, emit, instructions in (
+        (AMX_BF16, tile_products, tiles(Tiles, "tdpbf16ps")),
+        (AMX_EMULATED_BF16, tile_products, tiles(EmulatedTiles, "tdpbf16ps")),
+        (AMX_INT8, tile_products, tiles(Tiles, "tdpbusd")),
+        (AMX_EMULATED_INT8, tile_products, tiles(EmulatedTiles, "tdpbusd")),
+        (AVX512_BF16, vector_products, dot),
+        (AVX512_EMULATED_BF16, vector_products, emulated_dot),
+        (VNNI_INT8, vector_products, dot_int8),
+        (AVXVNNI_INT8, products_by_pairs, dot_int8_by_halves),
+        (VNNI_EMULATED_INT8, vector_products, emulated_dot_int8))}
 
 
 @intrinsic

@@ -7,7 +7,7 @@ be forgotten.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from numba import types
@@ -36,6 +36,7 @@ from .simd import (
     Builder,
     Value,
     advance,
+    apart,
     broadcast,
     clip,
     counted_loop,
@@ -79,10 +80,10 @@ class Writer:
     the result is rounded to a whole number, halves to even ones, and zero_point is added.
     """
 
-    def __init__(self, b: Builder, arguments: list[Value], activation: Any) -> None:
+    def __init__(self, b: Builder, arguments: Sequence[Value], activation: Any) -> None:
         (self.sums, bias, self.residual, has_residual, self.y, self.places, self.spare, rows,
          channels, low, high, zero_point, residual_factor, *numbers) = arguments
-        self.b, self.activation = b, activation
+        self.b, self.activation = b, function_of(activation)
         self.numbers = [broadcast(b, number) for number in numbers]
         self.groups = b.sdiv(b.add(rows, i64(GROUP - 1)), i64(GROUP))
         self.low, self.high, self.residual_factor = (
@@ -198,12 +199,23 @@ class Writer:
         store_bits(b, b.trunc(b.add(whole, self.zero_point), CODES), pointer, mask)
 
 
+def write(b: Builder, activation: Any, arguments: list[Value]) -> None:
+    """All rows at once, by a function that micro-kernels share. activation: the type of a function
+    of scalar.py, or of a number where there is none."""
+    function = function_of(activation)
+
+    def all_rows(b: Builder, *values: Value) -> None:
+        writer = Writer(b, values, activation)
+        writer.either(lambda rows: writer.all_rows(i64(0), rows))
+
+    name = "write_block" if function is None else f"write_block_{function.py_func.__name__}"
+    b.call(apart(b, name, arguments, all_rows), arguments)
+
+
 @intrinsic
 def write_block(typingctx, activation, arguments):
-    """All rows at once, of the arguments of Writer. activation: a function of scalar.py, or a
-    number where there is none."""
+    """`write`, of the arguments of Writer."""
     def codegen(context, b, sig, args):
-        writer = Writer(b, cgutils.unpack_tuple(b, args[1]), function_of(activation))
-        writer.either(lambda rows: writer.all_rows(i64(0), rows))
+        write(b, activation, cgutils.unpack_tuple(b, args[1]))
         return context.get_dummy_value()
     return types.void(activation, arguments), codegen

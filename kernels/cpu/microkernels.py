@@ -84,7 +84,7 @@ def conv_tile(typingctx, number, arguments):
     `ahead` goes on with w: weights that come later.
     """
     def codegen(context, b, sig, args):
-        choose(b, args[0], args[1], "conv_tile", CONV_TILES, _conv_tile)
+        choose(b, args[0], cgutils.unpack_tuple(b, args[1]), "conv_tile", CONV_TILES, _conv_tile)
         return context.get_dummy_value()
 
     return types.void(types.int64, arguments), codegen

@@ -170,28 +170,39 @@ def counted_loop(b: Builder, name: str, trips: Value, carried: list[Value],
     return last
 
 
-def choose(b: Builder, number: Value, arguments: Value, name: str, cases: Sequence[Any],
+def apart(b: Builder, name: str, arguments: Sequence[Value],
+          emit: Callable[..., None]) -> ir.Function:
+    """emit(builder, *arguments) as a function of its own; once for a name, so that the name and the
+    types of the arguments must say what it does."""
+    found = b.module.globals.get(name)
+    if found is not None:
+        return found
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in arguments])
+    function = ir.Function(b.module, kind, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    inner = ir.IRBuilder(function.append_basic_block())
+    emit(inner, *function.args)
+    inner.ret_void()
+    return function
+
+
+def choose(b: Builder, number: Value, arguments: Sequence[Value], name: str, cases: Sequence[Any],
            emit: Callable[..., None]) -> None:
-    """emit(builder, case, *arguments) for cases[number]; arguments: a tuple.
+    """emit(builder, case, *arguments) for cases[number].
 
     Each case is a function of its own: side by side in one, LLVM would keep what all of them need
     at hand, and spill.
     """
-    values = cgutils.unpack_tuple(b, arguments)
-    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     done = b.append_basic_block("done")
     switch = b.switch(number, done)
     for i, case in enumerate(cases):
-        function = ir.Function(b.module, kind, b.module.get_unique_name(f"{name}_{i}"))
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        inner = ir.IRBuilder(function.append_basic_block())
-        emit(inner, case, *function.args)
-        inner.ret_void()
+        function = apart(b, b.module.get_unique_name(f"{name}_{i}"), arguments,
+                         lambda inner, *values, case=case: emit(inner, case, *values))
         block = b.append_basic_block(f"{name}_{i}")
         switch.add_case(i, block)
         with b.goto_block(block):
-            b.call(function, values)
+            b.call(function, arguments)
             b.branch(done)
     b.position_at_end(done)
 
