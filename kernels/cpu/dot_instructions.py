@@ -15,11 +15,14 @@ not; and which of several NaNs comes out may differ.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from llvmlite import ir
 from numba.core import cgutils
 
 from .dot_units import COLUMNS, TILE_ROWS
-from .simd import F32, I32, I64, Builder, Value, broadcast, counted_loop, i64
+from .simd import F32, I32, Builder, Value, apart, broadcast, counted_loop, i64
 
 I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
@@ -60,70 +63,68 @@ class Tiles:
 
 
 class EmulatedTiles:
-    """The same registers in the stack's memory."""
+    """The same registers in the stack's memory, and each instruction a function of the module's
+    own: compiled once, and not in every place."""
 
     def __init__(self, b: Builder, words: Value, instruction: str) -> None:
         self.b, self.words, self.instruction = b, words, instruction
         self.tiles = [cgutils.alloca_once(b, WORDS, TILE_ROWS) for _ in range(8)]
 
-    def _row(self, tile: int, row: Value) -> Value:
-        return self.b.gep(self.tiles[tile], [row])
+    def _call(self, name: str, emit: Callable[..., None], *args: Value) -> None:
+        self.b.call(apart(self.b, f"emulated_{name}", args, emit), args)
 
     def zero(self, tile: int) -> None:
-        def row(r, _):
-            self.b.store(ir.Constant(WORDS, None), self._row(tile, r))
-            return []
-        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
+        self._call("tilezero", _zero_tile, self.tiles[tile])
 
     def load_pixels(self, tile: int, pointer: Value, step: Value) -> None:
-        def row(r, _):
-            words = load_some_words(self.b, self._memory(pointer, step, r), self.words)
-            self.b.store(words, self._row(tile, r))
-            return []
-        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
+        self._call("load_pixels", _load_pixels, self.tiles[tile], self.b.bitcast(pointer, BYTES),
+                   step, self.words)
 
     def load_weights(self, tile: int, pointer: Value, step: Value) -> None:
-        def row(r, _):
-            self.b.store(load_words(self.b, self._memory(pointer, step, r)), self._row(tile, r))
-            return []
-        counted_loop(self.b, "row", self.words, [], row)
+        self._call("load_weights", _load_weights, self.tiles[tile], self.b.bitcast(pointer, BYTES),
+                   step, self.words)
 
     def multiply(self, sums: int, pixels: int, weights: int) -> None:
-        self.b.call(_tile_product(self.b.module, self.instruction),
-                    [*(self.tiles[tile] for tile in (sums, pixels, weights)), self.words])
+        self._call(self.instruction, partial(_multiply_tiles, ROW_PRODUCTS[self.instruction]),
+                   *(self.tiles[tile] for tile in (sums, pixels, weights)), self.words)
 
     def store(self, tile: int, pointer: Value, step: Value) -> None:
-        def row(r, _):
-            target = self.b.bitcast(self._memory(pointer, step, r), WORDS.as_pointer())
-            self.b.store(self.b.load(self._row(tile, r)), target).align = 4
-            return []
-        counted_loop(self.b, "row", i64(TILE_ROWS), [], row)
-
-    def _memory(self, pointer: Value, step: Value, row: Value) -> Value:
-        return self.b.gep(self.b.bitcast(pointer, BYTES), [self.b.mul(step, row)])
+        self._call("tilestored64", _store_tile, self.tiles[tile], self.b.bitcast(pointer, BYTES),
+                   step)
 
 
-def _tile_product(module: ir.Module, instruction: str) -> ir.Function:
-    """The product of tiles as a function of the module's own: compiled once, and not in every
-    place."""
-    name = f"emulated_{instruction}"
-    if name in module.globals:
-        return module.globals[name]
-    kind = ir.FunctionType(ir.VoidType(), [*[WORDS.as_pointer()] * 3, I64])
-    function = ir.Function(module, kind, name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    b, of_row = ir.IRBuilder(function.append_basic_block()), ROW_PRODUCTS[instruction]
-    sums, pixels, weights, words = function.args
-
-    def row(r, _):
-        inputs = b.bitcast(b.gep(pixels, [r]), I32.as_pointer())
-        of_row(b, b.gep(sums, [r]), inputs, weights, words)
+def _each_row(b: Builder, rows: Value, emit: Callable[[Value], None]) -> None:
+    def row(r: Value, _: list[Value]) -> list[Value]:
+        emit(r)
         return []
+    counted_loop(b, "row", rows, [], row)
 
-    counted_loop(b, "row", i64(TILE_ROWS), [], row)
-    b.ret_void()
-    return function
+
+def _zero_tile(b: Builder, tile: Value) -> None:
+    _each_row(b, i64(TILE_ROWS), lambda r: b.store(ir.Constant(WORDS, None), b.gep(tile, [r])))
+
+
+def _load_pixels(b: Builder, tile: Value, pointer: Value, step: Value, words: Value) -> None:
+    _each_row(b, i64(TILE_ROWS), lambda r: b.store(
+        load_some_words(b, b.gep(pointer, [b.mul(step, r)]), words), b.gep(tile, [r])))
+
+
+def _load_weights(b: Builder, tile: Value, pointer: Value, step: Value, words: Value) -> None:
+    _each_row(b, words, lambda r: b.store(
+        load_words(b, b.gep(pointer, [b.mul(step, r)])), b.gep(tile, [r])))
+
+
+def _store_tile(b: Builder, tile: Value, pointer: Value, step: Value) -> None:
+    def row(r: Value) -> None:
+        target = b.bitcast(b.gep(pointer, [b.mul(step, r)]), WORDS.as_pointer())
+        b.store(b.load(b.gep(tile, [r])), target).align = 4
+    _each_row(b, i64(TILE_ROWS), row)
+
+
+def _multiply_tiles(of_row: Callable[..., None], b: Builder, sums: Value, pixels: Value,
+                    weights: Value, words: Value) -> None:
+    _each_row(b, i64(TILE_ROWS), lambda r: of_row(
+        b, b.gep(sums, [r]), b.bitcast(b.gep(pixels, [r]), I32.as_pointer()), weights, words))
 
 
 def _bfloat16_row(b: Builder, target: Value, inputs: Value, weights: Value, words: Value) -> None:
