@@ -34,7 +34,17 @@ def every(units: dict[str, Unit]) -> pytest.MarkDecorator:
             bool(lacking(unit)), reason=lacking(unit))) for name, unit in units.items()])
 
 
-every_unit = every(unit_choice.BF16)
+def every_kind(units: dict[str, Unit]) -> pytest.MarkDecorator:
+    """A unit with tiles and one with vectors, this CPU's or else emulated: for what is done beside
+    the products, which all units of a kind share, and which takes long to compile."""
+    best: dict[bool, Unit] = {}
+    for unit in units.values():         # the best first
+        if not lacking(unit):
+            best.setdefault(unit.has_tiles, unit)
+    return every({unit.name: unit for unit in best.values()})
+
+
+every_unit, unit_of_each_kind = every(unit_choice.BF16), every_kind(unit_choice.BF16)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import numpy as np
-from bf16_checks import every
+from bf16_checks import every, every_kind
 from checks import THREADS, run_step
 
 from kernels import ops, reference
@@ -10,7 +10,7 @@ from kernels.cpu.host import unit_choice
 from kernels.ops import Grid, Op, TensorSpec
 from kernels.step import Options, Step
 
-every_int8_unit = every(unit_choice.INT8)
+every_int8_unit, int8_unit_of_each_kind = every(unit_choice.INT8), every_kind(unit_choice.INT8)
 # Powers of two: sums, factors and biases are exact, and ties are met.
 IN, WEIGHT, OUT = Grid(0.5, 3), 0.25, Grid(8.0, 101)
 

@@ -13,6 +13,7 @@ from bf16_checks import (  # noqa: F401
     prepared_in_bfloat16,
     rounded,
     run_stored,
+    unit_of_each_kind,
 )
 from checks import assert_exact, assert_within, integers, normal, run, sum_bound
 from test_attention import HEADS_LAST, SIZES, bound, turned
@@ -43,7 +44,7 @@ def test_products_of_whole_numbers_are_exact(unit, size):
     assert_exact(MatMul((TURNED, AS_IS, AS_IS), scale=-0.5), turned(a), b, **options)
 
 
-@every_unit
+@unit_of_each_kind
 def test_columns_that_are_apart_are_gathered(unit):
     """Neither rows nor columns of these lie in one piece."""
     rng, order = np.random.default_rng(0), (0, 2, 3, 1)
@@ -53,7 +54,7 @@ def test_columns_that_are_apart_are_gathered(unit):
     assert_exact(op, *given, unit=unit)
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_products_of_floats_are_within_the_bound(unit, scale):
     """Both factors are rounded, and what a scale makes of one."""
@@ -65,7 +66,7 @@ def test_products_of_floats_are_within_the_bound(unit, scale):
         assert_within(rounding + 2 * sum_bound(op, depth, a, b), op, a, b, unit=unit)
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32"),
                                     ("bfloat16", "bfloat16")])
 def test_inputs_and_output_are_each_of_any_dtype(unit, dtypes):
@@ -79,7 +80,7 @@ def test_inputs_and_output_are_each_of_any_dtype(unit, dtypes):
         np.testing.assert_array_equal(found, expected)
 
 
-@every_unit
+@unit_of_each_kind
 def test_nan_and_infinity_stay_in_their_row(unit):
     rng = np.random.default_rng(0)
     a, b = integers(rng, 40, 30), integers(rng, 30, 40)
@@ -106,7 +107,7 @@ def assert_attention_right(unit, op, *arrays):
     assert found.tobytes() == expected.astype(ml_dtypes.bfloat16).tobytes()
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_attention_is_within_the_bound(unit, problem):
     queries, keys, depth, width = problem
@@ -116,7 +117,7 @@ def test_attention_is_within_the_bound(unit, problem):
     assert_attention_right(unit, Attention(scale=0.25), q, k, v)
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("shape", [(), (1, 30), (20, 1), (2, 1, 20, 30)])
 def test_a_bias_is_broadcast(unit, shape):
     rng = np.random.default_rng(0)
@@ -125,7 +126,7 @@ def test_a_bias_is_broadcast(unit, shape):
     assert_attention_right(unit, op, q, k, v, normal(rng, *shape))
 
 
-@every_unit
+@unit_of_each_kind
 def test_windows_are_read_where_they_lie(unit):
     """Queries, keys and values of one array."""
     qkv, order = normal(np.random.default_rng(0), 2, 40, 3, 3, 24), HEADS_LAST
@@ -136,7 +137,7 @@ def test_windows_are_read_where_they_lie(unit):
     np.testing.assert_array_equal(run(op, qkv, qkv, qkv, unit=unit), apart)
 
 
-@every_unit
+@unit_of_each_kind
 def test_whole_numbers_of_equal_scores_are_exact(unit):
     """Of 32 keys with the same score each counts 1 / 32."""
     rng = np.random.default_rng(0)
@@ -144,7 +145,7 @@ def test_whole_numbers_of_equal_scores_are_exact(unit):
     assert_exact(Attention(), q, k, v * 32, unit=unit)
 
 
-@every_unit
+@unit_of_each_kind
 def test_what_is_masked_counts_for_nothing_and_nan_stays_with_its_query(unit):
     rng = np.random.default_rng(0)
     q, k, v = (rounded(normal(rng, 3, size, 16)) for size in (20, 30, 30))
@@ -205,7 +206,7 @@ print("never beyond")
 """
 
 
-@every_unit
+@unit_of_each_kind
 def test_nothing_beyond_the_inputs_the_output_and_the_scratch_is_touched(unit):
     done = subprocess.run([sys.executable, "-c", AT_THE_EDGE, unit.name],
                           cwd=Path(__file__).parent.parent, capture_output=True, text=True)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import test_bf16_matmul
 from bf16_checks import (  # noqa: F401
-    every_unit,
     narrow,
     prepare_stored,
     prepared_in_bfloat16,
     rounded,
     run_stored,
+    unit_of_each_kind,
 )
 from checks import THREADS, normal
 from conv_problems import arrays, problems
@@ -46,7 +46,7 @@ def assert_stored_right(op, given, unit, variants=("", "x", "y", "xy")):
         assert found.tobytes() == expected.astype(dtype).tobytes(), variant
 
 
-@every_unit
+@unit_of_each_kind
 @given(problem=ANY, seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_what_is_stored_is_what_float32_would_hold_rounded(unit, problem, seed):
@@ -54,7 +54,7 @@ def test_what_is_stored_is_what_float32_would_hold_rounded(unit, problem, seed):
     assert_stored_right(op, arrays(normal, op, *shape, seed=seed), unit)
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize(("x", "residual", "y"), list(itertools.product(
     ["float32", "bfloat16"], repeat=3)))
 def test_input_residual_and_output_are_each_of_any_dtype(unit, x, residual, y):
@@ -66,7 +66,7 @@ def test_input_residual_and_output_are_each_of_any_dtype(unit, x, residual, y):
     assert found.tobytes() == expected.astype(y).tobytes()
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("channels", [24, 32, 64])
 @pytest.mark.parametrize("pixels", [1, 2, 7, 8, 14, 15, 16, 17, 31, 32, 33, 48, 49, 64, 65, 97])
 def test_any_number_of_pixels_read_in_place(unit, channels, pixels):
@@ -87,7 +87,7 @@ IN_PLACE = [
 ]
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("height", "width", "channels", "kernel", "op"), IN_PLACE)
 def test_an_input_without_padding_is_read_in_place(unit, batch, height, width, channels, kernel,
@@ -119,7 +119,7 @@ def test_tiles_that_would_read_beyond_the_input_begin_earlier(unit, pixels):
                                   np.arange(cut.position[-1], pixels))
 
 
-@every_unit
+@unit_of_each_kind
 def test_what_needs_a_padded_image_gets_one(unit):
     for op, channels in ((PADDED, 32), (PADDED, 5), (Conv2d(padding=(0, 0, 1, 0)), 32)):
         given = arrays(normal, op, 2, 6, 9, channels, 20, (3, 3))
@@ -130,14 +130,14 @@ def test_what_needs_a_padded_image_gets_one(unit):
         assert_stored_right(op, [given[0].astype(np.float32), *given[1:]], unit)
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("shape", [(1, 64), (1, 33), (7, 64), (33, 96), (70, 5), (2, 3, 40)])
 def test_linear_layers(unit, shape):
     op = Linear(ops.Relu())
     assert_stored_right(op, test_bf16_matmul.arrays(normal, shape, 50), unit)
 
 
-@every_unit
+@unit_of_each_kind
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
 def test_nan_and_infinity_are_stored(unit, value):
     x, weight, bias = arrays(normal, Conv2d(), 1, 3, 5, 32, 40, (1, 1))

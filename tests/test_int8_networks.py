@@ -6,7 +6,7 @@ import pytest
 from checks import THREADS, normal
 from code_checks import ABOVE, EVEN, ODD, SMALL, Net, chain, in_codes, of_norm
 from graph_reference import evaluate
-from int8_checks import every_int8_unit, quantise, weights
+from int8_checks import every_int8_unit, int8_unit_of_each_kind, quantise, weights
 
 from cnn import devices, executor, passes
 from cnn.graph import Node
@@ -102,7 +102,7 @@ def test_a_files_layers_become_these():
     assert in_codes(graph, devices.CpuDevice(1)) == {node.output for node in graph.nodes} - {"y"}
 
 
-@every_int8_unit
+@int8_unit_of_each_kind
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_values_that_are_kept_are_those_numbers(monkeypatch, unit, dtype):
     monkeypatch.setenv("CNN_INT8", unit.name)
@@ -155,7 +155,7 @@ def test_what_codes_are_refused_for_is_right_in_float32(monkeypatch, dtype):
     assert sum("_int8_vnni_emulated_" in kernel for kernel in kernels) == 3
 
 
-@every_int8_unit
+@int8_unit_of_each_kind
 @pytest.mark.parametrize("scale", [0.5, 0.7, 0.123, 1.9])
 def test_codes_and_bfloat16_in_one_network(monkeypatch, unit, scale):
     """b is read by a layer of codes and by one of bfloat16, so it stays float32, in which both have
