@@ -128,6 +128,17 @@ def test_a_kernel_that_needs_python_is_refused_when_it_is_compiled(monkeypatch):
         compiler.compile_kernel(Kernel("chatty", "chatty"), "float32[1]", "chatty")
 
 
+def test_python_may_call_a_kernel_itself():
+    """As one does to print within it. What is compiled for launches has no entry for Python."""
+    from kernels.cpu import compiler, elementwise
+    x, y = np.float32([-3, 0.5, 9]), np.zeros(3, np.float32)
+    arguments = np.float32(-1), np.float32(1), x, y, 0, 1
+    signature = " ".join(code for code, _ in map(describe, arguments))
+    compiler.compile_kernel(Kernel("elementwise", "clip"), signature, "clip")
+    elementwise.clip(*arguments)
+    np.testing.assert_array_equal(y, [-1, 0.5, 1])
+
+
 def test_the_users_own_numba_cache_folder_is_left_alone():
     import numba
 
