@@ -50,8 +50,9 @@ def depthwise2d(family):
         """Every output row of every group of channels, shared among the threads.
 
         x, y: flat NHWC, each of any dtype; weight: [taps, padded channels]; bias: [padded
-        channels]; zeros: [LANES] of what stands for 0 in x; columns: made by `cut_columns` of host/depthwise.py;
-        geometry: ConvGeometry's numbers; activation and what follows: as of depthwise_tile.
+        channels]; zeros: [LANES] of what stands for 0 in x; columns: made by `cut_columns` of
+        host/depthwise.py; geometry: ConvGeometry's numbers; activation and what follows: as of
+        depthwise_tile.
         """
         g = ConvGeometry(*geometry)
         rows = batch * g.out_height
