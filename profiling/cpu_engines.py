@@ -3,7 +3,7 @@
 All have the same number of threads, and each has its own native layout. In float32 each computes
 in just that; in bfloat16 each does what it does best on a CPU that has it: OpenVINO what it does if
 nobody asks for float32, ONNX Runtime, which has no such thing, float32. In int8 the file is
-quantised, and each does what it does with it. Workers are commanded in
+quantised, and each does what it does with it, and all else as in bfloat16. Workers are commanded in
 turn and sit idle between turns, because thread pools spin for a while after a call and tax whoever
 runs next.
 """
@@ -37,11 +37,21 @@ Rounds = list[list[float]]          # seconds of each call, round by round
 def ours(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
     sys.path.insert(0, str(ROOT))   # time this checkout, installed or not
     import cnn
-    if dtype == "int8":     # which the file says
-        dtype = "float32"
+    if dtype == "int8":
+        dtype = beside_int8()
     model = cnn.load(path, device="cpu", threads=threads, dtype=dtype, activation="none")
     nhwc = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
     return lambda: model.predict(nhwc)
+
+
+def beside_int8() -> str:
+    """What we compute in besides 8 bits, which the file says: as OpenVINO does by itself."""
+    from kernels.cpu.host.unit_choice import choose
+    try:
+        choose()
+    except ValueError:      # the CPU has none
+        return "float32"
+    return "bfloat16"
 
 
 def onnx_runtime(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
