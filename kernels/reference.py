@@ -212,7 +212,8 @@ def batch_norm(op: ops.BatchNorm, x: Array, scale: Array, bias: Array, mean: Arr
 def layer_norm(op: ops.LayerNorm, x: Array, scale: Array, bias: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred ** 2).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + op.epsilon) * scale + bias
+    y = centred / np.sqrt(variance + op.epsilon) * scale + bias
+    return y if op.activation is None else run(op.activation, y)
 
 
 def local_response_norm(op: ops.LocalResponseNorm, x: Array) -> Array:

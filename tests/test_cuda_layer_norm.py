@@ -15,7 +15,7 @@ from cuda_checks import (
 
 from kernels.cuda import vector
 from kernels.cuda.host import layer_norm
-from kernels.ops import LayerNorm
+from kernels.ops import FakeQuantize, LayerNorm
 
 WEIGHTS = (1, 2)
 
@@ -100,6 +100,16 @@ def test_what_is_not_finite_spoils_its_own_row_only(length, value, runner):
 def test_in_place(dtype):
     for length in (24, 1032):
         assert_in_place(LayerNorm(), *arrays(3, length), dtype=dtype, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("length", [24, 1032])
+def test_what_it_gives_is_quantised(length, runner):
+    """In a launch of its own, so exactly as by itself."""
+    given, last = arrays(3, length), FakeQuantize(0.03125, 100)
+    normal = run(LayerNorm(), *given, weights=WEIGHTS, runner=runner)
+    y = run(LayerNorm(activation=last), *given, weights=WEIGHTS, runner=runner)
+    np.testing.assert_array_equal(y, run(last, normal, runner=runner))
+    assert not np.array_equal(y, normal)
 
 
 def test_parameters_must_be_constants():

@@ -14,9 +14,10 @@ from kernels import ops, reference
 from kernels.cpu import scalar
 from kernels.cpu.dot_units import BLOCK, COLUMNS, VNNI_EMULATED_INT8
 from kernels.cpu.host import depthwise, dot_conv, norm, unit_choice
+from kernels.cpu.sizes import LANES
 from kernels.ops import Conv2d, FakeQuantize, Grid
 
-EVEN = Grid(0.0625, 4)
+OUT = Grid(0.0625, 5)
 # (op, its name in scalar.py, error where it is large, error anywhere)
 FIRST = [(ops.Gelu(), "gelu", 0.0, 2.0 ** -13.6),
          (ops.Gelu(tanh=True), "gelu_tanh", 2.0 ** -13, 0.0),
@@ -53,7 +54,7 @@ def assert_codes(found, op, arrays, grid):
     assert len(np.unique(found)) > 60
 
 
-def quantised(first, grid=EVEN):
+def quantised(first, grid=OUT):
     return FakeQuantize(*grid, first=first)
 
 
@@ -76,9 +77,9 @@ def test_convolutions_write_it(unit, outputs):
     for arrays in (given, [*given, other]):
         grids = [IN, *[None] * (len(arrays) - 1)]
         y, step = run_prepared(dot_conv.prepare_conv2d, op, [codes(x, IN), *arrays[1:]], grids,
-                               EVEN, unit=unit)
+                               OUT, unit=unit)
         assert step.kernel.endswith("_gelu_fakequantize")
-        assert_codes(y, op, arrays, EVEN)
+        assert_codes(y, op, arrays, OUT)
 
 
 def test_numbers_that_are_not_stored_as_codes_are_the_same():
@@ -89,7 +90,7 @@ def test_numbers_that_are_not_stored_as_codes_are_the_same():
     arrays = [x, *layer(rng, BLOCK, 12, 1, 1)]
     y, _ = run_prepared(dot_conv.prepare_conv2d, op, arrays, [IN, None, None],
                         unit=VNNI_EMULATED_INT8)
-    assert_codes(y / EVEN.scale + EVEN.zero_point, op, arrays, EVEN)
+    assert_codes(y / OUT.scale + OUT.zero_point, op, arrays, OUT)
 
 
 @pytest.mark.parametrize("first", [ops.Silu(), ops.HardSwish()], ids=repr)
@@ -103,15 +104,15 @@ def test_depthwise_convolutions_and_batch_norms_write_it(first):
 
     def prepare(op, inputs, output, constants, options):
         return depthwise.prepare_depthwise(op, inputs, output, *arrays[1:], options)
-    y, _ = run_prepared(prepare, op, arrays, [None] * 3, EVEN)
-    assert_codes(y, op, arrays, EVEN)
+    y, _ = run_prepared(prepare, op, arrays, [None] * 3, OUT)
+    assert_codes(y, op, arrays, OUT)
 
     op = ops.BatchNorm(activation=quantised(first))
     arrays = [rng.uniform(-6, 14, (2, 3, 50, 37)).astype(np.float32), np.ones(37, np.float32),
               *(rng.uniform(-1, 1, 37).astype(np.float32) for _ in range(2)),
               rng.uniform(0.5, 1, 37).astype(np.float32)]
-    y, _ = run_prepared(norm.prepare_batch_norm, op, arrays, [None] * 5, EVEN)
-    assert_codes(y, op, arrays, EVEN)
+    y, _ = run_prepared(norm.prepare_batch_norm, op, arrays, [None] * 5, OUT)
+    assert_codes(y, op, arrays, OUT)
 
 
 # ---- how layers come by it --------------------------------------------------------------------
@@ -143,3 +144,30 @@ def test_an_activation_that_others_read_stays():
     done = passes.optimise(net.graph(*(net.add(ops.Transpose((0, 2, 3, 1)), value)
                                        for value in (gelu, net.add(last, gelu)))))
     assert kinds(done).count("FakeQuantize") == 1
+
+
+# ---- layer norms ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rows", [1, 7, 20])
+@pytest.mark.parametrize("channels", [3, LANES, 5 * LANES + 3])
+def test_layer_norms_write_codes(rows, channels):
+    rng, grid = np.random.default_rng(3), Grid(0.03125, 101)
+    op = ops.LayerNorm(activation=FakeQuantize(*grid))
+    arrays = [rng.uniform(-6, 14, (2, rows, channels)).astype(np.float32),
+              *(rng.uniform(-2, 2, channels).astype(np.float32) for _ in range(2))]
+    exact = reference.run(ops.LayerNorm(), *arrays) / grid.scale + grid.zero_point
+    for output in (grid, None):     # as codes, and as the numbers that these stand for
+        y, step = run_prepared(norm.prepare_layer_norm, op, arrays, [None] * 3, output)
+        assert step.kernel == "layer_norm_f32_fakequantize"
+        found = y if output else np.rint(y / grid.scale) + grid.zero_point
+        assert np.abs(found - np.clip(exact, 0, 255)).max() <= 0.5 + 1e-3
+
+
+def test_a_layer_norm_takes_in_what_quantises_it():
+    net, last = Net(4, 4, 8), FakeQuantize(0.5, 100)
+    value = net.add(ops.Transpose((0, 2, 3, 1)), net.x)
+    for relu in (False, True):      # which would clip at another code
+        normal = net.add(ops.LayerNorm(), value, net.weight(8), net.weight(8))
+        done = check(net.graph(net.add(replace(last, relu=relu), normal)))
+        assert kinds(done).count("FakeQuantize") == relu
+        assert done.nodes[0].op.activation == (None if relu else last)

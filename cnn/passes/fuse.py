@@ -1,4 +1,5 @@
-"""Fuses into a layer what follows it: an activation or a residual add; into an add FakeQuantize.
+"""Fuses into a layer what follows it: an activation or a residual add; into an add or a layer norm
+FakeQuantize.
 
 The value is then written once, finished, instead of being read and written again by each.
 """
@@ -8,7 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from kernels.ops import Add, AddFakeQuantize, BatchNorm, Conv2d, FakeQuantize, Linear, Unary
+from kernels.ops import (
+    Add,
+    AddFakeQuantize,
+    BatchNorm,
+    Conv2d,
+    FakeQuantize,
+    LayerNorm,
+    Linear,
+    Unary,
+)
 
 from ..graph import Graph, Node
 from .merge import Merger, merge
@@ -16,7 +26,7 @@ from .merge import Merger, merge
 
 def fuse(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     """The graph with everything fused that can be; values in `keep` stay values."""
-    return merge(graph, keep, _activation, _sum, _residual)
+    return merge(graph, keep, _activation, _norm, _sum, _residual)
 
 
 def _activation(state: Merger, node: Node) -> Node | None:
@@ -33,6 +43,17 @@ def _activation(state: Merger, node: Node) -> Node | None:
         assert isinstance(last, FakeQuantize)
         last = replace(last, first=layer.op.activation)
     return replace(layer, op=replace(layer.op, activation=last))
+
+
+def _norm(state: Merger, node: Node) -> Node | None:
+    """FakeQuantize of a layer norm."""
+    if not isinstance(node.op, FakeQuantize) or node.op.relu:
+        return None
+    layer = state.layer(node.inputs[0], (LayerNorm,))
+    if layer is None:
+        return None
+    assert isinstance(layer.op, LayerNorm)
+    return replace(layer, op=replace(layer.op, activation=node.op))
 
 
 def _sum(state: Merger, node: Node) -> Node | None:

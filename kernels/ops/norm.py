@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Op, Pair, Shape, count
-from .elementwise import Unary
+from .elementwise import FakeQuantize, Unary
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class BatchNorm(Op):
 @dataclass(frozen=True)
 class LayerNorm(Op):
     """(x - mean) / sqrt(var + epsilon) * scale + bias, of mean and variance along the last axis
-    (Ba et al. 2016, arXiv:1607.06450).
+    (Ba et al. 2016, arXiv:1607.06450), and FakeQuantize of that.
 
     Inputs: x (..., C), scale (C,), bias (C,); the variance is that of all C values, over C.
     """
     epsilon: float = 1e-5
+    activation: FakeQuantize | None = None
     arity: ClassVar[Pair] = (3, 3)
     packed: ClassVar[tuple[int, ...]] = (1, 2)
 

@@ -30,8 +30,9 @@ def divisor(y: TensorSpec, activation: Unary | None) -> tuple[np.float32, np.flo
 
 def writes_codes(activation: Unary | None) -> bool:
     """Whether a kernel that adds a zero point before it rounds can write what this gives: the same
-    half is even before and after."""
-    return isinstance(activation, FakeQuantize) and activation.zero_point % 2 == 0
+    half is even before and after. What a function gives before is a half by chance alone."""
+    return isinstance(activation, FakeQuantize) and (
+        activation.zero_point % 2 == 0 or activation.first is not None)
 
 
 def code_bounds(activation: Unary | None) -> tuple[np.float32, np.float32]:

@@ -41,7 +41,7 @@ def bfloat16(op: Op, inputs: Sequence[TensorSpec]) -> Narrow:
     if isinstance(op, (AvgPool2d, GlobalPool2d)):
         return Narrow((0,), writes=True)
     if isinstance(op, LayerNorm):
-        return Narrow(writes=True)
+        return Narrow(writes=op.activation is None)
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))
 
 
@@ -60,6 +60,8 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
         return Narrow((0, 3), isinstance(op.activation, FakeQuantize))
     if isinstance(op, BatchNorm):
         return Narrow((0,), writes_codes(op.activation))
+    if isinstance(op, LayerNorm):
+        return Narrow(writes=op.activation is not None)
     if isinstance(op, (FakeQuantize, AddFakeQuantize)):
         return Narrow((0, 1), writes=True)
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))

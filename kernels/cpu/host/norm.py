@@ -42,12 +42,20 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
 
 def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSpec,
                        weights: list[Array | None], options: Options) -> Step:
+    """Codes are numbers divided by their scale, by which scale and bias are divided."""
+    y_scale, y_zero = meaning(output)
+    *_, finish, suffix = epilogue(op.activation)
+
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, scale, bias = arrays
-        return [LAYER_NORM.bind(x.reshape(-1), scale, bias, np.float32(op.epsilon), flat_bits(y),
-                                options.threads)]
+        if output.dtype == "uint8":
+            scale, bias = scale / y_scale, bias / y_scale + y_zero
+        launch = LAYER_NORM.bind(x.reshape(-1), scale, bias, np.float32(op.epsilon), flat_bits(y),
+                                 options.threads)
+        return [launch, *([] if output.dtype == "uint8" else
+                          finish(y.reshape(-1), options.threads))]
 
-    return Step("layer_norm_f32", bind)
+    return Step("layer_norm_f32" + suffix, bind)
 
 
 def prepare_local_response_norm(op: LocalResponseNorm, inputs: list[TensorSpec],

@@ -11,6 +11,7 @@ from .. import layer_norm, vector
 from ..compiler import Kernel
 from ..launch import CudaOptions, Launch
 from .arguments import blocks, check_sizes
+from .elementwise import prepare_unary
 
 MOST_HELD = 32      # elements a thread, each in a register; longer rows are read again
 LEAST_THREADS = 8   # of a row: with fewer, a warp's loads lie far apart
@@ -56,8 +57,12 @@ def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSp
     rows = count(output.shape) // length
     packed, packed_bias = (options.upload(array.astype(np.float32)) for array in (scale, bias))
 
-    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [Launch(kernel, blocks(rows * row_threads, kernel.threads),
-                       (arrays[0], packed, packed_bias, y, rows, length, op.epsilon))]
+    last = None if op.activation is None else prepare_unary(op.activation, [output], output, [],
+                                                            options)
 
-    return Step(kernel.name, bind)
+    def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
+        norm = Launch(kernel, blocks(rows * row_threads, kernel.threads),
+                      (arrays[0], packed, packed_bias, y, rows, length, op.epsilon))
+        return [norm, *([] if last is None else last.bind([y], y, workspace))]
+
+    return Step(kernel.name if last is None else f"{kernel.name}_{last.kernel}", bind)
