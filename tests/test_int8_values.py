@@ -166,6 +166,8 @@ def can(op, grid, *constants, shape=(2, 4, 5, 8)):
     (ops.BatchNorm(activation=ops.FakeQuantize(*ODD, first=ops.Silu())), ODD,
      [PLAIN[0, 0, 0]] * 4, Narrow((0,), True)),
     (ops.LayerNorm(activation=quantise(ODD)), EVEN, [PLAIN[0, 0, 0]] * 2, Narrow(writes=True)),
+    (ops.LayerNorm(activation=ops.FakeQuantize(*ODD, relu=True)), EVEN, [PLAIN[0, 0, 0]] * 2,
+     Narrow()),
     (ops.LayerNorm(), EVEN, [PLAIN[0, 0, 0]] * 2, Narrow()),
     (quantise(ODD), EVEN, [], Narrow((0, 1), True)),
     (ops.AddFakeQuantize(*ODD), EVEN, [], Narrow((0, 1), True)),

@@ -60,8 +60,9 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
         return Narrow((0, 3), isinstance(op.activation, FakeQuantize))
     if isinstance(op, BatchNorm):
         return Narrow((0,), writes_codes(op.activation))
-    if isinstance(op, LayerNorm):
-        return Narrow(writes=op.activation is not None)
+    if isinstance(op, LayerNorm):       # whose kernel knows no bounds and no functions
+        last = op.activation
+        return Narrow(writes=last is not None and last == FakeQuantize(*last.grid))
     if isinstance(op, (FakeQuantize, AddFakeQuantize)):
         return Narrow((0, 1), writes=True)
     return Narrow(moves=isinstance(op, (Concat, MaxPool2d)))

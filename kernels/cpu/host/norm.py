@@ -11,7 +11,7 @@ from ...ops import BatchNorm, LayerNorm, LocalResponseNorm, TensorSpec, known
 from ...step import Array, Options, Step
 from ..launch import Kernel, Launch, flat_bits
 from .codes import code_bounds, divisor, meaning
-from .epilogue import epilogue, in_registers
+from .epilogue import epilogue, in_registers, nothing
 
 SCALE_SHIFT, NORMALISE = Kernel("norm", "scale_shift"), Kernel("norm", "normalise")
 LAYER_NORM = Kernel("norm", "layer_norm")
@@ -45,6 +45,8 @@ def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSp
     """Codes are numbers divided by their scale, by which scale and bias are divided."""
     y_scale, y_zero = meaning(output)
     *_, finish, suffix = epilogue(op.activation)
+    if output.dtype == "uint8":
+        finish = nothing
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         x, scale, bias = arrays
@@ -52,8 +54,7 @@ def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSp
             scale, bias = scale / y_scale, bias / y_scale + y_zero
         launch = LAYER_NORM.bind(x.reshape(-1), scale, bias, np.float32(op.epsilon), flat_bits(y),
                                  options.threads)
-        return [launch, *([] if output.dtype == "uint8" else
-                          finish(y.reshape(-1), options.threads))]
+        return [launch, *finish(y.reshape(-1), options.threads)]
 
     return Step("layer_norm_f32" + suffix, bind)
 
