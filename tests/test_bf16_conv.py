@@ -124,6 +124,15 @@ def test_tiles_cover_every_pixel_once(unit, length, back):
         np.testing.assert_array_equal(inputs, ((image * 4 + row) * (length + 2) + column) * 5)
 
 
+@pytest.mark.parametrize("unit", [*unit_choice.BF16.values(), *unit_choice.INT8.values()],
+                         ids=lambda unit: unit.constant.name)
+@pytest.mark.parametrize("samples", [9, 50, 197, 785])
+def test_samples_are_multiplied_many_at_a_time(unit, samples):
+    """A line each, they could be cut into tiles of one, which compute no rows for nothing."""
+    g = ConvGeometry(samples, 1, 64, samples, 1, 8, 1, 1, 1, 1, 0, 0, 1, 1, 64)
+    assert len(dot_conv.cut_tiles(1, g, unit).rows) == -(-samples // unit.rows)
+
+
 @pytest.mark.parametrize("unit", unit_choice.BF16.values(), ids=unit_choice.BF16)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("channels", [1, 2, 3, 16, 24, 37, 48, 74, 80, 144, 1024])

@@ -70,6 +70,7 @@ from .simd import (
     i64,
     least,
     load,
+    opaque,
     prefetch,
 )
 from .sizes import LANES
@@ -201,6 +202,9 @@ def row_products(b, unit, instruction, rows, vectors, given):
         pixels = [b.bitcast(advance(b, first, given.x_step, r), I32.as_pointer()) for r in rows]
 
         def word(k, totals):
+            if vectors == 1 and len(rows) > 2:
+                # Unrolled by LLVM, it would load pixels before there are registers for them.
+                k = opaque(b, k)
             inputs = advance(b, weights, k, panel)
             if len(rows) == 1:
                 for j in range(vectors):

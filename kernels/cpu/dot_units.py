@@ -121,10 +121,9 @@ NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
 # 2 x 2 tiles of sums, two of pixels and two of weights: all eight registers.
 AMX_BF16, AMX_EMULATED_BF16 = Amx((16, 32), 32, 2), AmxEmulated((16, 32), 32, 2)
 AMX_INT8, AMX_EMULATED_INT8 = AmxInt8((16, 32), 64, 4), AmxInt8Emulated((16, 32), 64, 4)
-# 14 x 2 vectors of sums, two of weights and a pixel: 31 of 32 registers.
+# 14 x 2 vectors of sums, two of weights and up to two pixels: all 32 registers.
 AVX512_BF16, AVX512_EMULATED_BF16 = Avx512((1, 7, 14), 2, 2), Avx512Emulated((1, 7, 14), 2, 2)
-# 8 x 2, for the instruction can not read its pixel from memory, and LLVM loads many of them ahead.
-VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 4, 8), 4, 4), VnniEmulated((1, 4, 8), 4, 4)
+VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 7, 14), 4, 4), VnniEmulated((1, 7, 14), 4, 4)
 # 2 x 4 half vectors of sums at a time, four of weights and two pixels: 14 of 16 registers.
 AVXVNNI_INT8 = AvxVnni((1, 4, 8), 4, 4)
 

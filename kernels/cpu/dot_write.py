@@ -73,19 +73,20 @@ class Writer:
 
     for r < rows, c < channels <= BLOCK, in float32; f is the activation, if there is one. residual
     and y may each point to narrow numbers, to which y is then rounded. Rows of place -1 are written
-    to `spare`, and so may be those up to a whole GROUP. sums and bias are BLOCK wide; of residual
+    to `spare`, and so may be those up to a whole group. sums and bias are BLOCK wide; of residual
     and y nothing beyond `channels` is touched.
 
     Sums of codes are int32, and are multiplied by bias[BLOCK + c] first. Where y points to codes,
     the result is rounded to a whole number, halves to even ones, and zero_point is added.
     """
 
-    def __init__(self, b: Builder, arguments: Sequence[Value], activation: Any) -> None:
+    def __init__(self, b: Builder, arguments: Sequence[Value], activation: Any,
+                 group: int = GROUP) -> None:
         (self.sums, bias, self.residual, has_residual, self.y, self.places, self.spare, rows,
          channels, low, high, zero_point, residual_factor, *numbers) = arguments
-        self.b, self.activation = b, function_of(activation)
+        self.b, self.activation, self.group = b, function_of(activation), group
         self.numbers = [broadcast(b, number) for number in numbers]
-        self.groups = b.sdiv(b.add(rows, i64(GROUP - 1)), i64(GROUP))
+        self.groups = b.sdiv(b.add(rows, i64(group - 1)), i64(group))
         self.low, self.high, self.residual_factor = (
             broadcast(b, number) for number in (low, high, residual_factor))
         self.is_half = b.icmp_signed("<=", channels, i64(COLUMNS))
@@ -124,7 +125,7 @@ class Writer:
 
     def rows(self, group: Value, first: int, end: int, rows: Rows) -> None:
         """Write rows `first` to `end` of a group, of which there are two or a multiple of that."""
-        start = self.b.mul(group, i64(GROUP))
+        start = self.b.mul(group, i64(self.group))
         for r in range(first, end, 2):
             pair = [self.b.add(start, i64(r)), self.b.add(start, i64(r + 1))]
             if self.to_codes and CAN_PACK:
@@ -136,7 +137,7 @@ class Writer:
     def all_rows(self, first_group: Value, rows: Rows) -> None:
         """Write all groups from this one on."""
         def group(index: Value, _: list[Value]) -> list[Value]:
-            self.rows(self.b.add(first_group, index), 0, GROUP, rows)
+            self.rows(self.b.add(first_group, index), 0, self.group, rows)
             return []
         counted_loop(self.b, "group", self.b.sub(self.groups, first_group), [], group)
 
@@ -205,7 +206,7 @@ def write(b: Builder, activation: Any, arguments: list[Value]) -> None:
     function = function_of(activation)
 
     def all_rows(b: Builder, *values: Value) -> None:
-        writer = Writer(b, values, activation)
+        writer = Writer(b, values, activation, group=2)
         writer.either(lambda rows: writer.all_rows(i64(0), rows))
 
     name = "write_block" if function is None else f"write_block_{function.py_func.__name__}"

@@ -25,6 +25,8 @@ MAKE_PLANES = Kernel("dot_conv", "make_planes")
 PASS_BYTES = 1024 * 1024
 FEW_MORE = 1.25         # so many times the steps are taken before channels are padded
 APART = 1.2             # how much work an image in planes must save
+ALONE = 4               # a pixel multiplied alone takes as long as so many that are multiplied
+                        # together, for its sums wait for each other
 EVEN = 1.05             # the longest share of work by the shortest, where it is not cut further
 WORTH = 2               # bytes of weights that every thread may read so that it finds a byte of
                         # activations in its own cache
@@ -122,7 +124,7 @@ def planes_if_faster(p: ConvGeometry, groups: int, unit: Unit) -> Planes | None:
     planes = cut_planes(p, unit)
 
     def work(image: ConvGeometry, taps: Taps) -> int:
-        return cut_tiles(1, image, unit).computed(unit).sum() * len(taps.starts) * taps.steps
+        return cut_tiles(1, image, unit).work(unit) * len(taps.starts) * taps.steps
 
     better = work(p, cut_taps(p, unit)) > APART * work(planes.image, planes.taps)
     return planes if better else None
@@ -149,6 +151,10 @@ class Cut(NamedTuple):
         """Pixels that the micro-kernel for each of these tiles computes."""
         sizes = np.array(unit.sizes)
         return sizes[np.searchsorted(sizes, self.rows)]
+
+    def work(self, unit: Unit) -> int:
+        """The time of all tiles, in that of a pixel."""
+        return int(np.maximum(self.computed(unit), ALONE).sum())
 
 
 def cut_rows(batch: int, g: ConvGeometry, unit: Unit) -> Cut:
@@ -177,12 +183,12 @@ def cut_images(batch: int, g: ConvGeometry, unit: Unit) -> Cut | None:
 
 
 def cut_tiles(batch: int, g: ConvGeometry, unit: Unit) -> Cut:
-    """The way that computes least of a padded image."""
+    """The way that takes the least time of a padded image."""
     if (g.kernel_height, g.kernel_width, g.stride_height, g.stride_width) == (1, 1, 1, 1):
         # Every pixel stands alone: all images are one.
         batch, g = 1, g._replace(height=batch * g.height, out_height=batch * g.out_height)
     rows, images = cut_rows(batch, g, unit), cut_images(batch, g, unit)
-    if images and images.computed(unit).sum() <= rows.computed(unit).sum():
+    if images and images.work(unit) <= rows.work(unit):
         return images
     return rows
 
