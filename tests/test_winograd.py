@@ -4,8 +4,10 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
+from bf16_checks import prepare_stored, run_stored
 from checks import EPS, assert_exact, assert_within, integers, normal, prepare, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,11 +110,20 @@ def test_the_output_may_be_a_part_of_another(tile, problem, gap, seed):
 
 
 @both_tiles
-def test_what_sweeps_over_the_whole_output_is_not_strided(tile):
-    for activation, strided in ((ops.Relu(), True), (ops.Silu(), False)):
-        op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
-        inputs = arrays(normal, op, 1, 4, 5, 3, 6)
-        assert prepare(op, inputs, WEIGHTS, tile=tile).strided == strided
+@pytest.mark.parametrize("narrow", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 9, 14, 37, BLOCK + 13), (1, 16, 16, 2 * LANES, 2 * BLOCK)])
+def test_what_is_stored_in_bfloat16_is_rounded_and_else_the_same(tile, narrow, shape):
+    """Of x, the residual and y each."""
+    op = Conv2d(padding=(1, 1, 1, 1), activation=ops.Relu())
+    given = [array.astype(ml_dtypes.bfloat16).astype(np.float32)
+             for array in arrays(normal, op, *shape, residual=True)]
+    expected = run(op, *given, weights=WEIGHTS, tile=tile)
+    stored = [array.astype(ml_dtypes.bfloat16) if i in (0, 3) and narrow[i // 3] else array
+              for i, array in enumerate(given)]
+    dtype = "bfloat16" if narrow[2] else "float32"
+    found = run_stored(op, stored, dtype, tile=tile)
+    np.testing.assert_array_equal(found, expected.astype(found.dtype))
+    assert prepare_stored(op, stored, dtype, tile=tile).kernel.startswith(f"winograd_{tile}x{tile}")
 
 
 @both_tiles
@@ -137,15 +148,15 @@ def test_the_matrices_are_winograds_identity_exactly(tile):
 
 
 @both_tiles
-@pytest.mark.parametrize("activation", [ops.Sigmoid(), ops.Tanh(), ops.Relu(),
-                                        ops.Clip(0.0, 6.0)])
+@pytest.mark.parametrize("activation", [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.Gelu(),
+                                        ops.Relu(), ops.Clip(0.0, 6.0)])
 def test_fused_activations(tile, activation):
     op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
     inputs = arrays(normal, op, 2, 6, 9, 8, 20, residual=True)
     name = prepare(op, inputs, WEIGHTS, tile=tile).kernel
     assert name.endswith(f"_{activation.kind.lower()}")
-    # No activation's slope exceeds 1; sigmoid and tanh round a few times more.
-    assert_within(error_bound(PADDED, tile, *inputs) + 4e-7, op, *inputs, weights=WEIGHTS,
+    # No activation's slope exceeds 1.13, GELU's; some round a few times more.
+    assert_within(1.13 * error_bound(PADDED, tile, *inputs) + 1e-6, op, *inputs, weights=WEIGHTS,
                   tile=tile)
 
 
@@ -254,11 +265,12 @@ def test_winograd_is_not_chosen_for_other_windows():
         assert winograd.choose(op, (64, *kernel, 64), (56, 56)) == 0
 
 
-def chosen(inputs) -> str:
+def chosen(inputs, dtype="float32") -> str:
     """The kernel that the CPU's `prepare` takes by itself."""
     specs = [TensorSpec(array.shape) for array in inputs]
     output = TensorSpec(PADDED.output_shape(inputs[0].shape, inputs[1].shape))
-    return backend.prepare(PADDED, specs, output, [None, *inputs[1:]], Options(1)).kernel
+    return backend.prepare(PADDED, specs, output, [None, *inputs[1:]],
+                           Options(1, dtype)).kernel
 
 
 def test_an_environment_variable_keeps_to_the_direct_kernel(monkeypatch):
@@ -269,6 +281,17 @@ def test_an_environment_variable_keeps_to_the_direct_kernel(monkeypatch):
     monkeypatch.setenv("CNN_WINOGRAD", "off")
     with pytest.raises(ValueError, match="CNN_WINOGRAD is 'off'; it must be 0 or 1"):
         chosen(inputs)
+
+
+@pytest.mark.parametrize(("unit", "size", "kernel"), [
+    ("avx512_emulated", 16, "winograd_4x4_3x3_f32"), ("amx_emulated", 16, "conv2d_3x3_bf16_amx"),
+    ("avx512_emulated", 14, "conv2d_3x3_bf16_avx512")])     # a map for tiles of 2
+def test_winograd_is_chosen_where_it_is_faster_than_bfloat16(monkeypatch, unit, size, kernel):
+    monkeypatch.setenv("CNN_BF16", unit)
+    inputs = arrays(normal, PADDED, 1, size, size, 64, 64)
+    assert chosen(inputs, "bfloat16").startswith(kernel)
+    monkeypatch.setenv("CNN_WINOGRAD", "0")
+    assert chosen(inputs, "bfloat16").startswith("conv2d_3x3_bf16")
 
 
 def test_a_second_process_compiles_nothing():

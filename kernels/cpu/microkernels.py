@@ -53,6 +53,7 @@ from .sizes import (
     NARROW_ROWS,
     TILE_ROWS,
 )
+from .traced import activate, function_of
 from .winograd_matrices import Matrix
 
 # Pixels that are reached from one pointer, at up to 4 steps from it: an instruction adds these by
@@ -280,7 +281,7 @@ def _transform(matrices: dict[int, Matrix], tile: Any, arguments: Any):
 
         def vector(index, _):
             first, target = advance(b, x, index, LANES), advance(b, y, index, LANES)
-            vectors = [load(b, advance(b, first, x_step, k)) for k in range(len(matrix[0]))]
+            vectors = [load_wide(b, advance(b, first, x_step, k)) for k in range(len(matrix[0]))]
             for i, total in enumerate(combine(b, matrix, vectors)):
                 store(b, total, advance(b, target, y_step, i))
             return []
@@ -297,7 +298,7 @@ def winograd_input(typingctx, tile, arguments):
 
     y[i*y_step + c] = sum over k of B^T[i, k] * x[k*x_step + c]
 
-    for c < length, a multiple of LANES; B^T is that of F(tile, 3).
+    for c < length, a multiple of LANES; B^T is that of F(tile, 3). x may point to bfloat16.
     """
     return _transform(winograd_matrices.INPUT, tile, arguments)
 
@@ -309,15 +310,16 @@ def winograd_output(typingctx, tile, arguments):
 
 
 @intrinsic(prefer_literal=True)
-def winograd_pixels(typingctx, tile, arguments):
-    """arguments: (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low,
-    high)
+def winograd_pixels(typingctx, tile, activation, arguments):
+    """arguments: (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low, high,
+    of, by)
 
-    y[j*y_step + c] = clip(sum over k of A^T[j, k] * x[k*x_step + c]
-                               + bias[c] + residual[j*residual_step + c], low, high)
+    y[j*y_step + c] = clip(f(sum over k of A^T[j, k] * x[k*x_step + c]
+                                 + bias[c] + residual[j*residual_step + c], of, by), low, high)
 
-    for j < pixels <= tile, c < channels. x and bias are padded to whole vectors; of residual and
-    y nothing beyond `channels` is touched.
+    for j < pixels <= tile, c < channels; f is the activation, a function of scalar.py, or there is
+    none. x and bias are padded to whole vectors; of residual and y nothing beyond `channels` is
+    touched, and each may point to bfloat16.
     """
     sizes = literal_ints(tile)
     if sizes is None:
@@ -325,9 +327,9 @@ def winograd_pixels(typingctx, tile, arguments):
     matrix = winograd_matrices.OUTPUT[sizes[0]]
 
     def codegen(context, b, sig, args):
-        (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low,
-         high) = cgutils.unpack_tuple(b, args[1])
-        low, high = broadcast(b, low), broadcast(b, high)
+        (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels,
+         *numbers) = cgutils.unpack_tuple(b, args[2])
+        low, high, *numbers = (broadcast(b, number) for number in numbers)
 
         def vector(index, _):
             c = b.mul(index, i64(LANES))
@@ -340,9 +342,10 @@ def winograd_pixels(typingctx, tile, arguments):
                 for j, total in enumerate(totals):
                     with b.if_then(b.icmp_signed("<", i64(j), pixels)):
                         other = b.gep(advance(b, residual, residual_step, j), [c])
-                        value = b.fadd(b.fadd(total, start), load(b, other, mask))
-                        store(b, clip(b, value, low, high),
-                              b.gep(advance(b, y, y_step, j), [c]), mask)
+                        value = b.fadd(b.fadd(total, start), load_wide(b, other, mask))
+                        value = activate(b, function_of(activation), value, *numbers)
+                        store_narrow(b, clip(b, value, low, high),
+                                     b.gep(advance(b, y, y_step, j), [c]), mask)
 
             full = b.icmp_signed(">", left, i64(LANES))
             _full_or_masked(b, b.select(full, i64(LANES), left), write)
@@ -352,4 +355,4 @@ def winograd_pixels(typingctx, tile, arguments):
         counted_loop(b, "vector", vectors, [], vector)
         return context.get_dummy_value()
 
-    return types.void(tile, arguments), codegen
+    return types.void(tile, activation, arguments), codegen

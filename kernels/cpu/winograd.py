@@ -1,4 +1,5 @@
-"""Winograd convolution: 3x3 windows of stride 1 with fewer multiplications, NHWC float32.
+"""Winograd convolution: 3x3 windows of stride 1 with fewer multiplications, NHWC, in float32. Its
+input, residual and output may each be stored in bfloat16.
 
 F(m x m, 3x3), m being 2 or 4, computes tiles of m x m outputs by the identity that stands in
 `winograd_matrices.py`. Its product is elementwise over the P = (m + 2)^2 positions of a
@@ -35,29 +36,31 @@ from .sizes import BLOCK, HALF_ROWS, LANES
 
 
 @kernel
-def winograd2d(x, weight, bias, zeros, residual, y, y_step, scratch, transformed, ends, geometry,
-               low, high, threads):
+def winograd2d(x, weight, bias, zeros, residual, residual_step, y, y_step, scratch, transformed,
+               ends, geometry, activation, low, high, a, b, threads):
     """Every group of output channels of every block of tiles, shared among the threads.
 
-    x, y, residual: flat NHWC (residual may be empty), y_step floats from pixel to pixel of y;
-    weight: packed by `pack` of host/winograd.py; bias: padded to whole vectors; zeros: g.group of
-    them; scratch: threads * ends[-1] floats; transformed: where each thread keeps which block it
-    has transformed; geometry: WinogradGeometry's numbers.
+    x, y, residual: flat NHWC, float32 or bfloat16, so many numbers from pixel to pixel of y and
+    residual, which is one pixel of zeros, with step 0, where there is none; weight: packed by
+    `pack` of host/winograd.py; bias: padded to whole vectors; zeros: g.group of them; scratch:
+    threads * ends[-1] floats; transformed: where each thread keeps which block it has transformed;
+    geometry: WinogradGeometry's numbers; activation, low, high, a, b: as of `winograd_pixels`.
     """
     g = WinogradGeometry(*geometry)
     groups = -(-g.out_channels // g.group)
     for thread in range(threads):
         transformed[thread] = -1
+    # Of a tuple that begins with a function Numba would make one of functions.
     parallel_for(winograd_units, -(-g.tiles // g.block_tiles) * groups, threads, (
-        x, weight, bias, zeros, residual, y, y_step, scratch, transformed, ends, groups, g, low,
-        high))
+        x, weight, bias, zeros, residual, residual_step, y, y_step, scratch, transformed, ends,
+        groups, g, activation, (low, high, a, b)))
 
 
-@njit()
-def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residual, y, y_step,
-                   scratch, transformed, ends, groups, g, low, high):
+@njit(keep=False)       # it may be compiled for a function
+def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residual, residual_step, y,
+                   y_step, scratch, transformed, ends, groups, g, activation, numbers):
     own = scratch[thread * ends[3]:(thread + 1) * ends[3]]
-    patch, lines = own[:ends[0]], own[ends[0]:ends[1]]
+    patch, lines = own[:ends[0]].view(x.dtype), own[ends[0]:ends[1]]
     inputs, products = own[ends[1]:ends[2]], own[ends[2]:]
     for unit in range(first_unit, end_unit):
         first_tile, channel = unit // groups * g.block_tiles, unit % groups * g.group
@@ -66,8 +69,8 @@ def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residua
             transform_inputs(x, patch, lines, inputs, first_tile, tiles, g)
             transformed[thread] = first_tile
         multiply(inputs, weight, zeros, products, channel, tiles, g)
-        transform_outputs(products, lines, bias, zeros, residual, y, y_step, first_tile, tiles,
-                          channel, g, low, high)
+        transform_outputs(products, lines, bias, residual, residual_step, y, y_step, first_tile,
+                          tiles, channel, g, activation, numbers)
 
 
 @njit(inline="always")
@@ -142,9 +145,9 @@ def panel_offset(position, channel, g):
 
 
 @njit(inline="always")
-def transform_outputs(products, lines, bias, zeros, residual, y, y_step, first_tile, tiles, channel,
-                      g, low, high):
-    """y = clip(A^T products A + bias + residual, low, high) for one group of one block."""
+def transform_outputs(products, lines, bias, residual, residual_step, y, y_step, first_tile, tiles,
+                      channel, g, activation, numbers):
+    """y = clip(f(A^T products A + bias + residual)) for one group of one block."""
     reach = g.tile + 2
     channels = min(g.group, g.out_channels - channel)
     length = -(-channels // LANES) * LANES
@@ -157,13 +160,11 @@ def transform_outputs(products, lines, bias, zeros, residual, y, y_step, first_t
                                  reach * g.group, length))
         for i in range(min(g.tile, g.out_height - row)):    # A^T products, each row times A
             pixel = (image * g.out_height + row + i) * g.out_width + column
-            added, added_step = at(zeros, 0), 0
-            if len(residual) > 0:
-                added = at(residual, pixel * g.out_channels + channel)
-                added_step = g.out_channels
-            write_pixels(g.tile, (at(lines, i * reach * g.group), g.group, at(bias, channel),
-                                  added, added_step, at(y, pixel * y_step + channel), y_step,
-                                  min(g.tile, g.out_width - column), channels, low, high))
+            write_pixels(g.tile, activation, (
+                at(lines, i * reach * g.group), g.group, at(bias, channel),
+                at(residual, pixel * residual_step + channel), residual_step,
+                at(y, pixel * y_step + channel), y_step, min(g.tile, g.out_width - column),
+                channels, *numbers))
 
 
 @njit(inline="always")
@@ -192,8 +193,8 @@ def output_pass(tile, arguments):
 
 
 @njit(inline="always")
-def write_pixels(tile, arguments):
+def write_pixels(tile, activation, arguments):
     if tile == 4:
-        winograd_pixels(4, arguments)
+        winograd_pixels(4, activation, arguments)
     else:
-        winograd_pixels(2, arguments)
+        winograd_pixels(2, activation, arguments)

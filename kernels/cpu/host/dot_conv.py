@@ -15,7 +15,7 @@ from ...step import Array, Options, Step, weight_and_bias
 from ..dot_units import BLOCK, COLUMNS, GROUP, Unit
 from ..geometry import ConvGeometry
 from ..launch import Kernel, Launch, flat_bits
-from . import conv, depthwise
+from . import conv, depthwise, winograd
 from .numbers import Numbers, numbers_of, unit_for
 
 CONV2D, MAKE_IMAGE = Kernel("dot_conv", "conv2d"), Kernel("dot_conv", "make_image")
@@ -361,6 +361,13 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     return Step(name + numbers.suffix, bind, int(ends[2]), not has_residual)
 
 
+def winograd_is_faster(op: Conv2d, weight: Array, map_size: Pair, unit: Unit) -> bool:
+    """Vectors of bfloat16 multiply twice as fast as those of float32. F(4 x 4, 3x3) multiplies four
+    times less, and rounds no weight; F(2 x 2) takes as long as they do."""
+    return (not unit.has_tiles and not unit.is_int8
+            and winograd.choose(op, weight.shape, map_size) == 4)
+
+
 def of_blocks(row: Array, blocks: Array) -> Array:
     """(O,) -> [blocks, BLOCK], padded with zeros."""
     result = np.zeros((len(blocks), BLOCK), np.float32)
@@ -371,16 +378,19 @@ def of_blocks(row: Array, blocks: Array) -> Array:
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options, unit: Unit | None = None) -> Step:
-    """A depthwise convolution by its own kernel, any other by the unit: None asks for `unit_for`.
-    Where there is none for numbers that float32 has to multiply, conv.py does."""
+    """A depthwise convolution by its own kernel, any other by the unit: None asks for `unit_for`,
+    or for Winograd's algorithm. Where there is no unit for numbers that float32 has to multiply,
+    conv.py does."""
     weight, bias = weight_and_bias(op.kind, weights)
     n, h, w, c = known(inputs[0].shape)
     _, out_h, out_w, out_c = known(output.shape)
     if depthwise.fits(op, weight.shape, c) and len(inputs) < 4:
         return depthwise.prepare_depthwise(op, inputs, output, weight, bias, options)
-    unit = unit or unit_for(inputs[0], weight, options)
+    asked, unit = unit, unit or unit_for(inputs[0], weight, options)
     if unit is None:
         return conv.prepare_conv2d(op, inputs, output, weights, options)
+    if asked is None and winograd_is_faster(op, weight, (out_h, out_w), unit):
+        return winograd.prepare_winograd(op, inputs, output, weight, bias, options, 4)
     kh, kw, per_group = weight.shape[1:]
     top, left, bottom, right = op.padding
     g = ConvGeometry(h, w, c, out_h, out_w, out_c, kh, kw, *op.stride, top, left, *op.dilation,

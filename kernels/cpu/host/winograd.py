@@ -11,10 +11,10 @@ from ...memory import aligned
 from ...ops import Conv2d, Pair, TensorSpec, known
 from ...step import Array, Options, Step
 from ..geometry import WinogradGeometry
-from ..launch import Kernel, Launch
+from ..launch import Kernel, Launch, flat_bits
 from ..sizes import BLOCK, GRID_ROWS, HALF_ROWS, LANES, TILE_ROWS
 from ..winograd_matrices import WEIGHT
-from .epilogue import epilogue, is_clip
+from .epilogue import epilogue, in_registers
 
 WINOGRAD2D = Kernel("winograd", "winograd2d")
 
@@ -91,7 +91,8 @@ def cut_blocks(tiles: int, blocks: int) -> tuple[int, int]:
 
 def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
                      bias: Array | None, options: Options, tile: int) -> Step:
-    """Step of F(tile x tile, 3x3); inputs x, weight (O, 3, 3, C), [bias, [residual]].
+    """Step of F(tile x tile, 3x3); inputs x, weight (O, 3, 3, C), [bias, [residual]]; x, residual
+    and output in float32 or bfloat16.
 
     ValueError for a convolution that is no 3x3 of stride 1, and a tile that is not 2 or 4.
     """
@@ -119,17 +120,22 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     packed_bias = np.zeros(out_depth, np.float32)
     if bias is not None:
         packed_bias[:out_channels] = bias
-    zeros, geometry = np.zeros(group, np.float32), tuple(g)
-    low, high, finish, suffix = epilogue(op.activation)
+    zeros, no_residual = np.zeros(group, np.float32), np.zeros(out_channels, np.float32)
+    geometry = tuple(g)
+    low, high, _, suffix = epilogue(op.activation)
+    activation, a, b = in_registers(op.activation, output.dtype)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        x, (flat, y_step) = arrays[0].reshape(-1), flat_pixels(y)
-        residual = arrays[3].reshape(-1) if len(arrays) > 3 else np.empty(0, np.float32)
+        memory, y_step = flat_pixels(y)
+        residual, residual_step = no_residual, 0
+        if len(arrays) > 3:
+            residual, residual_step = flat_bits(arrays[3]), out_channels
         scratch = workspace[:4 * floats].view(np.float32)
         transformed = np.empty(options.threads, np.int64)
         return [WINOGRAD2D.bind(
-            x, packed, packed_bias, zeros, residual, flat, y_step, scratch, transformed, ends,
-            geometry, low, high, options.threads), *finish(flat, options.threads)]
+            flat_bits(arrays[0]), packed, packed_bias, zeros, residual, residual_step,
+            flat_bits(memory), y_step, scratch, transformed, ends, geometry, activation, low, high,
+            a, b, options.threads)]
 
     name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
-    return Step(name + suffix, bind, 4 * floats, is_clip(op.activation))
+    return Step(name + suffix, bind, 4 * floats, strided=True)
