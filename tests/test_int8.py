@@ -114,7 +114,7 @@ def test_a_linear_layer_of_few_samples_takes_the_vectors_of_its_cpu(monkeypatch)
     monkeypatch.setenv("CNN_INT8", "amx_emulated")
     weight = np.arange(15, dtype=np.float32).reshape(3, 5)
     for samples, kernel in ((1, "linear_int8_vnni_emulated_gemv"),
-                            (7, "linear_int8_vnni_emulated_14x32"),
+                            (7, "linear_int8_vnni_emulated_8x32"),
                             (8, "linear_int8_amx_emulated_32x32")):
         specs = [TensorSpec((samples, 5), grid=Grid(0.5, 3)), TensorSpec(weight.shape)]
         step = backend.prepare(Linear(), specs, TensorSpec((samples, 3)), [None, weight],

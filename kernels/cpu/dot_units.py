@@ -24,6 +24,7 @@ COLUMNS = 16                        # sums of a vector, or of a row of a tile
 BLOCK = 2 * COLUMNS                 # output channels of a micro-kernel
 GROUP = 8                           # rows of sums written in a step: 2 x 2 tiles hide about as many
 TILE_ROWS, TILE_WORDS = 16, 16      # 16 rows of at most 16 words are a tile of inputs
+SHORT = 256                         # inputs of 8 bits behind an output, no more of which are few
 STEP = 2 * TILE_WORDS               # inputs, bfloat16, of a step in products of computed matrices
 
 
@@ -66,6 +67,13 @@ class Unit(NamedTuple):
     def rows(self) -> int:
         """Pixels of its largest micro-kernel."""
         return self.sizes[-1]
+
+    def for_sums_of(self, terms: int) -> Unit:
+        """With the micro-kernels that are best for so many inputs. Vectors write sums between their
+        products; where these are few, a GROUP of rows is done with sooner than more of them."""
+        if self.has_tiles or not self.is_int8 or terms > SHORT:
+            return self
+        return self._replace(sizes=tuple(rows for rows in self.sizes if rows <= GROUP))
 
     @property
     def name(self) -> str:
@@ -123,7 +131,7 @@ AMX_BF16, AMX_EMULATED_BF16 = Amx((16, 32), 32, 2), AmxEmulated((16, 32), 32, 2)
 AMX_INT8, AMX_EMULATED_INT8 = AmxInt8((16, 32), 64, 4), AmxInt8Emulated((16, 32), 64, 4)
 # 14 x 2 vectors of sums, two of weights and up to two pixels: all 32 registers.
 AVX512_BF16, AVX512_EMULATED_BF16 = Avx512((1, 7, 14), 2, 2), Avx512Emulated((1, 7, 14), 2, 2)
-VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 7, 14), 4, 4), VnniEmulated((1, 7, 14), 4, 4)
+VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 7, 8, 14), 4, 4), VnniEmulated((1, 7, 8, 14), 4, 4)
 # 2 x 4 half vectors of sums at a time, four of weights and two pixels: 14 of 16 registers.
 AVXVNNI_INT8 = AvxVnni((1, 4, 8), 4, 4)
 

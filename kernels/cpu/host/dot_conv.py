@@ -391,6 +391,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         return conv.prepare_conv2d(op, inputs, output, weights, options)
     if asked is None and winograd_is_faster(op, weight, (out_h, out_w), unit):
         return winograd.prepare_winograd(op, inputs, output, weight, bias, options, 4)
+    unit = unit.for_sums_of(weight[0].size)
     kh, kw, per_group = weight.shape[1:]
     top, left, bottom, right = op.padding
     g = ConvGeometry(h, w, c, out_h, out_w, out_c, kh, kw, *op.stride, top, left, *op.dilation,

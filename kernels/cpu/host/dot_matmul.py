@@ -40,6 +40,7 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     samples = count(inputs[0].shape[:-1])
     if samples < FEW:
         unit = VECTORS.get(type(unit), unit)
+    unit = unit.for_sums_of(features)
     g = ConvGeometry(samples, 1, features, samples, 1, len(weight), 1, 1, 1, 1, 0, 0, 1, 1,
                      features)
     numbers = numbers_of(unit, op.activation, inputs, output, weight, bias, options)
