@@ -1,5 +1,6 @@
 """Convolutions and Linear layers of 8 bits, by tiles and by vectors: exact where scales are powers
 of two, and within a code of the reference for others."""
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ from test_bf16_conv import WAYS
 
 from kernels import ops, reference
 from kernels.cpu.dot_units import BLOCK, COLUMNS, VNNI_EMULATED_INT8
-from kernels.cpu.host import dot_conv, dot_matmul
+from kernels.cpu.geometry import ConvGeometry
+from kernels.cpu.host import dot_conv, dot_matmul, unit_choice
 from kernels.ops import Conv2d, Grid, Linear
 from kernels.step import Options
 
@@ -85,6 +87,33 @@ def test_any_linear_layer_is_exact(unit, samples, features, outputs, seed):
         y, _ = run_prepared(dot_matmul.prepare_linear, Linear(quantise(OUT)), [given_x, *rest],
                             grids, OUT, unit=unit)
         np.testing.assert_array_equal(y, expected_codes(Linear(quantise(OUT)), [x, *rest], OUT))
+
+
+@pytest.mark.parametrize("unit", unit_choice.INT8.values(), ids=unit_choice.INT8)
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+@pytest.mark.parametrize("channels", [3, 5, 8, 64])
+def test_runs_that_are_no_whole_words_read_nothing_beyond_the_input(unit, channels, kernel):
+    """Their last word has inputs that are another pixel's, or nobody's."""
+    in_place = set()
+    for height, width, stride in itertools.product((3, 4, 9), range(3, 80), (1, 2)):
+        op = Conv2d((stride, stride))
+        out = op.output_shape((1, height, width, channels), (8, *kernel, channels))
+        g = ConvGeometry(height, width, channels, *out[1:], *kernel, *op.stride, 0, 0, 1, 1,
+                         channels)
+        image = dot_conv.lay_out(1, g, (0, 0), 1, unit, "uint8")
+        if image.phases is None:
+            assert image.geometry == g          # whose channels are not padded
+        assert image.taps.run % unit.together == 0
+        assert image.taps.inputs == len(image.taps.starts) * image.taps.run
+        in_place.add(image.in_place)
+        if not image.in_place:
+            continue
+        rows, _, offset, _ = image.tiles.table.T
+        assert (offset >= 0).all()
+        computed = np.array(unit.sizes)[np.searchsorted(unit.sizes, rows)]
+        end = offset + (computed - 1) * image.x_step + image.taps.span
+        assert end.max() <= height * width * channels
+    assert True in in_place
 
 
 @every_int8_unit

@@ -241,7 +241,7 @@ def load_some_words(b: Builder, pointer: Value, count: Value) -> Value:
     function = ir.FunctionType(WORDS, [address.type, I32, lanes, WORDS])
     masked = cgutils.get_or_insert_function(b.module, function,
                                             f"llvm.masked.load.v{COLUMNS}i32.p0")
-    return b.call(masked, [address, I32(2), mask, ir.Constant(WORDS, None)])
+    return b.call(masked, [address, I32(1), mask, ir.Constant(WORDS, None)])
 
 
 def fused(b: Builder, x: Value, y: Value, z: Value) -> Value:

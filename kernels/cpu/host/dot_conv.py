@@ -1,7 +1,7 @@
 """How an image is read and cut for dot_conv.py, and what it is called with."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -43,13 +43,23 @@ class Taps(NamedTuple):
     depth: int
 
     @property
+    def run(self) -> int:
+        """Inputs that are multiplied of a run; what lies beyond its end by zeros."""
+        return self.steps * self.depth
+
+    @property
+    def inputs(self) -> int:
+        """That are multiplied for an output."""
+        return len(self.starts) * self.run
+
+    @property
     def span(self) -> int:
         """How far behind the first input of a window its last one ends."""
-        return int(self.starts.max()) + self.steps * self.depth
+        return int(self.starts.max()) + self.run
 
 
 def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
-    """Those of an image whose runs are whole words."""
+    """Those of an image whose runs are whole words, or of codes."""
     lines = np.arange(g.kernel_height) * g.dilation_height * g.width * g.channels
     columns, length = np.arange(g.kernel_width) * g.dilation_width * g.channels, run(g)
     if length != g.per_group:           # a line is one run
@@ -58,11 +68,14 @@ def cut_taps(g: ConvGeometry, unit: Unit) -> Taps:
 
 
 def cut_runs(starts: Array, length: int, unit: Unit) -> Taps:
-    """Of runs that begin there, of whole words."""
+    """Of runs that begin there, of whole words, or of codes."""
+    if unit.is_int8:        # bfloat16 beyond a run might be NaN
+        length = padded(length, unit, lambda length: length)
     depth = step_depth(length, unit)
-    if unit.has_tiles:
-        return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
-    return Taps(starts, length // depth, depth)
+    if not unit.has_tiles:
+        return Taps(starts, length // depth, depth)
+    starts = (starts[:, None] + np.arange(0, length, depth)).ravel()
+    return Taps(starts, 1, depth)
 
 
 def run(g: ConvGeometry) -> int:
@@ -78,17 +91,25 @@ def step_depth(length: int, unit: Unit) -> int:
 
 
 def padded_channels(g: ConvGeometry, groups: int, unit: Unit) -> int:
-    """Channels that the image has for each group. Some are added where runs are no whole words, or
-    much fewer steps do for longer ones. It looks at the weights alone: no batch changes a bit."""
+    """Channels that the image has for each group. It looks at the weights alone: no batch changes a
+    bit."""
+    if unit.is_int8:        # whose runs are padded where they are multiplied
+        return g.per_group
+    return padded(g.per_group, unit, lambda channels: run(
+        g._replace(channels=channels * groups, per_group=channels)))
+
+
+def padded(size: int, unit: Unit, run_of: Callable[[int], int]) -> int:
+    """This many numbers, and some more where runs of them are no whole words, or where much fewer
+    steps do for longer ones."""
     steps = {}
     multiple = 1
     while multiple <= unit.depth:
-        channels = up_to(g.per_group, multiple)
-        length = run(g._replace(channels=channels * groups, per_group=channels))
+        length = run_of(up_to(size, multiple))
         if length % unit.together == 0:
-            steps[channels] = length // step_depth(length, unit)
+            steps[up_to(size, multiple)] = length // step_depth(length, unit)
         multiple *= 2
-    return next(channels for channels, count in sorted(steps.items())
+    return next(size for size, count in sorted(steps.items())
                 if count <= FEW_MORE * min(steps.values()))
 
 
@@ -255,10 +276,14 @@ def order_units(passes: int, tiles: int, by_tile: bool) -> Array:
     return np.stack([number, tile], axis=1)
 
 
-def pack(weight: Array, blocks: Array, channels: int, together: int) -> Array:
+def pack(weight: Array, blocks: Array, channels: int, runs: int, inputs: int,
+         together: int) -> Array:
     """Narrow (O, KH, KW, C) -> the blocks' panels [inputs / together, vectors * COLUMNS, together]
-    one after the other; padded with zeros to `channels` inputs a tap."""
-    rows = np.pad(weight, [(0, 0)] * 3 + [(0, channels - weight.shape[3])]).reshape(len(weight), -1)
+    one after the other; padded with zeros to `channels` a pixel, and so many inputs in all."""
+    rows = np.pad(weight, [(0, 0)] * 3 + [(0, channels - weight.shape[3])])
+    rows = rows.reshape(len(weight), runs, -1)
+    rows = np.pad(rows, [(0, 0)] * 2 + [(0, inputs // runs - rows.shape[2])])
+    rows = rows.reshape(len(weight), inputs)
     panels = []
     for channel, wanted, _ in blocks:
         panel = np.zeros((rows.shape[1] // together, up_to(wanted, COLUMNS), together), rows.dtype)
@@ -301,7 +326,8 @@ def lay_out(batch: int, g: ConvGeometry, end_padding: Pair, groups: int, unit: U
     cut, x_step = cut_tiles(batch, p, unit), p.stride_width * p.channels
     size = batch * p.height * p.width * p.channels
     back = beyond(cut, size - (groups - 1) * channels, taps.span, x_step, unit)
-    in_place &= bool((back * x_step <= cut.offset).all())
+    has_room = (back * x_step <= cut.offset) & (cut.rows + back <= cut.computed(unit))
+    in_place &= bool(has_room.all())
     tiles = tabulate(cut, back if in_place else 0 * back, p, unit)
     return Image(p, taps, tiles, x_step, size, phases, in_place)
 
@@ -316,19 +342,22 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     p, taps, tiles, x_step, size, phases, in_place = lay_out(batch, g, end_padding, groups, unit,
                                                              dtype)
     channels = p.per_group
-    blocks = cut_blocks(g.out_channels, groups, p.depth)
-    at_once = max(1, PASS_BYTES // (unit.itemsize * p.depth * BLOCK))
+    blocks = cut_blocks(g.out_channels, groups, taps.inputs)
+    at_once = max(1, PASS_BYTES // (unit.itemsize * taps.inputs * BLOCK))
     passes = cut_passes(len(blocks), groups, at_once, len(tiles.table), options.threads, channels)
     # Where pixels are parted, each thread reads in its own cache what it wrote there itself.
-    weight_bytes = unit.itemsize * up_to(g.out_channels, BLOCK) * p.depth
+    weight_bytes = unit.itemsize * up_to(g.out_channels, BLOCK) * taps.inputs
     moved = unit.itemsize * batch * (g.height * g.width * g.channels + g.out_height * g.out_width
                                      * g.out_channels)
     units = order_units(len(passes), len(tiles.table),
                         weight_bytes <= min(PASS_BYTES, moved * WORTH))
+    runs = p.depth // run(p)
     packed = options.pack(
-        numbers.weight, f"{unit.dtype} {channels} {groups} {together}", lambda w: pack(
+        numbers.weight, f"{unit.dtype} {channels} {taps.inputs} {groups} {together}",
+        lambda w: pack(
             merge(numbers.narrow(w).reshape(len(w), g.kernel_height, g.kernel_width, -1),
-                  groups * together, together), blocks, channels, unit.together))
+                  groups * together, together), blocks, channels, runs, taps.inputs,
+            unit.together))
     bias = np.stack([of_blocks(row, blocks) for row in numbers.rows], axis=1)
     bias = bias.reshape(len(blocks), -1)
     # Bytes of the image, of what is written for nothing and of all sums, in the workspace.
