@@ -2,7 +2,7 @@
 
     python profiling/compare_cpu.py --json cpu.json --plot cpu.svg
     python profiling/compare_cpu.py --networks resnet50 --cases 1x2 8x2 --peers onnxruntime
-    python profiling/compare_cpu.py --dtype bfloat16      # on a CPU that has it: Xeons from 2023 on
+    python profiling/compare_cpu.py --dtype bfloat16      # on a CPU that has it: AMX, AVX512_BF16
     python profiling/compare_cpu.py --dtype int8          # each network quantised first
 
 A case is a batch size and a number of threads: 8x2 is a batch of 8 on 2 threads. Each engine runs

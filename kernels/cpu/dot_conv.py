@@ -9,7 +9,8 @@ image itself. Where the inputs behind an output lie, as seen from its pixel, say
     With NHWC the KW * C inputs under one kernel line are contiguous, those of a group or of a
     dilated kernel in runs, and neighbouring output pixels lie stride * C apart. Each run is cut
     into even steps, of at most the unit's depth; the tiles of AMX are as narrow as these. So no
-    patch is gathered, and nothing is multiplied but what lies in the window.
+    patch is gathered, and little is multiplied but what lies in the window: of 8 bits some of what
+    lies behind a run, by zeros, where it is no whole words.
 
 Tiles end with their output row, or run on through the image where that fills them better: then they
 also compute what a window sees that leaves one image line for the next. That is not written, and
