@@ -24,7 +24,7 @@ COLUMNS = 16                        # sums of a vector, or of a row of a tile
 BLOCK = 2 * COLUMNS                 # output channels of a micro-kernel
 GROUP = 8                           # rows of sums written in a step: 2 x 2 tiles hide about as many
 TILE_ROWS, TILE_WORDS = 16, 16      # 16 rows of at most 16 words are a tile of inputs
-SHORT = 256                         # inputs of 8 bits behind an output, no more of which are few
+SHORT = 256                         # products of 8 bits: a sum of more of them is long
 STEP = 2 * TILE_WORDS               # inputs, bfloat16, of a step in products of computed matrices
 
 
@@ -69,8 +69,8 @@ class Unit(NamedTuple):
         return self.sizes[-1]
 
     def for_sums_of(self, terms: int) -> Unit:
-        """With the micro-kernels that are best for so many inputs. Vectors write sums between their
-        products; where these are few, a GROUP of rows is done with sooner than more of them."""
+        """With the micro-kernels that are best for sums of so many products. Vectors write sums
+        between their products, which wait for that, and the less the fewer rows there are."""
         if self.has_tiles or not self.is_int8 or terms > SHORT:
             return self
         return self._replace(sizes=tuple(rows for rows in self.sizes if rows <= GROUP))
