@@ -104,7 +104,7 @@ def test_runs_that_are_no_whole_words_read_nothing_beyond_the_input(unit, channe
         if image.phases is None:
             assert image.geometry == g          # whose channels are not padded
         assert image.taps.run % unit.together == 0
-        assert image.taps.inputs == len(image.taps.starts) * image.taps.run
+        assert image.taps.inputs >= kernel[0] * kernel[1] * channels
         in_place.add(image.in_place)
         if not image.in_place:
             continue
@@ -113,7 +113,7 @@ def test_runs_that_are_no_whole_words_read_nothing_beyond_the_input(unit, channe
         computed = np.array(unit.sizes)[np.searchsorted(unit.sizes, rows)]
         end = offset + (computed - 1) * image.x_step + image.taps.span
         assert end.max() <= height * width * channels
-    assert True in in_place
+    assert any(in_place)
 
 
 @every_int8_unit

@@ -110,6 +110,16 @@ def test_the_output_may_be_a_part_of_another(tile, problem, gap, seed):
 
 
 @both_tiles
+@pytest.mark.parametrize("activation", [ops.Relu(), ops.Silu()])
+def test_it_may_be_so_with_any_activation(tile, activation):
+    op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
+    inputs = arrays(normal, op, 1, 4, 5, 3, 6)
+    assert prepare(op, inputs, WEIGHTS, tile=tile).strided
+    whole, part = (run(op, *inputs, weights=WEIGHTS, tile=tile, gap=gap) for gap in (0, 5))
+    assert np.array_equal(whole, part)
+
+
+@both_tiles
 @pytest.mark.parametrize("narrow", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
 @pytest.mark.parametrize("shape", [(2, 9, 14, 37, BLOCK + 13), (1, 16, 16, 2 * LANES, 2 * BLOCK)])
 def test_what_is_stored_in_bfloat16_is_rounded_and_else_the_same(tile, narrow, shape):
@@ -148,15 +158,16 @@ def test_the_matrices_are_winograds_identity_exactly(tile):
 
 
 @both_tiles
-@pytest.mark.parametrize("activation", [ops.Sigmoid(), ops.Tanh(), ops.Silu(), ops.Gelu(),
-                                        ops.Relu(), ops.Clip(0.0, 6.0)])
-def test_fused_activations(tile, activation):
+@pytest.mark.parametrize(("activation", "slope", "slack"), [
+    (ops.Sigmoid(), 1, 4e-7), (ops.Tanh(), 1, 4e-7), (ops.Relu(), 1, 4e-7),
+    (ops.Clip(0.0, 6.0), 1, 4e-7), (ops.Silu(), 1.1, 1e-6), (ops.Gelu(), 1.13, 1e-6)])
+def test_fused_activations(tile, activation, slope, slack):
+    """slope: the steepest; slack: for what they round themselves."""
     op = Conv2d(padding=(1, 1, 1, 1), activation=activation)
     inputs = arrays(normal, op, 2, 6, 9, 8, 20, residual=True)
     name = prepare(op, inputs, WEIGHTS, tile=tile).kernel
     assert name.endswith(f"_{activation.kind.lower()}")
-    # No activation's slope exceeds 1.13, GELU's; some round a few times more.
-    assert_within(1.13 * error_bound(PADDED, tile, *inputs) + 1e-6, op, *inputs, weights=WEIGHTS,
+    assert_within(slope * error_bound(PADDED, tile, *inputs) + slack, op, *inputs, weights=WEIGHTS,
                   tile=tile)
 
 

@@ -42,9 +42,10 @@ def winograd2d(x, weight, bias, zeros, residual, residual_step, y, y_step, scrat
 
     x, y, residual: flat NHWC, float32 or bfloat16, so many numbers from pixel to pixel of y and
     residual, which is one pixel of zeros, with step 0, where there is none; weight: packed by
-    `pack` of host/winograd.py; bias: padded to whole vectors; zeros: g.group of them; scratch:
-    threads * ends[-1] floats; transformed: where each thread keeps which block it has transformed;
-    geometry: WinogradGeometry's numbers; activation, low, high, a, b: as of `winograd_pixels`.
+    `pack` of host/winograd.py; bias: padded to whole vectors; zeros: at least g.group of them;
+    scratch: threads * ends[-1] floats; transformed: where each thread keeps which block it has
+    transformed; geometry: WinogradGeometry's numbers; activation, low, high, a, b: as of
+    `winograd_pixels`.
     """
     g = WinogradGeometry(*geometry)
     groups = -(-g.out_channels // g.group)

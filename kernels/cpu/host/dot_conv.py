@@ -23,7 +23,7 @@ MAKE_PLANES = Kernel("dot_conv", "make_planes")
 
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
-FEW_MORE = 1.25         # so many times the steps are taken before channels are padded
+FEW_MORE = 1.25         # so many times the steps are taken before channels or runs are padded
 APART = 1.2             # how much work an image in planes must save
 ALONE = 4               # a pixel multiplied alone takes as long as so many that are multiplied
                         # together, for its sums wait for each other
@@ -72,10 +72,9 @@ def cut_runs(starts: Array, length: int, unit: Unit) -> Taps:
     if unit.is_int8:        # bfloat16 beyond a run might be NaN
         length = padded(length, unit, lambda length: length)
     depth = step_depth(length, unit)
-    if not unit.has_tiles:
-        return Taps(starts, length // depth, depth)
-    starts = (starts[:, None] + np.arange(0, length, depth)).ravel()
-    return Taps(starts, 1, depth)
+    if unit.has_tiles:
+        return Taps((starts[:, None] + np.arange(0, length, depth)).ravel(), 1, depth)
+    return Taps(starts, length // depth, depth)
 
 
 def run(g: ConvGeometry) -> int:

@@ -120,14 +120,13 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
     packed_bias = np.zeros(out_depth, np.float32)
     if bias is not None:
         packed_bias[:out_channels] = bias
-    zeros, no_residual = np.zeros(group, np.float32), np.zeros(out_channels, np.float32)
-    geometry = tuple(g)
+    zeros, geometry = np.zeros(max(group, out_channels), np.float32), tuple(g)
     low, high, _, suffix = epilogue(op.activation)
     activation, a, b = in_registers(op.activation, output.dtype)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         memory, y_step = flat_pixels(y)
-        residual, residual_step = no_residual, 0
+        residual, residual_step = zeros, 0
         if len(arrays) > 3:
             residual, residual_step = flat_bits(arrays[3]), out_channels
         scratch = workspace[:4 * floats].view(np.float32)
