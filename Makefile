@@ -23,11 +23,11 @@ test-full: test test-portable test-slow
 # 64-bit ARM, which has registers as narrow and twice as many.
 PORTABLE := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py depthwise.py matmul.py \
 	attention.py pool.py elementwise.py softmax.py norm.py copy.py functional.py parallel.py \
-	traced.py int8_conv.py int8_values.py codes.py \
+	traced.py int8_conv.py int8_values.py int8_winograd.py codes.py \
 	executor.py)
 TILED := -q -m "not slow" $(addprefix tests/test_,conv.py winograd.py matmul.py attention.py norm.py)
 test-portable: $(VENV)/.installed-test
-	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= CNN_SIMD_LANES=8 $(BIN)/python -m pytest $(PORTABLE)
+	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2 CNN_SIMD_LANES=8 $(BIN)/python -m pytest $(PORTABLE)
 	NUMBA_CPU_NAME=nehalem NUMBA_CPU_FEATURES= CNN_SIMD_LANES=4 $(BIN)/python -m pytest $(PORTABLE)
 	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= CNN_SIMD_LANES=4 CNN_SIMD_REGISTERS=32 \
 		$(BIN)/python -m pytest $(TILED)

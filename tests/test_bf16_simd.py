@@ -228,8 +228,19 @@ def test_narrow_vectors_stay_in_registers_too(tmp_path):
     assert not [line for line in code.splitlines() if "ymm" in line and "%rsp" in line]
 
 
-def test_rows_are_packed_by_what_avx512_has_for_that(tmp_path):
-    features = "+amx-tile,+amx-int8,+avx512vnni,+avx512bw"
-    code = "\n".join(compiled("INT8", "amx", "sapphirerapids", features, tmp_path, lanes=16))
+def test_what_avx2_multiplies_stays_in_its_16_registers(tmp_path):
+    """6 x 2 of sums, two of weights, a pixel and products: LLVM would load all pixels first."""
+    blocks = compiled("INT8", "avx2", "haswell", "+avx2,+fma", tmp_path, lanes=8)
+    loops = [block for block in blocks if "vpmaddwd" in block]
+    assert any(loop.count("vpmaddwd") == 2 * 6 for loop in loops)
+    assert not [line for loop in loops for line in loop.splitlines()
+                if "ymm" in line and "%rsp" in line]
+
+
+@pytest.mark.parametrize(("unit", "cpu", "features", "lanes"), [
+    ("amx", "sapphirerapids", "+amx-tile,+amx-int8,+avx512vnni,+avx512bw", 16),
+    ("avx2", "haswell", "+avx2,+fma", 8)])
+def test_rows_are_packed_by_what_there_is_for_that(unit, cpu, features, lanes, tmp_path):
+    code = "\n".join(compiled("INT8", unit, cpu, features, tmp_path, lanes=lanes))
     assert "vpackuswb" in code
     assert "vpackssdw" in code

@@ -38,10 +38,14 @@ def store_narrow(b: Builder, value: Value, pointer: Value, mask: Value | None = 
 
 
 def store_code(b: Builder, value: Value, pointer: Value, mask: Value | None = None) -> None:
+    """LANES float32 as codes, see `nearest_code`."""
+    store_bits(b, nearest_code(b, value), pointer, mask)
+
+
+def nearest_code(b: Builder, value: Value) -> Value:
     """LANES float32, rounded to whole numbers, halves to even ones, from 0 to 255."""
     bounded = clip(b, value, splat(0), splat(255))
-    bits = b.bitcast(b.fadd(bounded, splat(ROUND)), INT_VECTOR)
-    store_bits(b, b.trunc(bits, CODES), pointer, mask)
+    return b.trunc(b.bitcast(b.fadd(bounded, splat(ROUND)), INT_VECTOR), CODES)
 
 
 def rounded(b: Builder, value: Value) -> Value:

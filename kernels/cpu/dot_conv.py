@@ -88,45 +88,48 @@ def size(unit, rows, channels):
 
 
 @kernel
-def make_image(x, image, batch, geometry, padded, inverse, zero_point, threads):
+def make_image(x, image, batch, geometry, padded, inverse, zero_point, outside, threads):
     """Copy x of this geometry into the middle of an image of the other one, which may also have
     more channels, for a whole batch; of both the numbers. inverse, zero_point: of codes, see
-    `narrow`; around them lies zero_point, around bfloat16 0."""
+    `narrow`; outside: every byte of what lies around them."""
     g, p = ConvGeometry(*geometry), ConvGeometry(*padded)
-    parallel_for(make_rows, batch * p.height, threads, (x, image, g, p, inverse, zero_point))
+    parallel_for(make_rows, batch * p.height, threads, (
+        x, image, g, p, inverse, zero_point, outside))
 
 
 @njit()
-def make_rows(thread, first_row, end_row, x, image, g, p, inverse, zero_point):
+def make_rows(thread, first_row, end_row, x, image, g, p, inverse, zero_point, outside):
     line, before = p.width * p.channels, g.left * p.channels
     for row in range(first_row, end_row):
         target, h = row * line, row % p.height - g.top
         if not 0 <= h < g.height:
-            fill(at(image, target), line, zero_point)
+            fill(at(image, target), line, outside)
             continue
         source = (row // p.height * g.height + h) * g.width * g.channels
         pixels, count, padded = g.width, g.channels, p.channels
         if count == padded:
             pixels, count, padded = 1, g.width * count, g.width * count
-        fill(at(image, target), before, zero_point)
+        fill(at(image, target), before, outside)
         for pixel in range(pixels):
             narrow(at(image, target + before + pixel * padded), at(x, source + pixel * count),
                    count, padded, inverse, zero_point)
         after = before + pixels * padded
-        fill(at(image, target + after), line - after, zero_point)
+        fill(at(image, target + after), line - after, outside)
 
 
 @kernel
-def make_planes(x, image, batch, geometry, planes, phases, inverse, zero_point, threads):
+def make_planes(x, image, batch, geometry, planes, phases, inverse, zero_point, outside,
+                threads):
     """Copy every stride-th pixel of x of this geometry, from each of the phases [.., 2] on, into a
     plane of an image; of the geometries the numbers, and the rest as of make_image."""
     g, p = ConvGeometry(*geometry), ConvGeometry(*planes)
     parallel_for(make_plane_rows, batch * p.height, threads, (
-        x, image, g, p, phases, inverse, zero_point))
+        x, image, g, p, phases, inverse, zero_point, outside))
 
 
 @njit()
-def make_plane_rows(thread, first_row, end_row, x, image, g, p, phases, inverse, zero_point):
+def make_plane_rows(thread, first_row, end_row, x, image, g, p, phases, inverse, zero_point,
+                    outside):
     rows = p.height // len(phases)
     for row in range(first_row, end_row):
         phase_row, phase_column = phases[row % p.height // rows]
@@ -139,4 +142,4 @@ def make_plane_rows(thread, first_row, end_row, x, image, g, p, phases, inverse,
                 narrow(target, at(x, (line + w) * g.channels), g.channels, p.channels, inverse,
                        zero_point)
             else:
-                fill(target, p.channels, zero_point)
+                fill(target, p.channels, outside)

@@ -27,6 +27,7 @@ from .simd import F32, I32, Builder, Value, apart, broadcast, counted_loop, i64
 I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
 SUMS, WORDS = ir.VectorType(F32, COLUMNS), ir.VectorType(I32, COLUMNS)
+HALF = ir.VectorType(I32, COLUMNS // 2)
 
 
 # ---- tiles ------------------------------------------------------------------------------------
@@ -191,14 +192,29 @@ def dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
 
 def dot_int8_by_halves(b: Builder, sums: Value, x: Value, w: Value) -> Value:
     """The same by two vectors of 256 bits."""
-    half = ir.VectorType(I32, COLUMNS // 2)
-    function = ir.FunctionType(half, [half] * 3)
-    callee = cgutils.get_or_insert_function(b.module, function, "llvm.x86.avx512.vpdpbusd.256")
+    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(HALF, [HALF] * 3),
+                                            "llvm.x86.avx512.vpdpbusd.256")
+    return in_halves(b, lambda *halves: b.call(callee, halves), sums, x, w)
 
+
+def dot_int16_by_halves(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    """sums + products of both places of the words, of whole numbers of 16 bits."""
+    pairs = ir.VectorType(ir.IntType(16), COLUMNS)
+    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(HALF, [pairs] * 2),
+                                            "llvm.x86.avx2.pmadd.wd")
+
+    def half(sums: Value, x: Value, w: Value) -> Value:
+        return b.add(sums, b.call(callee, [b.bitcast(x, pairs), b.bitcast(w, pairs)]))
+    return in_halves(b, half, sums, x, w)
+
+
+def in_halves(b: Builder, emit: Callable[..., Value], *vectors: Value) -> Value:
+    """emit of the lower halves, and of the upper ones."""
     def places(start: int, end: int) -> ir.Constant:
         return ir.Constant(ir.VectorType(I32, end - start), list(range(start, end)))
-    low, high = (b.call(callee, [b.shuffle_vector(vector, vector, places(start, start + 8))
-                                 for vector in (sums, x, w)]) for start in (0, 8))
+    half = COLUMNS // 2
+    low, high = (emit(*(b.shuffle_vector(vector, vector, places(start, start + half))
+                        for vector in vectors)) for start in (0, half))
     return b.shuffle_vector(low, high, places(0, COLUMNS))
 
 

@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .convert import load_bits, load_wide, rounded, store_bits, store_code
+from .convert import HALVES, load_bits, load_wide, nearest_code, rounded, store_bits
 from .dot_instructions import (
     BYTES,
     I8,
@@ -31,6 +31,7 @@ from .dot_instructions import (
     dot,
     dot_int8,
     dot_int8_by_halves,
+    dot_int16_by_halves,
     emulated_dot,
     emulated_dot_int8,
     load_words,
@@ -40,6 +41,7 @@ from .dot_units import (
     AMX_EMULATED_BF16,
     AMX_EMULATED_INT8,
     AMX_INT8,
+    AVX2_INT8,
     AVX512_BF16,
     AVX512_EMULATED_BF16,
     AVXVNNI_INT8,
@@ -68,9 +70,9 @@ from .simd import (
     first_lanes,
     fma,
     i64,
+    keep_order,
     least,
     load,
-    opaque,
     prefetch,
 )
 from .sizes import LANES
@@ -184,16 +186,21 @@ def tile_products(b, unit, tiles_with, rows, vectors, given, writer):
 
 def vector_products(b, unit, instruction, rows, vectors, given):
     """All sums stay in registers through both loops."""
-    row_products(b, unit, instruction, range(rows), vectors, given)
+    some_products(b, unit, instruction, range(rows), range(vectors), vectors, given)
 
 
-def products_by_pairs(b, unit, instruction, rows, vectors, given):
-    """The same where there are registers for two rows."""
-    for first in range(0, rows, 2):
-        row_products(b, unit, instruction, range(first, min(first + 2, rows)), vectors, given)
+def products_of(most_rows, most_vectors):
+    """The same where there are registers for the sums of so many at a time."""
+    def emit(b, unit, instruction, rows, vectors, given):
+        for j in range(0, vectors, most_vectors):
+            for i in range(0, rows, most_rows):
+                some_products(b, unit, instruction, range(i, min(i + most_rows, rows)),
+                              range(j, min(j + most_vectors, vectors)), vectors, given)
+    return emit
 
 
-def row_products(b, unit, instruction, rows, vectors, given):
+def some_products(b, unit, instruction, rows, columns, vectors, given):
+    """Of these rows, and of these vectors of a panel's."""
     panel = vectors * COLUMNS * unit.together
 
     def tap(t, carried):
@@ -202,33 +209,32 @@ def row_products(b, unit, instruction, rows, vectors, given):
         pixels = [b.bitcast(advance(b, first, given.x_step, r), I32.as_pointer()) for r in rows]
 
         def word(k, totals):
-            if vectors == 1 and len(rows) > 2:
-                # Unrolled by LLVM, it would load pixels before there are registers for them.
-                k = opaque(b, k)
             inputs = advance(b, weights, k, panel)
             if len(rows) == 1:
-                for j in range(vectors):
+                for j in columns:
                     prefetch(b, b.gep(inputs, [i64((AHEAD + j * COLUMNS) * unit.together)]))
             w_vectors = [load_words(b, advance(b, inputs, j * COLUMNS * unit.together))
-                         for j in range(vectors)]
+                         for j in columns]
             result = []
             for i, pointer in enumerate(pixels):
+                # LLVM would load pixels before there are registers for them.
+                keep_order(b)
                 pixel = b.load(b.gep(pointer, [k]))
                 pixel.align = unit.itemsize
                 x_word = broadcast_word(b, pixel)
-                result += [instruction(b, totals[i * vectors + j], x_word, w_vectors[j])
-                           for j in range(vectors)]
+                result += [instruction(b, totals[i * len(columns) + j], x_word, w)
+                           for j, w in enumerate(w_vectors)]
             return result
 
         totals = counted_loop(b, "word", given.steps, totals, word)
         return [advance(b, weights, given.steps, panel), *totals]
 
     kind = WORDS if unit.is_int8 else SUMS
-    start = [ir.Constant(kind, None)] * (len(rows) * vectors)
+    start = [ir.Constant(kind, None)] * (len(rows) * len(columns))
     _, *totals = counted_loop(b, "tap", given.count, [given.w, *start], tap)
     for i, total in enumerate(totals):
-        row, column = rows[i // vectors], i % vectors * COLUMNS
-        target = advance(b, given.sums, row * BLOCK + column)
+        row, column = rows[i // len(columns)], columns[i % len(columns)]
+        target = advance(b, given.sums, row * BLOCK + column * COLUMNS)
         b.store(total, b.bitcast(target, kind.as_pointer())).align = 4
 
 
@@ -246,7 +252,8 @@ MICRO_KERNELS: dict[type[Unit], tuple[Unit, Callable[..., None], Any]] = {
         (AVX512_BF16, vector_products, dot),
         (AVX512_EMULATED_BF16, vector_products, emulated_dot),
         (VNNI_INT8, vector_products, dot_int8),
-        (AVXVNNI_INT8, products_by_pairs, dot_int8_by_halves),
+        (AVXVNNI_INT8, products_of(2, 2), dot_int8_by_halves),
+        (AVX2_INT8, products_of(6, 1), dot_int16_by_halves),
         (VNNI_EMULATED_INT8, vector_products, emulated_dot_int8))}
 
 
@@ -291,22 +298,29 @@ def release(typingctx, unit):
 def narrow(typingctx, target, source, count, padded, inverse, zero_point):
     """target[i] = source[i] for i < count, 0 for count <= i < padded. target points to bfloat16, or
     to codes: those of float32 are source[i] * inverse + zero_point, rounded, from 0 to 255. What is
-    of target's type already stays as it is."""
+    of target's type already stays as it is. Of codes in int16 zero_point is taken off."""
+    is_int16 = target.dtype == types.int16
+
     def codegen(context, b, sig, args):
         target, source, count, padded, inverse, zero_point = args
-        wide, coded = source.type.pointee == F32, target.type.pointee == I8
+        wide, coded = source.type.pointee == F32, is_int16 or target.type.pointee == I8
         scaled, zero = broadcast(b, inverse), broadcast(b, b.sitofp(zero_point, F32))
+        zero_16 = broadcast(b, b.trunc(zero_point, HALVES.element), LANES)
 
         def move(c, among=None, within=None):
             """LANES numbers; of a part of them, with masks of those that there are to be read and
             to be written."""
-            pointer, place = b.gep(source, [c]), b.gep(target, [c])
+            pointer = b.gep(source, [c])
             if not wide:
-                store_bits(b, load_bits(b, pointer, among), place, within)
+                bits = load_bits(b, pointer, among)
             elif coded:
-                store_code(b, fma(b, load(b, pointer, among), scaled, zero), place, within)
+                bits = nearest_code(b, fma(b, load(b, pointer, among), scaled, zero))
             else:
-                store_bits(b, rounded(b, load(b, pointer, among)), place, within)
+                bits = rounded(b, load(b, pointer, among))
+            if is_int16:
+                bits = b.sub(b.zext(bits, HALVES), zero_16)
+                bits = bits if among is None else b.select(among, bits, ir.Constant(HALVES, None))
+            store_bits(b, bits, b.gep(target, [c]), within)
 
         def vector(index, _):
             move(b.mul(index, i64(LANES)))

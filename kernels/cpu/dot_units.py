@@ -7,6 +7,7 @@ products to wide sums. A Unit is an argument of kernels, and its class tells the
     AmxInt8         tdpbusd: tiles of 16 x 16 sums in int32, 64 products of uint8 and int8 to each
     Vnni            vpdpbusd: vectors of 16 sums in int32, four products to each
     AvxVnni         the same of 8 sums, two of which make one of ours
+    Avx2            vpmaddwd: vectors of 8 sums in int32, two products of int16 to each
     AmxEmulated,    the same tiles and vectors in plain LLVM, for CPUs without these instructions:
     ...             slow, and there for tests
 """
@@ -33,7 +34,7 @@ class Unit(NamedTuple):
 
     sizes     pixels of its micro-kernels, ascending
     depth     inputs that a step of these multiplies at most
-    together  inputs in a word: 2 of bfloat16, 4 of 8 bits
+    together  inputs in a word: 2 of bfloat16 or int16, 4 of 8 bits
     """
     sizes: tuple[int, ...]
     depth: int
@@ -55,12 +56,17 @@ class Unit(NamedTuple):
 
     @property
     def is_int8(self) -> bool:
-        """Of uint8 and int8, and int32 sums."""
-        return self.together == 4
+        """Of codes of 8 bits, and int32 sums."""
+        return isinstance(self, Int8)
+
+    @property
+    def speed(self) -> float:
+        """How many products it does in the time of one of float32's, at least."""
+        return SPEEDS.get(type(self), 4)
 
     @property
     def stored(self) -> str:
-        """The dtype of values that it reads as they are."""
+        """The dtype of what it multiplies with weights."""
         return "uint8" if self.is_int8 else "bfloat16"
 
     @property
@@ -102,29 +108,43 @@ class Avx512Emulated(Unit):
     """The same in what vectors there are."""
 
 
-class AmxInt8(Unit):
+class Int8(Unit):
+    """Of 8 bits."""
+
+
+class AmxInt8(Int8):
     """The tiles of AMX, of 8 bits."""
 
 
-class AmxInt8Emulated(Unit):
+class AmxInt8Emulated(Int8):
     """The same tiles in memory."""
 
 
-class Vnni(Unit):
+class Vnni(Int8):
     """The vectors of AVX512_VNNI."""
 
 
-class AvxVnni(Unit):
+class AvxVnni(Int8):
     """The vectors of AVX_VNNI, half as wide."""
 
 
-class VnniEmulated(Unit):
+class Avx2(Int8):
+    """The vectors of AVX2, which multiply 16 bits: codes less their zero point, and weights."""
+
+    @property
+    def stored(self) -> str:
+        return "int16"
+
+
+class VnniEmulated(Int8):
     """The same in what vectors there are."""
 
 
 NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
          Avx512Emulated: "avx512_emulated", AmxInt8: "amx", Vnni: "vnni", AvxVnni: "avxvnni",
-         AmxInt8Emulated: "amx_emulated", VnniEmulated: "vnni_emulated"}
+         Avx2: "avx2", AmxInt8Emulated: "amx_emulated", VnniEmulated: "vnni_emulated"}
+
+SPEEDS: dict[type[Unit], float] = {Avx512: 2, Avx512Emulated: 2, Avx2: 1.5}
 
 # 2 x 2 tiles of sums, two of pixels and two of weights: all eight registers.
 AMX_BF16, AMX_EMULATED_BF16 = Amx((16, 32), 32, 2), AmxEmulated((16, 32), 32, 2)
@@ -134,12 +154,15 @@ AVX512_BF16, AVX512_EMULATED_BF16 = Avx512((1, 7, 14), 2, 2), Avx512Emulated((1,
 VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 7, 8, 14), 4, 4), VnniEmulated((1, 7, 8, 14), 4, 4)
 # 2 x 4 half vectors of sums at a time, four of weights and two pixels: 14 of 16 registers.
 AVXVNNI_INT8 = AvxVnni((1, 4, 8), 4, 4)
+# 6 x 2 half vectors of sums, two of weights, a pixel and products: all 16 registers.
+AVX2_INT8 = Avx2((1, 3, 6), 2, 2)
 
 # What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
 # single samples are multiplied.
 NEEDS: dict[type[Unit], tuple[str, ...]] = {
     Amx: ("amx-tile", "amx-bf16", "avx512bf16"), Avx512: ("avx512bf16",),
-    AmxInt8: ("amx-tile", "amx-int8", "avx512vnni"), Vnni: ("avx512vnni",), AvxVnni: ("avxvnni",)}
+    AmxInt8: ("amx-tile", "amx-int8", "avx512vnni"), Vnni: ("avx512vnni",), AvxVnni: ("avxvnni",),
+    Avx2: ("avx2",)}
 
 
 def missing(unit: Unit) -> list[str]:

@@ -19,14 +19,15 @@ from .dot_instructions import I8
 from .dot_units import BLOCK, COLUMNS, GROUP
 from .packing import (
     CAN_PACK,
+    ROWS,
     add_saturated,
     broadcast_16,
-    first_bytes,
     greatest,
     nearest,
     pack_halves,
     pack_words,
-    store_bytes,
+    store_row,
+    which,
 )
 from .simd import (
     I32,
@@ -51,9 +52,10 @@ from .traced import activate, function_of
 
 
 class Column(NamedTuple):
-    """LANES outputs: the first of them, which there are, their biases and, of codes, factors."""
+    """LANES outputs: the first of them, which there are (None: all), their biases and, of codes,
+    factors."""
     first: Value
-    mask: Value
+    mask: Value | None
     bias: Value
     factor: Value | None
 
@@ -81,7 +83,9 @@ class Writer:
     """
 
     def __init__(self, b: Builder, arguments: Sequence[Value], activation: Any,
-                 group: int = GROUP) -> None:
+                 group: int = GROUP, maskless: bool = False) -> None:
+        """group: rows written together; maskless: whether blocks whose columns are all there are
+        written without masks, by code of their own."""
         (self.sums, bias, self.residual, has_residual, self.y, self.places, self.spare, rows,
          channels, low, high, zero_point, residual_factor, *numbers) = arguments
         self.b, self.activation, self.group = b, function_of(activation), group
@@ -89,7 +93,7 @@ class Writer:
         self.groups = b.sdiv(b.add(rows, i64(group - 1)), i64(group))
         self.low, self.high, self.residual_factor = (
             broadcast(b, number) for number in (low, high, residual_factor))
-        self.is_half = b.icmp_signed("<=", channels, i64(COLUMNS))
+        self.channels, self.maskless = channels, maskless
         self.add_residual = b.icmp_signed("!=", has_residual, i64(0))
         self.of_codes, self.to_codes = (
             pointer.type.pointee == kind for pointer, kind in ((self.sums, I32), (self.y, I8)))
@@ -99,7 +103,7 @@ class Writer:
         if self.to_codes and CAN_PACK:
             lowest = b.add(b.fptosi(low, I64), zero_point)
             self.zero_16, self.low_16 = (broadcast_16(b, number) for number in (zero_point, lowest))
-            self.mask_32 = first_bytes(b, channels)
+            self.some = which(b, channels)
         self.columns = [Column(i64(c), first_lanes(b, b.sub(channels, i64(c))),
                                load(b, b.gep(bias, [i64(c)])),
                                load(b, b.gep(bias, [i64(BLOCK + c)])) if self.of_codes else None)
@@ -114,25 +118,39 @@ class Writer:
                 with otherwise:
                     emit(Rows(columns, False))
 
-        if self.activation is None:
-            for_columns(self.columns)
-            return
-        with self.b.if_else(self.is_half) as (then, otherwise):
-            with then:
-                for_columns(self.columns[:COLUMNS // LANES])
-            with otherwise:
+        def first_that_holds(cases: list[tuple[Value, list[Column]]]) -> None:
+            if not cases:
                 for_columns(self.columns)
+                return
+            (condition, columns), *others = cases
+            with self.b.if_else(condition) as (then, otherwise):
+                with then:
+                    for_columns(columns)
+                with otherwise:
+                    first_that_holds(others)
+
+        first_that_holds(self._cases())
+
+    def _cases(self) -> list[tuple[Value, list[Column]]]:
+        """Columns that are written by code of their own, and when."""
+        half = self.columns[:COLUMNS // LANES]
+        if self.maskless:
+            return [(self.b.icmp_signed("==", self.channels, i64(LANES * len(columns))),
+                     [column._replace(mask=None) for column in columns])
+                    for columns in (self.columns, half)]
+        is_half = self.b.icmp_signed("<=", self.channels, i64(COLUMNS))
+        return [] if self.activation is None else [(is_half, half)]
 
     def rows(self, group: Value, first: int, end: int, rows: Rows) -> None:
         """Write rows `first` to `end` of a group, of which there are two or a multiple of that."""
         start = self.b.mul(group, i64(self.group))
-        for r in range(first, end, 2):
-            pair = [self.b.add(start, i64(r)), self.b.add(start, i64(r + 1))]
+        together = ROWS if self.to_codes and CAN_PACK else 1
+        for r in range(first, end, together):
+            some = [self.b.add(start, i64(r + i)) for i in range(together)]
             if self.to_codes and CAN_PACK:
-                self._packed(pair, rows)
+                self._packed(some, rows)
             else:
-                for row in pair:
-                    self._row(row, rows)
+                self._row(some[0], rows)
 
     def all_rows(self, first_group: Value, rows: Rows) -> None:
         """Write all groups from this one on."""
@@ -167,20 +185,21 @@ class Writer:
             values.append(activate(b, self.activation, value, *self.numbers))
         return y, values
 
-    def _packed(self, pair: list[Value], rows: Rows) -> None:
-        """Two rows to codes by what AVX-512 has for that. Numbers below `low` are found last, as
-        whole ones of 16 bits; above `high` first, or they might not fit."""
-        b, targets, halves = self.b, [], []
-        for row in pair:
+    def _packed(self, some: list[Value], rows: Rows) -> None:
+        """Rows to codes by what AVX-512 and AVX2 have for that. Numbers below `low` are found last,
+        as whole ones of 16 bits; above `high` first, or they might not fit."""
+        b, targets, words = self.b, list[Value](), list[Value]()
+        for row in some:
             y, values = self._values(row, rows)
             targets.append(y)
-            bounded = [b.select(b.fcmp_ordered(">", value, self.high), self.high, value)
-                       for value in values]
-            left, *rest = (nearest(b, value) for value in bounded)
-            codes = pack_words(b, left, *(rest or [left]))      # of which mask_32 leaves out half
-            halves.append(greatest(b, add_saturated(b, codes, self.zero_16), self.low_16))
+            found = [nearest(b, b.select(b.fcmp_ordered(">", value, self.high), self.high, value))
+                     for value in values]
+            words += found * (4 // (len(found) * ROWS))     # of which half are left out
+        halves = [greatest(b, add_saturated(b, pack_words(b, *pair), self.zero_16), self.low_16)
+                  for pair in (words[:2], words[2:])]
+        count = LANES * len(rows.columns) if rows.columns[0].mask is None else self.some
         for y, codes in zip(targets, pack_halves(b, *halves), strict=True):
-            store_bytes(b, codes, y, self.mask_32)
+            store_row(b, codes, y, count)
 
     def _scaled(self, sums: Value, column: Column) -> Value:
         """LANES sums with their bias, as float32."""
@@ -206,7 +225,7 @@ def write(b: Builder, activation: Any, arguments: list[Value]) -> None:
     function = function_of(activation)
 
     def all_rows(b: Builder, *values: Value) -> None:
-        writer = Writer(b, values, activation, group=2)
+        writer = Writer(b, values, activation, group=2, maskless=LANES < COLUMNS)
         writer.either(lambda rows: writer.all_rows(i64(0), rows))
 
     name = "write_block" if function is None else f"write_block_{function.py_func.__name__}"

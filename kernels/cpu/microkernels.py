@@ -298,7 +298,8 @@ def winograd_input(typingctx, tile, arguments):
 
     y[i*y_step + c] = sum over k of B^T[i, k] * x[k*x_step + c]
 
-    for c < length, a multiple of LANES; B^T is that of F(tile, 3). x may point to bfloat16.
+    for c < length, a multiple of LANES; B^T is that of F(tile, 3). x may point to bfloat16 or
+    codes.
     """
     return _transform(winograd_matrices.INPUT, tile, arguments)
 
@@ -312,14 +313,14 @@ def winograd_output(typingctx, tile, arguments):
 @intrinsic(prefer_literal=True)
 def winograd_pixels(typingctx, tile, activation, arguments):
     """arguments: (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels, low, high,
-    of, by)
+    factor, of, by)
 
-    y[j*y_step + c] = clip(f(sum over k of A^T[j, k] * x[k*x_step + c]
-                                 + bias[c] + residual[j*residual_step + c], of, by), low, high)
+    y[j*y_step + c] = clip(f(sum over k of A^T[j, k] * x[k*x_step + c] + bias[c]
+                                 + residual[j*residual_step + c] * factor, of, by), low, high)
 
     for j < pixels <= tile, c < channels; f is the activation, a function of scalar.py, or there is
     none. x and bias are padded to whole vectors; of residual and y nothing beyond `channels` is
-    touched, and each may point to bfloat16.
+    touched, and each may point to bfloat16 or codes.
     """
     sizes = literal_ints(tile)
     if sizes is None:
@@ -329,7 +330,7 @@ def winograd_pixels(typingctx, tile, activation, arguments):
     def codegen(context, b, sig, args):
         (x, x_step, bias, residual, residual_step, y, y_step, pixels, channels,
          *numbers) = cgutils.unpack_tuple(b, args[2])
-        low, high, *numbers = (broadcast(b, number) for number in numbers)
+        low, high, factor, *numbers = (broadcast(b, number) for number in numbers)
 
         def vector(index, _):
             c = b.mul(index, i64(LANES))
@@ -342,7 +343,7 @@ def winograd_pixels(typingctx, tile, activation, arguments):
                 for j, total in enumerate(totals):
                     with b.if_then(b.icmp_signed("<", i64(j), pixels)):
                         other = b.gep(advance(b, residual, residual_step, j), [c])
-                        value = b.fadd(b.fadd(total, start), load_wide(b, other, mask))
+                        value = fma(b, load_wide(b, other, mask), factor, b.fadd(total, start))
                         value = activate(b, function_of(activation), value, *numbers)
                         store_narrow(b, clip(b, value, low, high),
                                      b.gep(advance(b, y, y_step, j), [c]), mask)

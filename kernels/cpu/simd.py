@@ -60,6 +60,12 @@ def opaque(b: Builder, value: Value) -> Value:
     return b.call(same, [value])
 
 
+def keep_order(b: Builder) -> None:
+    """LLVM moves no load from after this to before it."""
+    nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True)
+    b.call(nothing, [])
+
+
 def load(b: Builder, pointer: Value, mask: Value | None = None) -> Value:
     """LANES floats, unaligned; lanes that the mask leaves out are 0 and are not touched."""
     address = b.bitcast(pointer, VECTOR.as_pointer())

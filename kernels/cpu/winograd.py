@@ -31,21 +31,21 @@ from .geometry import WinogradGeometry
 from .jit import kernel, njit
 from .microkernels import some_blocks, winograd_input, winograd_output, winograd_pixels
 from .parallel import parallel_for
-from .simd import at, clear, copy_numbers
+from .simd import at, copy_numbers, fill
 from .sizes import BLOCK, HALF_ROWS, LANES
 
 
 @kernel
 def winograd2d(x, weight, bias, zeros, residual, residual_step, y, y_step, scratch, transformed,
-               ends, geometry, activation, low, high, a, b, threads):
+               ends, geometry, outside, activation, low, high, residual_factor, a, b, threads):
     """Every group of output channels of every block of tiles, shared among the threads.
 
-    x, y, residual: flat NHWC, float32 or bfloat16, so many numbers from pixel to pixel of y and
-    residual, which is one pixel of zeros, with step 0, where there is none; weight: packed by
+    x, y, residual: flat NHWC, float32, bfloat16 or codes, so many numbers from pixel to pixel of y
+    and residual, which is one pixel of zeros, with step 0, where there is none; weight: packed by
     `pack` of host/winograd.py; bias: padded to whole vectors; zeros: at least g.group of them;
     scratch: threads * ends[-1] floats; transformed: where each thread keeps which block it has
-    transformed; geometry: WinogradGeometry's numbers; activation, low, high, a, b: as of
-    `winograd_pixels`.
+    transformed; geometry: WinogradGeometry's numbers; outside: every byte of what lies around x;
+    activation and the rest: as of `winograd_pixels`.
     """
     g = WinogradGeometry(*geometry)
     groups = -(-g.out_channels // g.group)
@@ -54,12 +54,12 @@ def winograd2d(x, weight, bias, zeros, residual, residual_step, y, y_step, scrat
     # Of a tuple that begins with a function Numba would make one of functions.
     parallel_for(winograd_units, -(-g.tiles // g.block_tiles) * groups, threads, (
         x, weight, bias, zeros, residual, residual_step, y, y_step, scratch, transformed, ends,
-        groups, g, activation, (low, high, a, b)))
+        groups, g, outside, activation, (low, high, residual_factor, a, b)))
 
 
 @njit(keep=False)       # it may be compiled for a function
 def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residual, residual_step, y,
-                   y_step, scratch, transformed, ends, groups, g, activation, numbers):
+                   y_step, scratch, transformed, ends, groups, g, outside, activation, numbers):
     own = scratch[thread * ends[3]:(thread + 1) * ends[3]]
     patch, lines = own[:ends[0]].view(x.dtype), own[ends[0]:ends[1]]
     inputs, products = own[ends[1]:ends[2]], own[ends[2]:]
@@ -67,7 +67,7 @@ def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residua
         first_tile, channel = unit // groups * g.block_tiles, unit % groups * g.group
         tiles = min(g.block_tiles, g.tiles - first_tile)
         if first_tile != transformed[thread]:
-            transform_inputs(x, patch, lines, inputs, first_tile, tiles, g)
+            transform_inputs(x, patch, lines, inputs, first_tile, tiles, g, outside)
             transformed[thread] = first_tile
         multiply(inputs, weight, zeros, products, channel, tiles, g)
         transform_outputs(products, lines, bias, residual, residual_step, y, y_step, first_tile,
@@ -75,11 +75,11 @@ def winograd_units(thread, first_unit, end_unit, x, weight, bias, zeros, residua
 
 
 @njit(inline="always")
-def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
+def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g, outside):
     """inputs[position, tile, channel] = B^T d B for `tiles` tiles from first_tile on.
 
     Tiles inside the image are read where they lie, those at its border and those of channels that
-    are no whole vectors from a copy between zeros.
+    are no whole vectors from a copy.
     """
     reach = g.tile + 2
     line = reach * g.depth
@@ -92,7 +92,7 @@ def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
             source = at(x, ((image * g.height + h) * g.width + w) * g.channels)
             input_pass(g.tile, (source, g.width * g.channels, at(lines, 0), line, line))
         else:
-            copy_patch(x, patch, image, h, w, g)
+            copy_patch(x, patch, image, h, w, g, outside)
             input_pass(g.tile, (at(patch, 0), line, at(lines, 0), line, line))
         for i in range(reach):      # B^T d is in lines; now each of its rows times B
             target = at(inputs, i * reach * position_step + t * g.depth)
@@ -100,10 +100,11 @@ def transform_inputs(x, patch, lines, inputs, first_tile, tiles, g):
 
 
 @njit(inline="always")
-def copy_patch(x, patch, image, h, w, g):
-    """patch[reach, reach, depth] = the inputs of a tile whose first is (h, w), and zeros."""
+def copy_patch(x, patch, image, h, w, g, outside):
+    """patch[reach, reach, depth] = the inputs of a tile whose first is (h, w), and what is
+    around the image."""
     reach = g.tile + 2
-    clear(at(patch, 0), reach * reach * g.depth)
+    fill(at(patch, 0), reach * reach * g.depth, outside)
     for i in range(max(h, 0), min(h + reach, g.height)):
         for j in range(max(w, 0), min(w + reach, g.width)):
             copy_numbers(at(patch, ((i - h) * reach + j - w) * g.depth),
@@ -148,7 +149,7 @@ def panel_offset(position, channel, g):
 @njit(inline="always")
 def transform_outputs(products, lines, bias, residual, residual_step, y, y_step, first_tile, tiles,
                       channel, g, activation, numbers):
-    """y = clip(f(A^T products A + bias + residual)) for one group of one block."""
+    """y = clip(f(A^T products A + bias + residual * its factor)) for one group of one block."""
     reach = g.tile + 2
     channels = min(g.group, g.out_channels - channel)
     length = -(-channels // LANES) * LANES

@@ -24,6 +24,7 @@ MAKE_PLANES = Kernel("dot_conv", "make_planes")
 # Weights of one pass over the tiles: half of the L2 cache of a CPU with AMX.
 PASS_BYTES = 1024 * 1024
 FEW_MORE = 1.25         # so many times the steps are taken before channels or runs are padded
+FASTER = 1.2            # how much less Winograd's algorithm must multiply, in the unit's time
 APART = 1.2             # how much work an image in planes must save
 ALONE = 4               # a pixel multiplied alone takes as long as so many that are multiplied
                         # together, for its sums wait for each other
@@ -389,11 +390,11 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
     return Step(name + numbers.suffix, bind, int(ends[2]), not has_residual)
 
 
-def winograd_is_faster(op: Conv2d, weight: Array, map_size: Pair, unit: Unit) -> bool:
-    """Vectors of bfloat16 multiply twice as fast as those of float32. F(4 x 4, 3x3) multiplies four
-    times less, and rounds no weight; F(2 x 2) takes as long as they do."""
-    return (not unit.has_tiles and not unit.is_int8
-            and winograd.choose(op, weight.shape, map_size) == 4)
+def winograd_tile(op: Conv2d, weight: Array, map_size: Pair, unit: Unit) -> int:
+    """Edge of Winograd's tiles in float32 where they are faster than the unit, else 0. They
+    multiply 4 or 2.25 times less, and round no weight."""
+    tile = winograd.choose(op, weight.shape, map_size)
+    return tile if 9 * tile * tile >= FASTER * unit.speed * (tile + 2) ** 2 else 0
 
 
 def of_blocks(row: Array, blocks: Array) -> Array:
@@ -417,8 +418,9 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
     asked, unit = unit, unit or unit_for(inputs[0], weight, options)
     if unit is None:
         return conv.prepare_conv2d(op, inputs, output, weights, options)
-    if asked is None and winograd_is_faster(op, weight, (out_h, out_w), unit):
-        return winograd.prepare_winograd(op, inputs, output, weight, bias, options, 4)
+    tile = winograd_tile(op, weight, (out_h, out_w), unit) if asked is None else 0
+    if tile:
+        return winograd.prepare_winograd(op, inputs, output, weight, bias, options, tile)
     unit = unit.for_sums_of(weight[0].size)
     kh, kw, per_group = weight.shape[1:]
     top, left, bottom, right = op.padding

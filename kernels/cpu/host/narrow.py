@@ -24,7 +24,8 @@ from ...ops import (
     known,
 )
 from ...step import Array, Narrow, Options
-from . import depthwise, unit_choice
+from ..dot_units import Unit
+from . import depthwise, dot_conv, unit_choice
 from .codes import writes_codes
 from .numbers import are_codes
 
@@ -49,7 +50,8 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
           options: Options) -> Narrow:
     """Of an op with these inputs, constant where weights has them. What is written is what
     FakeQuantize gives."""
-    if unit_choice.choose_int8() is None:
+    unit = unit_choice.choose_int8()
+    if unit is None:
         return Narrow()
     if isinstance(op, Conv2d) and _is_depthwise(op, inputs):
         return Narrow(*depthwise.takes_codes(op, inputs[0]))
@@ -57,6 +59,8 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
         weight = weights[1]
         if weight is None or not are_codes(inputs[0], weight, options):
             return Narrow()
+        if isinstance(op, Conv2d) and _is_winograd(op, inputs, weight, unit):
+            return Narrow((0, 3), writes_codes(op.activation))
         return Narrow((0, 3), isinstance(op.activation, FakeQuantize))
     if isinstance(op, BatchNorm):
         return Narrow((0,), writes_codes(op.activation))
@@ -71,3 +75,9 @@ def codes(op: Op, inputs: Sequence[TensorSpec], weights: Sequence[Array | None],
 def _is_depthwise(op: Conv2d, inputs: Sequence[TensorSpec]) -> bool:
     return len(inputs) < 4 and depthwise.fits(op, known(inputs[1].shape),
                                               known(inputs[0].shape)[-1])
+
+
+def _is_winograd(op: Conv2d, inputs: Sequence[TensorSpec], weight: Array, unit: Unit) -> bool:
+    """Whether float32 multiplies codes faster, see `dot_conv.winograd_tile`."""
+    _, height, width, _ = known(op.output_shape(known(inputs[0].shape), weight.shape))
+    return dot_conv.winograd_tile(op, weight, (height, width), unit) > 0

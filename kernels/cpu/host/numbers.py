@@ -25,7 +25,8 @@ class Numbers(NamedTuple):
     weight   float32, in the op's shape; narrow makes of it what the unit multiplies
     dtype    of the image that is multiplied with it
     rows     (O,) each: the bias, and of codes the factors of their sums
-    reading  what `narrow` of dot_simd.py takes of the image's grid: inverse, zero_point
+    reading  what `narrow` of dot_simd.py takes of the image's grid: inverse, zero_point;
+             and each byte of what lies around it
     writing  what its Writer takes: low, high, zero_point, residual_factor, a, b
     activation
              that it applies, if any
@@ -34,7 +35,7 @@ class Numbers(NamedTuple):
     narrow: Callable[[Array], Array]
     dtype: Any
     rows: tuple[Array, ...]
-    reading: tuple[np.float32, int]
+    reading: tuple[np.float32, int, int]
     writing: tuple[Any, ...]
     activation: Constant | int
     suffix: str
@@ -46,12 +47,12 @@ def numbers_of(unit: Unit, activation: Unary | None, inputs: Sequence[TensorSpec
     if bias is None:
         bias = np.zeros(len(weight), np.float32)
     if unit.is_int8:
-        return _of_codes(activation, inputs, y, weight, bias, options)
+        return _of_codes(unit, activation, inputs, y, weight, bias, options)
     low, high, _, suffix = epilogue(activation)
     one = np.float32(1)
     function, *numbers = in_registers(activation, y.dtype)
-    return Numbers(weight, to_bfloat16, np.uint16, (bias,), (one, 0), (low, high, 0, one, *numbers),
-                   function, suffix)
+    return Numbers(weight, to_bfloat16, np.uint16, (bias,), (one, 0, 0),
+                   (low, high, 0, one, *numbers), function, suffix)
 
 
 def to_bfloat16(weight: Array) -> Array:
@@ -76,10 +77,11 @@ def are_codes(x: TensorSpec, weight: Array, options: Options) -> bool:
             and not np.isnan(weight_scales(weight, options)).any())
 
 
-def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorSpec, weight: Array,
-              bias: Array, options: Options) -> Numbers:
+def _of_codes(unit: Unit, activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorSpec,
+              weight: Array, bias: Array, options: Options) -> Numbers:
     """A sum of products of codes, times both scales, less what zero_point adds to it. That does not
-    depend on the image, for around it lie codes of zero_point. All is divided by the scale of an
+    depend on the image, for around it lie codes of zero_point; nothing is added by codes that are
+    multiplied less their zero point. All is divided by the scale of an
     output that is stored in codes."""
     grid = inputs[0].grid
     assert grid is not None
@@ -87,7 +89,8 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
     of_ones = options.pack(weight, "sums of codes", lambda w: weight_codes.codes(w, scales).reshape(
         len(w), -1).sum(axis=1, dtype=np.int64))
     factors = scales * grid.scale
-    wide, residual_factor, zero_point = bias - grid.zero_point * of_ones * factors, 1.0, 0
+    around = grid.zero_point if unit.stored == "uint8" else 0
+    wide, residual_factor, zero_point = bias - around * of_ones * factors, 1.0, 0
     if len(inputs) > 3 and inputs[3].dtype == "uint8":
         assert inputs[3].grid is not None
         residual_factor = inputs[3].grid.scale
@@ -101,8 +104,10 @@ def _of_codes(activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorS
         low, high = map(np.float32, activation.bounds)
         # Added to what is rounded, so that halves become the same codes as those of others.
         zero_point, numbers[1] = activation.zero_point, np.float32(0)
-    return Numbers(weight, lambda w: weight_codes.codes(w, scales), np.uint8,
+    narrow = np.int8 if unit.stored == "uint8" else np.int16
+    return Numbers(weight, lambda w: weight_codes.codes(w, scales).astype(narrow),
+                   np.dtype(unit.stored),
                    (wide.astype(np.float32), factors.astype(np.float32)),
-                   (np.float32(1 / grid.scale), grid.zero_point),
+                   (np.float32(1 / grid.scale), grid.zero_point, around),
                    (low, high, zero_point, np.float32(residual_factor), *numbers), function,
                    suffix)

@@ -14,6 +14,7 @@ from ..geometry import WinogradGeometry
 from ..launch import Kernel, Launch, flat_bits
 from ..sizes import BLOCK, GRID_ROWS, HALF_ROWS, LANES, TILE_ROWS
 from ..winograd_matrices import WEIGHT
+from .codes import code_bounds, divisor, meaning
 from .epilogue import epilogue, in_registers
 
 WINOGRAD2D = Kernel("winograd", "winograd2d")
@@ -92,7 +93,8 @@ def cut_blocks(tiles: int, blocks: int) -> tuple[int, int]:
 def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, weight: Array,
                      bias: Array | None, options: Options, tile: int) -> Step:
     """Step of F(tile x tile, 3x3); inputs x, weight (O, 3, 3, C), [bias, [residual]]; x, residual
-    and output in float32 or bfloat16.
+    and output in float32, bfloat16 or codes. Weights and bias take on the scales of codes, and the
+    bias their zero points.
 
     ValueError for a convolution that is no 3x3 of stride 1, and a tile that is not 2 or 4.
     """
@@ -116,13 +118,21 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
                  *op.padding[:2], tiles_high, tiles_wide, tiles, depth, rows, block_tiles, group)
     ends = g.ends
     floats = options.threads * ends[-1]
-    packed = options.pack(weight, f"winograd {tile}", lambda w: pack(w, tile))
+    (x_scale, x_zero), (y_scale, y_zero) = meaning(inputs[0]), divisor(output, op.activation)
+    (other_scale, other_zero) = meaning(inputs[3]) if len(inputs) > 3 else (np.float32(1), 0)
+    factor, residual_factor = x_scale / y_scale, other_scale / y_scale
+    packed = options.pack(weight, f"winograd {tile} {factor}", lambda w: pack(w * factor, tile))
     packed_bias = np.zeros(out_depth, np.float32)
     if bias is not None:
-        packed_bias[:out_channels] = bias
+        packed_bias[:out_channels] = bias / y_scale
+    packed_bias[:out_channels] += y_zero - other_zero * residual_factor
+    if x_zero:
+        packed_bias[:out_channels] -= x_zero * factor * weight.sum(axis=(1, 2, 3), dtype=float)
     zeros, geometry = np.zeros(max(group, out_channels), np.float32), tuple(g)
     low, high, _, suffix = epilogue(op.activation)
     activation, a, b = in_registers(op.activation, output.dtype)
+    if output.dtype == "uint8":
+        low, high = code_bounds(op.activation)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         memory, y_step = flat_pixels(y)
@@ -133,8 +143,8 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
         transformed = np.empty(options.threads, np.int64)
         return [WINOGRAD2D.bind(
             flat_bits(arrays[0]), packed, packed_bias, zeros, residual, residual_step,
-            flat_bits(memory), y_step, scratch, transformed, ends, geometry, activation, low, high,
-            a, b, options.threads)]
+            flat_bits(memory), y_step, scratch, transformed, ends, geometry, int(x_zero),
+            activation, low, high, residual_factor, a, b, options.threads)]
 
     name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
     return Step(name + suffix, bind, 4 * floats, strided=True)
