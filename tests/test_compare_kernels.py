@@ -1,6 +1,10 @@
 """profiling/compare_kernels.py on a stand-in for CuPy: what is compared, and what is said of it."""
 import json
+import re
+import tomllib
 import weakref
+from importlib import metadata
+from pathlib import Path
 
 import compare_kernels as script
 import gpu_timing
@@ -323,6 +327,19 @@ def test_the_reference_passes_and_any_wrong_pixel_that_is_looked_at_does_not(cup
     (Case(ops.GlobalAvgPool2d(), ((1, 7, 7, 8),), "float16"), "globalavgpool 1x7x7x8")])
 def test_labels(case, label):
     assert case.label == label
+
+
+# ---- where figures come from --------------------------------------------------------------------
+
+def test_provenance_names_what_compiles_and_runs_kernels(cupy):
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    needed = {re.match(r"[\w-]+", each)[0] for name in ("compiler", "cuda13")
+              for each in extras[name]} - {"numba-cnn"}
+    found = gpu_timing.provenance(0)["gpu"]["versions"]
+    assert needed | {"nvidia-nvvm", "torch", "jax", "jaxlib"} <= found.keys()
+    for name in ("numba-cuda", "nvidia-cuda-nvcc", "nvidia-nvvm"):      # tests need these anyway
+        assert found[name] == metadata.version(name)
 
 
 # ---- timing and cold caches ---------------------------------------------------------------------
