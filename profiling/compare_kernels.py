@@ -23,7 +23,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,33 +186,36 @@ class Record:
 
 
 def run(groups: Sequence[str], dtype: str, bench: Bench, deadline: float, console: Console
-        ) -> Record:
-    """All groups until time is up, or the GPU reports an error, after which nothing it says counts;
-    what is too large for its memory is passed over. A layer of several groups is measured once."""
-    record, broken = Record(), False
+        ) -> Iterator[Record]:
+    """The record as it is after each case, until time is up or the GPU reports an error, after
+    which nothing it says counts; what is too large for its memory is passed over. A layer of
+    several groups is measured once."""
+    record = Record(skipped=[f"all of {group}" for group in groups])
     uses: dict[Case, dict[str, int]] = {}       # how often each group has the case
     with console.status("") as status:
         for group in groups:
-            if broken or time.monotonic() > deadline:
-                record.skipped.append(f"all of {group}")
-                continue
+            if time.monotonic() > deadline:
+                break
+            record.skipped.pop(0)
             try:
                 cases = cases_of_group(group, dtype)
             except (Error, ValueError, OSError) as error:
                 record.failed[group] = str(error)
                 continue
             record.layers[group] = sum(cases.values())
+            new = [case for case in cases if case not in uses]
             for case, count in cases.items():
-                known = case in uses
                 uses.setdefault(case, {})[group] = count
-                if known:
-                    continue
-                if broken or time.monotonic() > deadline:
-                    record.skipped.append(f"{group}: {case.label}")
-                    continue
-                status.update(f"{group}: {case.label}")
-                broken = not attempt(case, uses[case], bench, record)
-    return record
+            record.skipped[:0] = [f"{group}: {case.label}" for case in new]
+            for case in new:
+                if time.monotonic() > deadline:
+                    break
+                status.update(record.skipped.pop(0))
+                trusted = attempt(case, uses[case], bench, record)
+                yield record
+                if not trusted:
+                    return
+    yield record
 
 
 def attempt(case: Case, uses: dict[str, int], bench: Bench, record: Record) -> bool:
@@ -220,9 +223,9 @@ def attempt(case: Case, uses: dict[str, int], bench: Bench, record: Record) -> b
     try:
         record.rows.append(bench.measure(case, uses))
         gpu.cupy().get_default_memory_pool().free_all_blocks()
-    except MemoryError as error:
+    except (MemoryError, ValueError) as error:
         record.failed[case.label] = str(error)
-    except (CudaError, *gpu.faults()) as error:
+    except (CudaError, RuntimeError) as error:      # CuPy's and PyTorch's are of this kind
         record.failed[case.label] = str(error)
         return False
     return True
@@ -309,7 +312,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=positive, default=7, help="default 7")
     parser.add_argument("--budget", type=float, metavar="SECONDS",
                         help="begin no new layer after this time; what is left out is listed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write every figure, layer by layer")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw ratios: .svg or .png")
     settings = parser.parse_args(arguments)
     if settings.plot and settings.no_torch:
@@ -318,24 +322,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Everything measured, as it goes to JSON."""
+    """Everything measured, as it goes to JSON, where it is written after each layer."""
     deadline = time.monotonic() + (math.inf if settings.budget is None else settings.budget)
     for group in settings.groups:
         check_group(group)
     choices = tuned.load(gpu.gpu(settings.gpu))
+    options = {name: value for name, value in vars(settings).items() if name not in (
+        "json", "plot")}
     cuda = gpu.cupy().cuda
     stream = cuda.Stream(non_blocking=True)
     with cuda.Device(settings.gpu), stream:
         torch = None if settings.no_torch else torch_rivals.Torch(
             settings.gpu, stream, settings.dtype)
         bandwidth = gpu_timing.copy_bandwidth(stream)
+        result = {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
+                  "settings": options, "tuned_choices": len(choices), "copy_bytes_per_s": bandwidth}
         bench = Bench(settings.gpu, stream, torch, settings.rounds, choices)
-        record = run(settings.groups, settings.dtype, bench, deadline, console)
-    options = {name: value for name, value in vars(settings).items() if name not in (
-        "json", "plot")}
-    return {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
-            "settings": options, "tuned_choices": len(choices), "copy_bytes_per_s": bandwidth,
-            "headline": headline(record, bandwidth), **asdict(record)}
+        for record in run(settings.groups, settings.dtype, bench, deadline, console):
+            result |= {"headline": headline(record, bandwidth), **asdict(record)}
+            if settings.json:       # whoever ends this process keeps what there is so far
+                settings.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -345,8 +352,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.width = max(console.width, 180)     # a pipe's 80 columns would cut the numbers
     try:
         result = compare(settings, Console(stderr=True))
-        if settings.json:
-            settings.json.write_text(json.dumps(result, indent=1) + "\n")
         console.print(table(result))
         if settings.plot:
             plot(result, settings.plot)

@@ -25,7 +25,10 @@ MOST_COPIES = 512
 RESOLUTION_MS = 0.0005      # of an event (CUDA Driver API, cuEventElapsedTime)
 LEAST_MS = 2.0              # of a measurement: thousands of times as long
 MOST_REPLAYS = 200
-LIBRARIES = ("cupy-cuda13x", "numba-cuda", "torch", "triton", "nvidia-cudnn-cu13", "nvidia-cublas")
+LIBRARIES = (               # what compiles and runs our kernels, and what those of others are of
+    "cupy-cuda13x", "numba-cuda", "cuda-bindings", "cuda-toolkit", "nvidia-nvvm",
+    "nvidia-cuda-nvcc", "nvidia-nvjitlink", "torch", "triton", "nvidia-cudnn-cu13",
+    "nvidia-cublas", "jax", "jaxlib")
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
           "power.limit", "temperature.gpu")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -259,11 +260,19 @@ def trace(rows: Sequence[Row], spans: Sequence[Span], machine: Machine) -> dict[
 
 # ---- command line -----------------------------------------------------------------------------
 
+def device(text: str) -> str:
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device that layers can be timed on: "
+                                         f"write cpu, cuda, or cuda:N with N the number of a GPU")
+    return text
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a name of networks.py or of the zoo, or an .onnx file")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default cpu")
+    parser.add_argument("--device", type=device, default="cpu",
+                        help="cpu, cuda or cuda:N; default cpu")
     parser.add_argument("--dtype", choices=roofline.ITEMSIZE, default="float32",
                         help="default float32; the CPU also has bfloat16")
     parser.add_argument("--batch", type=positive, default=1)

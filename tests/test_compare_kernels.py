@@ -1,6 +1,10 @@
 """profiling/compare_kernels.py on a stand-in for CuPy: what is compared, and what is said of it."""
 import json
+import re
+import tomllib
 import weakref
+from importlib import metadata
+from pathlib import Path
 
 import compare_kernels as script
 import gpu_timing
@@ -171,6 +175,47 @@ def test_what_is_left_out_is_listed(cupy, small_model, tmp_path, monkeypatch, ca
     assert f"skipped: all of {groups[1]}" in capsys.readouterr().out
 
 
+def test_who_cuts_it_off_keeps_what_was_measured_before(cupy, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "MEMORY_BOUND", [(ops.Relu(), (9, 40)), (ops.Relu(), (1, 24))])
+    bench = script.Bench.measure
+
+    def measure_one(self, case, uses):
+        if case.shapes == ((1, 24),):
+            raise KeyboardInterrupt
+        return bench(self, case, uses)
+    monkeypatch.setattr(script.Bench, "measure", measure_one)
+    with pytest.raises(KeyboardInterrupt):
+        measure(["memory", "gemm"], tmp_path, "--no-torch")
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert [row["layer"] for row in result["rows"]] == ["relu 9x40"]
+    assert result["skipped"] == ["memory: relu 1x24", "all of gemm"]
+    assert list(result["headline"]) == ["relu 9x40: % of copy"]
+    assert result["provenance"]["gpu"]["name"] == "Fake GPU"
+
+
+@pytest.mark.parametrize(("error", "measured"), [
+    (RuntimeError, []),                     # PyTorch's, of the GPU, which is asked nothing more
+    (ValueError, ["relu 1x24"])])           # a case's own
+def test_an_error_while_rivals_are_timed_is_written_down(cupy, tmp_path, monkeypatch, error,
+                                                         measured, capsys):
+    monkeypatch.setattr(torch_rivals, "Torch", FakeTorch)
+    monkeypatch.setattr(script, "MEMORY_BOUND", [(ops.Relu(), (9, 40)), (ops.Relu(), (1, 24))])
+    interleave, calls = gpu_timing.interleave, iter([True, False])
+
+    def fail_once(*arguments):
+        if next(calls):
+            raise error("CUDA error: no time was taken")
+        return interleave(*arguments)
+    monkeypatch.setattr(gpu_timing, "interleave", fail_once)
+    with pytest.raises(SystemExit, match="1"):
+        measure(["memory"], tmp_path)
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert result["failed"] == {"relu 9x40": "CUDA error: no time was taken"}
+    assert [row["layer"] for row in result["rows"]] == measured
+    assert result["skipped"] == ([] if measured else ["memory: relu 1x24"])
+    assert "FAILED: relu 9x40: CUDA error: no time was taken" in capsys.readouterr().out
+
+
 def test_an_error_of_the_gpu_ends_it_and_keeps_what_was_measured(cupy, tmp_path, monkeypatch,
                                                                  capsys):
     monkeypatch.setattr(script, "MEMORY_BOUND", [
@@ -282,6 +327,19 @@ def test_the_reference_passes_and_any_wrong_pixel_that_is_looked_at_does_not(cup
     (Case(ops.GlobalAvgPool2d(), ((1, 7, 7, 8),), "float16"), "globalavgpool 1x7x7x8")])
 def test_labels(case, label):
     assert case.label == label
+
+
+# ---- where figures come from --------------------------------------------------------------------
+
+def test_provenance_names_what_compiles_and_runs_kernels(cupy):
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    needed = {re.match(r"[\w-]+", each)[0] for name in ("compiler", "cuda13")
+              for each in extras[name]} - {"numba-cnn"}
+    found = gpu_timing.provenance(0)["gpu"]["versions"]
+    assert needed | {"nvidia-nvvm", "torch", "jax", "jaxlib"} <= found.keys()
+    for name in ("numba-cuda", "nvidia-cuda-nvcc", "nvidia-nvvm"):      # tests need these anyway
+        assert found[name] == metadata.version(name)
 
 
 # ---- timing and cold caches ---------------------------------------------------------------------

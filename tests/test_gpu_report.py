@@ -2,10 +2,12 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import compare_gpu
 import gpu_report as script
 import pytest
 from gpu_report import Stage
@@ -44,7 +46,8 @@ LINES = [line[1:] for stage in script.schedule()
 
 def test_the_schedule_fits():
     stages = script.schedule()
-    assert sum(stage.share for stage in stages) + script.GRACE <= script.SECONDS <= 9 * 60
+    assert sum(stage.share for stage in stages) + script.GRACE <= script.SECONDS
+    assert script.SECONDS <= 9 * 60 - 30        # to start, and to write the report
     assert all(stage.reserve < stage.share for stage in stages)
     names = [stage.name for stage in stages]
     assert names.index("build") < names.index("tests") < names.index("tune") < (
@@ -71,6 +74,30 @@ def test_every_file_with_a_test_for_a_gpu_is_run():
     files = script.test_files()
     assert "tests/test_cuda_conv.py" in files
     assert "tests/test_roofline.py" not in files
+    run = [line[-1] for line in LINES if line[1] == "pytest"]
+    assert sorted(run) == files
+
+
+def test_what_takes_all_memory_is_tested_alone():
+    commands = {stage.name: stage.commands for stage in script.schedule()}
+    alone, = commands["tests_alone"]
+    assert alone.endswith("tests/test_gpu.py")
+    assert len(commands["tests"]) > 15
+
+
+def test_torch_compiles_in_a_mode_that_ends_in_time():
+    """max-autotune takes minutes for one network."""
+    line, = (line for line in LINES if line[0] == "profiling/compare_gpu.py")
+    settings = compare_gpu.parse_arguments(line[1:])
+    assert settings.compile_mode == "default"
+    assert not [name for name in settings.engines if name.startswith("jax")]
+
+
+def test_every_script_that_can_draw_draws():
+    for line in LINES:
+        if line[0].startswith("profiling/") and "--plot" in (script.ROOT / line[0]).read_text():
+            drawn = Path(line[line.index("--plot") + 1])
+            assert (drawn.parent.name, drawn.suffix) == ("o", ".svg")
 
 
 def test_figures_and_logs_are_gathered(report, tmp_path):
@@ -128,14 +155,34 @@ def is_running(process: int) -> bool:
         return False
 
 
+def test_all_that_are_late_are_asked_to_end_before_any_is_waited_for(monkeypatch):
+    log = []
+
+    class Late:
+        returncode = None
+
+        def __init__(self, pid):
+            self.pid = pid
+
+        def wait(self, timeout=None):
+            if timeout is None:
+                return
+            log.append(("wait", self.pid))
+            raise subprocess.TimeoutExpired("late", timeout)
+    monkeypatch.setattr(script.os, "killpg", lambda pid, what: log.append((what.name, pid)))
+    assert script.wait([Late(1), Late(2)], 0.0) == [None, None]
+    assert log == [(what, pid) for what in ("wait", "SIGTERM", "wait", "SIGKILL") for pid in (1, 2)]
+
+
+@pytest.mark.parametrize("name", script.TESTS)
 @pytest.mark.parametrize("tests", [
     (PASSING, '-c "raise SystemExit(1)"'),          # one failed
     ('-c "raise SystemExit(5)"',),                  # there was none
     ("-c \"print('3 skipped in 0.1s')\"",),         # none could run
     ('-c "import time; time.sleep(60)"',),          # they did not end in time
 ])
-def test_tests_that_did_not_pass_make_the_status(report, tests):
-    status, record, _ = report(Stage("tests", 2, tests), seconds=3)
+def test_tests_that_did_not_pass_make_the_status(report, tests, name):
+    status, record, _ = report(Stage(name, 2, tests), seconds=3)
     assert status == 1
     assert record["stages"][0]["outcome"] in ("failed", "cut off")
 
@@ -155,7 +202,7 @@ def test_a_dry_run_prints_the_schedule_and_writes_nothing(tmp_path, capsys):
     script.main(["--dry-run", "--output", str(tmp_path / "none")])
     shown = capsys.readouterr().out
     assert "-m kernels.cuda.build --jobs" in shown
-    assert "of 540" in shown
+    assert f"of {script.SECONDS}" in shown
     assert not (tmp_path / "none").exists()
 
 
