@@ -288,11 +288,13 @@ class Model:
         """
         shapes = {name: array.shape for name, array in arrays.items()}
         if 0 not in chain.from_iterable(shapes.values()):
-            there = any(map(on_gpu, arrays.values()))
-            program = self._program(shapes)
-            if probabilities and isinstance(program, Program) and program.activated:
-                return program.start(arrays, (PROBABILITIES,), there)
-            return program.start(arrays, on_gpu=there)
+            try:
+                return self._begin_in(self._program(shapes), arrays, probabilities)
+            except OutOfMemory as error:
+                if not self._make_room(shapes):
+                    # Whoever catches it shall not hold on, by its traceback, to what had room.
+                    raise error.with_traceback(None) from None
+            return self._begin(arrays, probabilities)
         specs = specialise(self._graph, shapes).infer()
         found = {name: np.empty(ops.known(spec.shape), np.float32)
                  for name, spec in specs.items() if spec and name in self._graph.outputs}
@@ -300,19 +302,20 @@ class Model:
             raise ModelError(f"{self.name}: there is nothing to run in inputs of shapes {shapes}")
         return lambda: found
 
+    def _begin_in(self, program: Program | ByImage, arrays: Mapping[str, Any],
+                  probabilities: bool) -> Callable[[], dict[str, Any]]:
+        there = any(map(on_gpu, arrays.values()))
+        if probabilities and isinstance(program, Program) and program.activated:
+            return program.start(arrays, (PROBABILITIES,), there)
+        return program.start(arrays, on_gpu=there)
+
     def _program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program | ByImage:
         """The program for these shapes: one of the few used last, or a new one."""
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._programs:
-                try:
-                    program = self._prepare(shapes)
-                except OutOfMemory:
-                    if not self._programs:
-                        raise
-                    self._drop(len(self._programs))     # those of other shapes are in the way
-                    program = self._prepare(shapes)
-                self._programs[key] = program
+                self._programs[key] = prepare(self._graph, shapes, self._device, self._options,
+                                              ACTIVATIONS[self.activation])
                 while len(self._programs) > 1 and (
                         len(self._programs) > MAX_PROGRAMS
                         or sum(p.bytes for p in self._programs.values()) > MAX_PROGRAM_BYTES):
@@ -320,9 +323,12 @@ class Model:
             self._programs.move_to_end(key)
             return self._programs[key]
 
-    def _prepare(self, shapes: Mapping[str, Shape]) -> Program | ByImage:
-        return prepare(self._graph, shapes, self._device, self._options,
-                       ACTIVATIONS[self.activation])
+    def _make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Drop all programs; whether one was for other shapes, which had been in the way."""
+        with self._lock:
+            others = self._programs.keys() - {tuple(shapes.values())}
+            self._drop(len(self._programs))
+        return bool(others)
 
     def _drop(self, count: int) -> None:
         """Forget as many programs, those used longest ago."""

@@ -344,34 +344,6 @@ def test_arrays_of_a_gpu_are_refused_elsewhere(cupy, small_model, device):
         model.predict(cupy.asarray(np.zeros((1, 16, 16, 3), np.float32)))
 
 
-def test_too_large_a_batch_is_told_what_fits_and_smaller_ones_run(cupy, small_model):
-    model, (batch,) = load(small_model), batches(1)
-    expected = model.predict(batch)
-    size = next(iter(model._programs.values())).bytes
-    cupy.free = 40 * size // 2
-    with pytest.raises(cnn.DeviceError, match=r"no room for the values of this network at batch "
-                                              r"100: .* needed and .* free; a batch of \d+ would"):
-        model.predict(np.zeros((100, 16, 16, 3), np.float32))
-    np.testing.assert_array_equal(model.predict(batch), expected)
-    cupy.free = 0
-    with pytest.raises(cnn.DeviceError, match="no room for the weights"):
-        load(small_model).predict(batch)
-
-
-def test_programs_of_other_shapes_make_room(cupy, small_model, monkeypatch):
-    model, (batch,) = load(small_model), batches(1)
-    model.predict(batch)
-    empty, held = CudaDevice.allocate, model._programs
-
-    def allocate(device, size):
-        if batch.shape in [shape for shape, in held] and size > 10_000:
-            raise cnn.errors.OutOfMemory("cuda:0", size, 0)
-        return empty(device, size)
-    monkeypatch.setattr(CudaDevice, "allocate", allocate)
-    model.predict(np.zeros((8, 16, 16, 3), np.float32))
-    assert list(held) == [((8, 16, 16, 3),)]
-
-
 def test_release_frees_and_the_next_call_prepares_anew(cupy, small_model):
     model, (batch,) = load(small_model), batches(1)
     expected = model.predict(batch)

@@ -89,6 +89,14 @@ def faults() -> tuple[type[Exception], ...]:
     return cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
 
 
+def free_bytes() -> int:
+    """What CuPy's pool can still get on the current device, after giving back what is unused."""
+    free, _ = cupy().cuda.runtime.memGetInfo()
+    pool = cupy().get_default_memory_pool()
+    limit = pool.get_limit()
+    return min(free, limit - pool.total_bytes()) if limit else free
+
+
 def cuda_version(number: int) -> str:
     """ "13.0" of 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"
