@@ -83,7 +83,7 @@ class CudaDevice(CudaKernels):
             return self._cupy.empty(shape, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError:
             needed = count(shape) * np.dtype(dtype).itemsize
-            raise OutOfMemory(self.name, needed, gpu.free_bytes()) from None
+            raise OutOfMemory(self.name, needed, gpu.free_bytes(self.index)) from None
 
     def pinned(self, size: int) -> Array:
         """Bytes of the host through which the GPU copies while others work."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,12 +89,13 @@ def faults() -> tuple[type[Exception], ...]:
     return cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
 
 
-def free_bytes() -> int:
-    """What CuPy's pool can still get on the current device, after giving back what is unused."""
-    free, _ = cupy().cuda.runtime.memGetInfo()
-    pool = cupy().get_default_memory_pool()
-    limit = pool.get_limit()
-    return min(free, limit - pool.total_bytes()) if limit else free
+def free_bytes(index: int) -> int:
+    """What CuPy's pool can still get on a GPU, once it has given back what is unused."""
+    with cupy().cuda.Device(index):
+        free, _ = cupy().cuda.runtime.memGetInfo()
+        pool = cupy().get_default_memory_pool()
+        limit = pool.get_limit()
+        return min(free, limit - pool.total_bytes()) if limit else free
 
 
 def cuda_version(number: int) -> str:
@@ -116,6 +117,22 @@ def gpu(index: int) -> Gpu:
                         f"(Turing) or newer")
     return Gpu(index, name, "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}",
                found["multiProcessorCount"])
+
+
+@contextlib.contextmanager
+def using(index: int) -> Iterator[None]:
+    """Inside, a GPU is CuPy's current device; CudaError for what it refuses or reports, for memory
+    that it has not, and at once where its context is lost."""
+    check_context(index)
+    try:
+        with cupy().cuda.Device(index):
+            yield
+    except cupy().cuda.memory.OutOfMemoryError as error:
+        raise CudaError(f"GPU {index} has no room: {str(error).rstrip('.')}, and "
+                        f"{free_bytes(index):,} bytes are free; use a smaller batch, or free other "
+                        f"arrays") from error
+    except faults() as error:
+        raise CudaError(explain(error, index)) from error
 
 
 def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
