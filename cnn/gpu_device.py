@@ -47,10 +47,15 @@ class CudaDevice(CudaKernels):
         if dtype != "float32" and number_of(self._gpu.arch) < 80:
             raise DeviceError(f"dtype={dtype!r} needs a GPU of sm_80 or newer, and {self.name}, "
                               f"{self._gpu.name}, is {self._gpu.arch}; use dtype='float32'")
-        self.guard = Guard(index, self._cupy.cuda.Device(index))
-        with self.guard:
-            self.stream, self._uploads, self._downloads = (
-                self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+        gpu.check_context(index)
+        device = self._cupy.cuda.Device(index)
+        try:
+            with device:
+                self.stream, self._uploads, self._downloads = (
+                    self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+        except gpu.faults() as error:
+            raise gpu.no_answer(error, index) from error
+        self.guard = Guard(index, device)
 
     # ---- memory -------------------------------------------------------------------------------
 

@@ -222,7 +222,8 @@ def test_no_room_is_a_sentence_and_leaves_the_gpu_usable(machine, call):
 
 @pytest.mark.parametrize(("status", "remedy"), [
     (209, "made for another GPU: empty .* or fill CNN_CUBINS by .* --arch sm_90a"),
-    (200, r"driver supports CUDA 13.0; .* pip install 'nvidia-cuda-nvcc==13.0.\*'")])
+    (200, r"made by ptxas \d+\.\d+, /.*ptxas, and the driver supports CUDA 13.0: .* pip install "
+          r"'nvidia-cuda-nvcc==13.0.\*' .* empty the folder that `cnn doctor` calls cache")])
 def test_machine_code_that_a_driver_does_not_take(machine, status, remedy):
     cupy = machine()
     cupy.load_error, cupy.load_status = "CUDA_ERROR", status

@@ -1,5 +1,6 @@
 """CudaDevice on a stand-in for CuPy whose streams are as late as CUDA allows."""
 import itertools
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -381,6 +382,22 @@ def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model):
     with pytest.raises(gpu.CudaError, match="context is lost"):
         gpu.check_context(0)
     gpu.check_context(1)
+
+
+@pytest.mark.parametrize("broken", ["Stream", "getDeviceProperties"])
+def test_a_gpu_that_does_not_answer_can_not_be_used(cupy, small_model, broken, caplog):
+    def fail(*_, **options):
+        raise fake_cupy.Error("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or "
+                              "unavailable", 46)
+    setattr(cupy.cuda if broken == "Stream" else cupy.cuda.runtime, broken, fail)
+    sentence = (r"device='cuda(:0)?' can not be used: GPU 0 does not answer: "
+                r"cudaErrorDevicesUnavailable: .*; nvidia-smi shows whether another process has it")
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(cnn.DeviceError, match=sentence):
+            load(small_model, name)
+    with caplog.at_level("INFO", logger="cnn"):
+        assert cnn.load(small_model, device="auto").device == "cpu"
+    assert re.search(sentence, caplog.text)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
