@@ -29,7 +29,7 @@ CPU_DTYPES = ("float32", "bfloat16")
 class Device(Protocol):
     """What the executor asks of a device. Arrays are its own: NumPy's, or a GPU's.
 
-    name     "cpu", "cuda:0", "emulator"
+    name     "cpu", "cuda:0", "emulator", "emulator:sm_90a"
     dtype    the compute type
     stored   the dtype that values have in its memory, but for what `narrow` says
     narrows  the narrower dtypes that some may have instead
@@ -207,14 +207,14 @@ def not_there(device: str) -> DeviceError:
 def open_device(device: str, dtype: str, threads: int | None) -> Device:
     """The device that a name asks for; DeviceError where it can not be had.
 
-    device  "cpu", "cuda", "cuda:N", "emulator" or "auto"
+    device  "cpu", "cuda", "cuda:N", "emulator", "emulator:sm_90a" or "auto"
     dtype   the compute type: "float32"; "bfloat16" on a CPU with AMX or AVX512_BF16; on a GPU and
             in the emulator also "bfloat16", "float16" and "tf32"
     """
-    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda", "emulator") or (kind != "cuda" and index):
+    kind = device.partition(":")[0] if isinstance(device, str) else ""
+    if device not in ("auto", "cpu") and kind not in ("cuda", "emulator"):
         raise DeviceError(f"device={device!r} is unknown; it can be 'auto', 'cpu', 'cuda', "
-                          f"'cuda:N' or 'emulator'")
+                          f"'cuda:N', 'emulator' or 'emulator:sm_90a'")
     if kind in ("cuda", "emulator"):
         if threads is not None:
             raise DeviceError(f"threads={threads!r} is for the CPU and device={device!r} has none "
@@ -244,9 +244,10 @@ def _open_cuda(device: str, dtype: str) -> Device:
     """A GPU or the emulator; the compiler is imported only when asked for."""
     from kernels.cuda.errors import CudaError
     try:
-        if device == "emulator":
+        kind, colon, arch = device.partition(":")
+        if kind == "emulator":
             from .emulated_device import EmulatedDevice
-            return EmulatedDevice(dtype)
+            return EmulatedDevice(dtype, arch) if colon else EmulatedDevice(dtype)
         from .gpu_device import CudaDevice, number
         return CudaDevice(number(device), dtype)
     except CudaError as error:

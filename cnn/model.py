@@ -438,8 +438,8 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
          input_shape: Shape | None = None) -> Model:
     """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
 
-    device      "auto", "cpu", "cuda", "cuda:N", "emulator" (the CUDA kernels on the CPU, slowly);
-                DeviceError where it can not be had
+    device      "auto", "cpu", "cuda", "cuda:N"; "emulator" (the CUDA kernels on the CPU, slowly),
+                or "emulator:sm_90a", those of an H100; DeviceError where it can not be had
     dtype       the compute type: "float32"; "bfloat16" on a GPU, in the emulator, and on a CPU with
                 AMX or AVX512_BF16; but for the CPU also "tf32", "float16"
     threads     number of CPU threads; None takes one for each core that this process may use, and

@@ -263,7 +263,7 @@ class FakeCupy:
     """
     ndarray = ndarray
 
-    def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33):
+    def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33, multiprocessors=4):
         self.calls, self.attributes, self.launch_error, self.load_error = [], {}, "", ""
         self.replays, self.illegal, self.dead, self.pinned = 0, set(), None, []
         self.free, self.page, self.pinned_free = free, 1, 1 << 40
@@ -279,7 +279,7 @@ class FakeCupy:
             getDeviceCount=lambda: len(capabilities), getDevice=lambda: here.device,
             getDeviceProperties=lambda i: {
                 "name": b"Fake GPU", "major": capabilities[i][0], "minor": capabilities[i][1],
-                "multiProcessorCount": 4, "l2CacheSize": 1 << 16,
+                "multiProcessorCount": multiprocessors, "l2CacheSize": 1 << 16,
                 "maxThreadsPerMultiProcessor": 2048})
         Stream.null = Stream(self, null=True)
         here.__init__()

@@ -200,7 +200,8 @@ def test_doctor_goes_on_where_a_gpu_does_not_answer(cnn, machine, broken):
 @pytest.mark.parametrize(("device", "threads", "fixed", "images", "batch"), [
     ("cpu", 2, None, 1, 1), ("cpu", 2, None, 5, 5), ("cpu", 2, None, 100, 8),
     ("cpu", 32, None, 100, 32), ("cuda:0", None, None, 100, 64), ("cuda:0", None, None, 3, 3),
-    ("emulator", None, None, 100, 1), ("cpu", 2, 4, 100, 4), ("cpu", 2, 1, 100, 1)])
+    ("emulator", None, None, 100, 1), ("emulator:sm_90a", None, None, 100, 1),
+    ("cpu", 2, 4, 100, 4), ("cpu", 2, 1, 100, 1)])
 def test_how_many_run_at_once_where_nobody_says(device, threads, fixed, images, batch):
     model = SimpleNamespace(device=device, threads=threads, input_shape=(fixed, 224, 224, 3))
     assert cli._batch_for(model, images) == batch
