@@ -19,8 +19,6 @@ from .graph import Graph, Node
 from .plan import Part, plan, views
 from .storage import storage
 
-# A model from a file is data: what it asks for is checked before it is allocated.
-MAX_ARENA_BYTES = 16 << 30
 ROUNDING = 16 << 20     # bytes: a GPU's memory comes in pages of 2 MiB, to some eight allocations
 PROBABILITIES = "(probabilities)"       # the name of what `activation` makes of an output
 
@@ -70,10 +68,6 @@ class Program:
                             if layer.step and layer.step.reads_strided)
         layout = plan(graph, specs, workspaces, keep, strided, readers)
         self.layers = [without_parts(layer, layout.parts) for layer in layers]
-        if layout.size > MAX_ARENA_BYTES:
-            raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
-                             f"input shape {[s.shape for s in graph.inputs.values()]}; the limit "
-                             f"is {MAX_ARENA_BYTES / 1e9:.1f} GB: use a smaller batch or image")
         self.bytes, self._specs, self._held = layout.size, specs, 0
         self._arena = self._allocate(layout.size)
         self.values: dict[str, Array] = {}

@@ -53,6 +53,7 @@ class CudaDevice(CudaKernels):
             with device:
                 self.stream, self._uploads, self._downloads = (
                     self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+                _, self.memory = self._cupy.cuda.runtime.memGetInfo()
         except gpu.faults() as error:
             raise gpu.no_answer(error, index) from error
         self.guard = Guard(index, device)

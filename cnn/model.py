@@ -37,7 +37,8 @@ ACTIVATIONS: dict[str, ops.Op | None] = {"softmax": ops.Softmax(-1), "sigmoid": 
                                          "none": None}
 HOST_DTYPES: frozenset[np.dtype] = frozenset({np.dtype(np.float32)})
 GPU_DTYPES = HOST_DTYPES | {np.dtype(np.float16)}
-MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
+MAX_PROGRAMS = 8
+MAX_SHARE = 1 / 4       # of the device's memory, which the programs of a model may hold
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,8 @@ class Model:
                                               ACTIVATIONS[self.activation])
                 while len(self._programs) > 1 and (
                         len(self._programs) > MAX_PROGRAMS
-                        or sum(p.bytes for p in self._programs.values()) > MAX_PROGRAM_BYTES):
+                        or sum(program.bytes for program in self._programs.values())
+                        > MAX_SHARE * self._device.memory):
                     self._drop(1)
             self._programs.move_to_end(key)
             return self._programs[key]

@@ -11,6 +11,10 @@ import pytest
 import cnn
 from cnn import executor
 from cnn.errors import OutOfMemory
+from cnn.executor import Program
+from cnn.gpu_device import CudaDevice
+from cnn.graph import Graph, Node
+from kernels.ops import Add, TensorSpec
 
 PAGE = 2 << 20
 
@@ -116,6 +120,26 @@ def test_programs_of_other_shapes_make_room(crowded, small_model):
         crowded.free = pages * PAGE
         model.predict(zeros(size))
         assert list(model._programs) == [((size, 16, 16, 3),)]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(4 << 30, [1]), (40 << 30, [2, 1])])
+def test_programs_that_are_kept_take_a_quarter_of_the_gpus_memory(crowded, small_model, size, kept,
+                                                                  monkeypatch):
+    monkeypatch.setattr(crowded.cuda.runtime, "memGetInfo", lambda: (crowded.free, size))
+    model = load(small_model)
+    model.predict(zeros(2))
+    program, = model._programs.values()
+    program.bytes = 3 << 30
+    model.predict(zeros(1))
+    assert [shape[0] for shape, in model._programs] == kept
+
+
+def test_no_size_is_refused_but_by_the_gpu(cupy):
+    """Three values of 8 GiB."""
+    device, spec = CudaDevice(0), TensorSpec((1 << 17, 64, 32, 7))
+    graph = Graph({"x": spec, "z": spec}, ("y",), (Node(Add(), ("x", "z"), "y", "sum"),))
+    with pytest.raises(OutOfMemory, match=r"batch 131072: .* needed .* a batch of \d+ would fit"):
+        Program(graph, device, device.options())
 
 
 def test_what_has_no_room_is_not_kept(crowded, small_model):
