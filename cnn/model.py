@@ -150,7 +150,7 @@ class Model:
         images: one of, or a list of: path, bytes, PIL image, uint8 (H, W, 3) array. ImageError
         for one that can not be read.
         """
-        many = [images] if _is_image(images) else list(images)
+        many = [images] if images_module.is_one(images) else list(images)
         return images_module.photos(many, self.photo_settings()).normalised()
 
     def photo_settings(self) -> Preprocess:
@@ -214,7 +214,7 @@ class Model:
             raise ModelError(f"top={top!r} must be a whole number of at least 1")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ModelError(f"batch_size={batch_size!r} must be a whole number of at least 1")
-        if _is_image(images):
+        if images_module.is_one(images):
             return next(self._classify([images], top, 1))
         if isinstance(images, (Sequence, np.ndarray)):
             return list(self._classify(images, top, batch_size))
@@ -479,14 +479,6 @@ def _fits(given: Shape, wanted: Shape) -> bool:
     """Whether a shape is as wanted, where None stands for any size."""
     return len(given) == len(wanted) and all(
         want is None or want == size for size, want in zip(given, wanted, strict=True))
-
-
-def _is_image(candidate: Any) -> bool:
-    """One picture rather than several."""
-    if isinstance(candidate, np.ndarray):
-        return candidate.ndim != 4
-    return (isinstance(candidate, (str, os.PathLike, bytes, bytearray))
-            or hasattr(candidate, "getexif"))
 
 
 def _labels(wanted: Sequence[str] | None) -> list[str] | None:
