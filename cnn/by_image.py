@@ -19,9 +19,9 @@ from kernels.memory import copy_into
 from kernels.ops import Op, Shape, count, known, normal_axis
 from kernels.step import Array, Options
 
-from .devices import CpuDevice, Device
+from .devices import HOST_MEMORY, CpuDevice, Device
 from .errors import ModelError
-from .executor import MAX_ARENA_BYTES, Program, specialise
+from .executor import Program, specialise
 from .graph import Graph, Node
 from .image import Photos
 
@@ -68,7 +68,7 @@ def _batch(graph: Graph, fixed: Graph) -> int:
 def pays(graph: Graph, batch: int, options: Options) -> bool:
     """Whether a batch is faster by image, if it can run so: threads have about equal shares, and
     weights are read quickly enough to be read again for each image. A batch that is too large to
-    be held at all is left to Program to refuse."""
+    be held at all is left to the device to refuse."""
     rounds = -(-batch // options.threads)
     weights = sum(array.nbytes for array in graph.constants.values())
     if _in_8_bits(graph):
@@ -77,7 +77,7 @@ def pays(graph: Graph, batch: int, options: Options) -> bool:
         weights //= 2
     inputs = sum(4 * count(spec.shape) for spec in graph.inputs.values())
     return (batch > 1 and rounds * options.threads <= MOST_IDLE * batch
-            and weights <= MOST_WEIGHTS and inputs <= MAX_ARENA_BYTES)
+            and weights <= MOST_WEIGHTS and inputs <= HOST_MEMORY)
 
 
 def _in_8_bits(graph: Graph) -> bool:

@@ -89,7 +89,7 @@ Examples:
 @_labels_option
 @_input_shape
 @click.option("--device", default="auto", show_default=True,
-              help="auto, cpu, cuda, cuda:N or emulator.")
+              help="auto, cpu, cuda, cuda:N, emulator or emulator:sm_90a.")
 @click.option("--dtype", default="float32", show_default=True, help="Compute type.")
 @click.option("--threads", type=int, default=None, help="CPU threads.  [default: all cores]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
@@ -179,14 +179,14 @@ def _batch_for(model: Any, images: int) -> int:
     fixed = model.input_shape[0]
     if fixed is not None:
         return int(fixed)
-    if model.device == "emulator":
+    if model.device.startswith("emulator"):
         return 1
     return min(images, max(8, model.threads) if model.threads else 64)
 
 
 def _warm(model: Any, batch: int) -> None:
     """Get the kernels ready, saying so when they must be compiled first."""
-    if model.device == "emulator":      # compiling is little beside running there
+    if model.device.startswith("emulator"):      # compiling is little beside running there
         return
     notice = ("Preparing the kernels for this GPU. The first time they are compiled, which takes "
               "up to a few minutes.")
@@ -267,7 +267,7 @@ Examples:
 @click.argument("source", metavar="MODEL", required=False)
 @_input_shape
 @click.option("--device", default="auto", show_default=True,
-              help="auto, cpu, cuda, cuda:N or emulator.")
+              help="auto, cpu, cuda, cuda:N, emulator or emulator:sm_90a.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Images to run at once.")
 @_debug

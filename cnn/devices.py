@@ -14,7 +14,7 @@ from kernels.memory import aligned_zeros, copy_into
 from kernels.ops import Op, TensorSpec, known
 from kernels.step import Array, Narrow, Options, Step
 
-from .errors import DeviceError
+from .errors import DeviceError, ModelError
 from .image import Photos
 
 logger = logging.getLogger("cnn")
@@ -24,22 +24,26 @@ Fill = Callable[[Any, Any], None]   # with Photos or a float32 array, which may 
 Run = Callable[[Any], None]
 Fetch = Callable[[bool, Any], Callable[[], Array]]  # what that returns waits for the copy, float32
 CPU_DTYPES = ("float32", "bfloat16")
+# Bytes. A model from a file is data: what it asks for is checked before the host allocates it.
+HOST_MEMORY = 16 << 30
 
 
 class Device(Protocol):
     """What the executor asks of a device. Arrays are its own: NumPy's, or a GPU's.
 
-    name     "cpu", "cuda:0", "emulator"
+    name     "cpu", "cuda:0", "emulator", "emulator:sm_90a"
     dtype    the compute type
     stored   the dtype that values have in its memory, but for what `narrow` says
     narrows  the narrower dtypes that some may have instead
     threads  CPU threads, None where kernels run elsewhere
+    memory   bytes that there are for programs
     """
     name: str
     dtype: str
     stored: str
     narrows: tuple[str, ...]
     threads: int | None
+    memory: int
 
     def options(self) -> Options:
         """What all steps of a model share."""
@@ -53,7 +57,8 @@ class Device(Protocol):
         """What the kernel for an op can do with one of the dtypes `narrows`."""
 
     def allocate(self, size: int) -> Array:
-        """`size` bytes, aligned."""
+        """`size` bytes, aligned. OutOfMemory where a GPU has not as many, ModelError for more than
+        the host shall be asked for."""
 
     def view(self, block: Array, spec: TensorSpec) -> Array:
         """A part of an allocation as a value of this shape and dtype."""
@@ -99,7 +104,7 @@ class CpuDevice:
     both sides can do with that. With any dtype
     those of a file that is quantised to 8 bits multiply these.
     """
-    name, stored = "cpu", "float32"
+    name, stored, memory = "cpu", "float32", HOST_MEMORY
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         """DeviceError where that many threads (None asks for all there are) or the dtype can not
@@ -138,7 +143,7 @@ class CpuDevice:
         return narrow.bfloat16(op, inputs)
 
     def allocate(self, size: int) -> Array:
-        return aligned_zeros(size)
+        return host_memory(size)
 
     def view(self, block: Array, spec: TensorSpec) -> Array:
         return block.view(spec.dtype).reshape(known(spec.shape))
@@ -198,6 +203,14 @@ class CpuDevice:
         """Memory is NumPy's."""
 
 
+def host_memory(size: int) -> Array:
+    """`size` bytes, aligned; ModelError for more than HOST_MEMORY."""
+    if size > HOST_MEMORY:
+        raise ModelError(f"this network needs {size / 1e9:.1f} GB for its values, and the limit is "
+                         f"{HOST_MEMORY / 1e9:.1f} GB: use a smaller batch or image")
+    return aligned_zeros(size)
+
+
 def not_there(device: str) -> DeviceError:
     """The error for an array of a GPU that a model elsewhere was given."""
     return DeviceError(f"the array lies on a GPU and the model runs on {device!r}: load it with "
@@ -207,14 +220,14 @@ def not_there(device: str) -> DeviceError:
 def open_device(device: str, dtype: str, threads: int | None) -> Device:
     """The device that a name asks for; DeviceError where it can not be had.
 
-    device  "cpu", "cuda", "cuda:N", "emulator" or "auto"
+    device  "cpu", "cuda", "cuda:N", "emulator", "emulator:sm_90a" or "auto"
     dtype   the compute type: "float32"; "bfloat16" on a CPU with AMX or AVX512_BF16; on a GPU and
             in the emulator also "bfloat16", "float16" and "tf32"
     """
-    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda", "emulator") or (kind != "cuda" and index):
+    kind = device.partition(":")[0] if isinstance(device, str) else ""
+    if device not in ("auto", "cpu") and kind not in ("cuda", "emulator"):
         raise DeviceError(f"device={device!r} is unknown; it can be 'auto', 'cpu', 'cuda', "
-                          f"'cuda:N' or 'emulator'")
+                          f"'cuda:N', 'emulator' or 'emulator:sm_90a'")
     if kind in ("cuda", "emulator"):
         if threads is not None:
             raise DeviceError(f"threads={threads!r} is for the CPU and device={device!r} has none "
@@ -244,9 +257,10 @@ def _open_cuda(device: str, dtype: str) -> Device:
     """A GPU or the emulator; the compiler is imported only when asked for."""
     from kernels.cuda.errors import CudaError
     try:
-        if device == "emulator":
+        kind, colon, arch = device.partition(":")
+        if kind == "emulator":
             from .emulated_device import EmulatedDevice
-            return EmulatedDevice(dtype)
+            return EmulatedDevice(dtype, arch) if colon else EmulatedDevice(dtype)
         from .gpu_device import CudaDevice, number
         return CudaDevice(number(device), dtype)
     except CudaError as error:

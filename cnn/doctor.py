@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -19,7 +20,8 @@ from .errors import in_words
 from .version import __version__
 
 LIBRARIES = ("numba", "llvmlite", "numpy", "onnx", "pillow", "safetensors", "click", "rich")
-CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cuda-bindings", "cupy-cuda13x")
+CUDA = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc", "cuda-bindings")
+DRIVER = Path("/proc/driver/nvidia/version")
 FEATURES = ("neon", "dotprod", "bf16", "i8mm", "sve") if sizes.ARM else (
     "fma", "avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "avxvnni", "amx-bf16", "amx-int8")
 
@@ -42,8 +44,8 @@ def report() -> list[tuple[str, str]]:
         ("int8", _int8()),
         ("threads", f"{threads.default_threads()} by default; this process may use "
                     f"{threads.available_threads()} of {os.cpu_count()} cores"),
-        ("gpu", _gpu()),
-        ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in CUDA)),
+        *_gpus(),
+        ("cuda libraries", ", ".join(f"{name} {_version(name)}" for name in (*CUDA, *_cupy()))),
         ("cuda assembler", name_and_version()),
         ("settings", ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items())
                                if name.startswith(("CNN_", "NUMBA_"))) or "none"),
@@ -69,17 +71,48 @@ def _int8() -> str:
     return unit.name if unit else "none: quantised files are multiplied in float32"
 
 
-def _gpu() -> str:
-    """The first GPU, or why none can be used."""
+def _gpus() -> list[tuple[str, str]]:
+    """The driver and every GPU, or why none can be used."""
     try:
-        from kernels.cuda import gpu
-        found = gpu.gpu(0)
+        from kernels.cuda import gpu  # needs the compiler
+        runtime = gpu.cupy().cuda.runtime
     except CudaError as error:
-        return f"none: {error}"
-    driver = gpu.cuda_version(gpu.cupy().cuda.runtime.driverGetVersion())
-    free, total = gpu.cupy().cuda.runtime.memGetInfo()
+        return [("gpu", f"none: {error}")]
+    supported = gpu.cuda_version(runtime.driverGetVersion())
+    return [("gpu driver", f"{_driver()}, which supports CUDA {supported}"),
+            *((f"gpu {i}", _gpu(i)) for i in range(runtime.getDeviceCount()))]
+
+
+def _driver() -> str:
+    """ "580.126.20", as the kernel module says it."""
+    try:
+        said = DRIVER.read_text(encoding="utf-8")
+    except OSError:
+        said = ""
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(\.\d+)?)", said)
+    return found[1] if found else "of an unknown version"
+
+
+def _gpu(index: int) -> str:
+    """What a GPU is and the memory that is left on it, or why it can not be used."""
+    from kernels.cuda import gpu
+    cuda = gpu.cupy().cuda
+    try:
+        found = gpu.gpu(index)
+        with cuda.Device(index):
+            free, total = cuda.runtime.memGetInfo()
+    except CudaError as error:
+        return f"can not be used: {error}"
+    except gpu.faults() as error:
+        return f"can not be used: {gpu.no_answer(error, index)}"
     return (f"{found.name} ({found.arch}, {found.multiprocessors} multiprocessors), "
-            f"{in_words(free)} of {in_words(total)} free; the driver supports CUDA {driver}")
+            f"{in_words(free)} of {in_words(total)} free")
+
+
+def _cupy() -> list[str]:
+    """The distributions of CuPy, of which one should be installed."""
+    found = importlib.metadata.packages_distributions().get("cupy", [])
+    return sorted(set(found)) or ["cupy-cuda13x"]
 
 
 def _version(name: str) -> str:

@@ -10,29 +10,37 @@ import numpy as np
 from kernels.cuda.emulate import emulate
 from kernels.cuda.launch import CudaOptions, Launch
 from kernels.emulator import EmulatorError
-from kernels.memory import aligned_zeros
 from kernels.ops import TensorSpec, known
 from kernels.step import Array
 
 from .cuda_devices import NUMPY, CudaKernels, entry, source_of, widen
-from .devices import Fetch, Fill, Run, Turn, not_there
+from .devices import HOST_MEMORY, Fetch, Fill, Run, Turn, host_memory, not_there
 from .errors import DeviceError
+
+# Multiprocessors of a GPU by its architecture: a small one, so that small networks meet split sums
+# and several waves, too; an H100 or H200.
+GPUS = {"sm_80": 4, "sm_90a": 132}
 
 
 class EmulatedDevice(CudaKernels):
     """The PTX of the CUDA kernels, executed on the CPU: right as on a GPU, and slow."""
+    memory = HOST_MEMORY
 
-    def __init__(self, dtype: str = "float32", race: bool = False) -> None:
-        """race: also look for races in shared memory, which takes longer still."""
-        super().__init__("emulator", dtype)
-        self._race = race
+    def __init__(self, dtype: str = "float32", arch: str = "sm_80", race: bool = False) -> None:
+        """arch: what a GPU of this architecture would get, one of GPUS; DeviceError for another.
+        race: also look for races in shared memory, which takes longer still."""
+        if arch not in GPUS:
+            raise DeviceError(f"device='emulator:{arch}' is unknown; the emulator executes what "
+                              f"GPUs of {' and '.join(GPUS)} get: write 'emulator:sm_90a', or "
+                              f"'emulator' for sm_80")
+        super().__init__("emulator" if arch == "sm_80" else f"emulator:{arch}", dtype)
+        self._arch, self._race = arch, race
 
     def options(self) -> CudaOptions:
-        """As for a small GPU, so that small networks meet split sums and several waves, too."""
-        return CudaOptions(dtype=self.dtype, arch="sm_80", multiprocessors=4)
+        return CudaOptions(dtype=self.dtype, arch=self._arch, multiprocessors=GPUS[self._arch])
 
     def allocate(self, size: int) -> Array:
-        return aligned_zeros(size)
+        return host_memory(size)
 
     def view(self, block: Array, spec: TensorSpec) -> Array:
         return block.view(NUMPY[spec.dtype]).reshape(known(spec.shape))

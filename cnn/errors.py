@@ -18,7 +18,7 @@ class DeviceError(Error):
 
 
 class OutOfMemory(DeviceError):
-    """A device has no room for `needed` bytes; `free` are left on it.
+    """A device, or "the host", has no room for `needed` bytes; `free` are left on it.
 
     words: (what they are for, what to do)
     """

@@ -3,7 +3,7 @@ again without allocating or deciding anything."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,7 @@ from .graph import Graph, Node
 from .plan import Part, plan, views
 from .storage import storage
 
-# A model from a file is data: what it asks for is checked before it is allocated.
-MAX_ARENA_BYTES = 16 << 30
+ROUNDING = 16 << 20     # bytes: a GPU's memory comes in pages of 2 MiB, to some eight allocations
 PROBABILITIES = "(probabilities)"       # the name of what `activation` makes of an output
 
 
@@ -69,12 +68,8 @@ class Program:
                             if layer.step and layer.step.reads_strided)
         layout = plan(graph, specs, workspaces, keep, strided, readers)
         self.layers = [without_parts(layer, layout.parts) for layer in layers]
-        if layout.size > MAX_ARENA_BYTES:
-            raise ModelError(f"this network needs {layout.size / 1e9:.1f} GB for its values at "
-                             f"input shape {[s.shape for s in graph.inputs.values()]}; the limit "
-                             f"is {MAX_ARENA_BYTES / 1e9:.1f} GB: use a smaller batch or image")
+        self.bytes, self._specs, self._held = layout.size, specs, 0
         self._arena = self._allocate(layout.size)
-        self.bytes, self._specs = layout.size, specs
         self.values: dict[str, Array] = {}
         for name, offset in layout.offsets.items():
             spec = specs[name]
@@ -90,7 +85,7 @@ class Program:
         self._inlets = {name: device.inlet(self.values[name], specs[name],
                                            self._readers(name, shared, keep))
                         for name in graph.inputs}
-        self._outlets = {name: device.outlet(self.values[name], specs[name])
+        self._outlets = {name: self._advised(device.outlet, self.values[name], specs[name])
                          for name in graph.outputs if name in self.values}
         self.activated = activation is not None and graph.outputs[0] in self._outlets
         if activation is not None and self.activated:
@@ -111,15 +106,33 @@ class Program:
                 if not names.isdisjoint(layer.node.inputs) for launch in launches]
 
     def _allocate(self, size: int) -> Array:
-        """The arena; OutOfMemory says how large a batch would fit."""
+        block = self._advised(self.device.allocate, size)
+        self._held += size
+        return block
+
+    def _advised(self, allocating: Callable[..., Any], *arguments: Any) -> Any:
+        """What it returns; OutOfMemory says what the program needs in all and what batch would fit.
+
+        Beside the arena that is at most: outputs as float32 and as probabilities, and of two
+        batches, which are under way at the same time, inputs and results as float32.
+        """
         try:
-            return self.device.allocate(size)
+            return allocating(*arguments)
         except OutOfMemory as error:
-            batch = min((known(spec.shape)[0] for spec in self.graph.inputs.values()), default=1)
-            fits = batch * error.free // size
-            raise OutOfMemory(error.device, size, error.free, (
-                f"the values of this network at batch {batch}", f"a batch of {fits} would fit"
-                if fits else "not even a batch of 1 would fit: use a smaller image")) from None
+            if error.device != self.device.name:        # it is the host's memory
+                raise
+            free = error.free + self._held
+        needed = self.bytes + 2 * self._float32(self.graph.inputs) + 4 * self._float32(
+            self.graph.outputs)
+        batch = min((known(spec.shape)[0] for spec in self.graph.inputs.values()), default=1)
+        fits = min(batch * (free - ROUNDING) // needed, batch - 1)
+        raise OutOfMemory(self.device.name, needed, free, (
+            f"the values of this network at batch {batch}", f"a batch of {fits} would fit"
+            if fits > 0 else "not even a batch of 1 would fit: use a smaller image"))
+
+    def _float32(self, names: Iterable[str]) -> int:
+        """Bytes of these values as float32."""
+        return sum(4 * count(self._specs[name].shape) for name in names)
 
     def _layer(self, node: Node, specs: dict[str, TensorSpec], shared: dict[str, str],
                options: Any) -> Layer:
@@ -166,6 +179,10 @@ class Program:
         A GPU works meanwhile, also on runs that are begun before this one is waited for. on_gpu
         leaves the copies there.
         """
+        return self._advised(self._start, inputs, values, on_gpu)
+
+    def _start(self, inputs: Mapping[str, Any], values: tuple[str, ...],
+               on_gpu: bool) -> Callable[[], dict[str, Array]]:
         with self._lock, self._turn(on_gpu) as stream:
             for name, fill in self._inlets.items():
                 fill(inputs[name], stream)

@@ -26,6 +26,7 @@ from .devices import Fetch, Fill, Run, Turn
 from .errors import DeviceError, OutOfMemory
 
 PER_THREAD = 2              # cudaStreamPerThread: another stream in each thread
+MEMORY_ALLOCATION = 2       # cudaErrorMemoryAllocation
 WORDS = {4: np.uint32, 2: np.uint16}
 NAMES = {dtype: name for name, dtype in NUMPY.items()}      # an array tells its own slowly
 
@@ -46,10 +47,16 @@ class CudaDevice(CudaKernels):
         if dtype != "float32" and number_of(self._gpu.arch) < 80:
             raise DeviceError(f"dtype={dtype!r} needs a GPU of sm_80 or newer, and {self.name}, "
                               f"{self._gpu.name}, is {self._gpu.arch}; use dtype='float32'")
-        self.guard = Guard(index, self._cupy.cuda.Device(index))
-        with self.guard:
-            self.stream, self._uploads, self._downloads = (
-                self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+        gpu.check_context(index)
+        device = self._cupy.cuda.Device(index)
+        try:
+            with device:
+                self.stream, self._uploads, self._downloads = (
+                    self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+                _, self.memory = self._cupy.cuda.runtime.memGetInfo()
+        except gpu.faults() as error:
+            raise gpu.no_answer(error, index) from error
+        self.guard = Guard(index, device)
 
     # ---- memory -------------------------------------------------------------------------------
 
@@ -81,9 +88,21 @@ class CudaDevice(CudaKernels):
         try:
             return self._cupy.empty(shape, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError:
-            free, _ = self._cupy.cuda.runtime.memGetInfo()
             needed = count(shape) * np.dtype(dtype).itemsize
-            raise OutOfMemory(self.name, needed, free) from None
+            raise OutOfMemory(self.name, needed, gpu.free_bytes(self.index)) from None
+
+    def pinned(self, size: int) -> Array:
+        """Bytes of the host through which the GPU copies while others work."""
+        try:
+            memory = self._cupy.cuda.alloc_pinned_memory(max(1, size))
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            if error.status != MEMORY_ALLOCATION:
+                raise
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            raise OutOfMemory("the host", size, free, (
+                f"pinned memory, through which a batch goes to {self.name} and back",
+                "use a smaller batch")) from None
+        return np.frombuffer(memory, np.uint8, size)
 
     def view(self, block: Array, spec: TensorSpec) -> Array:
         size = NUMPY[spec.dtype].itemsize
@@ -194,7 +213,7 @@ class CudaDevice(CudaKernels):
         return free
 
     def _new_stage(self, size: int) -> Stage:
-        stage = Stage(self._cupy, self.allocate(size), size)
+        stage = Stage(self, self.allocate(size), size)
         # That memory may have been in use on the stream whose it was.
         follow(self._uploads, self.stream, stage.uploaded)
         return stage
@@ -296,10 +315,9 @@ class Stage:
     consumed  the batch has left the GPU's
     """
 
-    def __init__(self, cupy: Any, there: Any, size: int) -> None:
-        self.size, self._there = size, there
-        self._pinned = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
-        self.uploaded, self.consumed = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+    def __init__(self, device: CudaDevice, there: Any, size: int) -> None:
+        self.size, self._there, self._pinned = size, there, device.pinned(size)
+        self.uploaded, self.consumed = device.event(), device.event()
 
     def upload(self, array: Array, stream: Any) -> Array:
         """The array on the GPU, once `uploaded`."""
@@ -315,12 +333,10 @@ class Download:
     """A copy to the host under way; calling it waits and gives float32 NumPy memory."""
 
     def __init__(self, device: CudaDevice, there: Any, stream: Any) -> None:
-        cupy = gpu.cupy()
         self._device, self._there = device, there
-        pinned = np.frombuffer(cupy.cuda.alloc_pinned_memory(max(1, there.nbytes)), np.uint8)
-        self._host = pinned[:there.nbytes].view(np.float32).reshape(there.shape)
+        self._host = device.pinned(there.nbytes).view(np.float32).reshape(there.shape)
         there.get(stream, out=self._host, blocking=False)
-        self._done = cupy.cuda.Event(disable_timing=True)
+        self._done = device.event()
         self._done.record(stream)
 
     def __call__(self) -> Array:

@@ -247,6 +247,14 @@ class Photos:
         return Photos(np.pad(self.pixels, missing), self.settings)
 
 
+def is_one(candidate: Any) -> bool:
+    """Whether it is one picture rather than several."""
+    if isinstance(candidate, np.ndarray):
+        return candidate.ndim != 4
+    return (isinstance(candidate, (str, os.PathLike, bytes, bytearray))
+            or hasattr(candidate, "getexif"))
+
+
 def photos(sources: Sequence[Any], settings: Preprocess) -> Photos:
     """Load and resize; ImageError for one that can not be read."""
     pictures = []

@@ -37,7 +37,8 @@ ACTIVATIONS: dict[str, ops.Op | None] = {"softmax": ops.Softmax(-1), "sigmoid": 
                                          "none": None}
 HOST_DTYPES: frozenset[np.dtype] = frozenset({np.dtype(np.float32)})
 GPU_DTYPES = HOST_DTYPES | {np.dtype(np.float16)}
-MAX_PROGRAMS, MAX_PROGRAM_BYTES = 8, 4 << 30
+MAX_PROGRAMS = 8
+MAX_SHARE = 1 / 4       # of the device's memory, which the programs of a model may hold
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Model:
         images: one of, or a list of: path, bytes, PIL image, uint8 (H, W, 3) array. ImageError
         for one that can not be read.
         """
-        many = [images] if _is_image(images) else list(images)
+        many = [images] if images_module.is_one(images) else list(images)
         return images_module.photos(many, self.photo_settings()).normalised()
 
     def photo_settings(self) -> Preprocess:
@@ -213,7 +214,7 @@ class Model:
             raise ModelError(f"top={top!r} must be a whole number of at least 1")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ModelError(f"batch_size={batch_size!r} must be a whole number of at least 1")
-        if _is_image(images):
+        if images_module.is_one(images):
             return next(self._classify([images], top, 1))
         if isinstance(images, (Sequence, np.ndarray)):
             return list(self._classify(images, top, batch_size))
@@ -288,11 +289,13 @@ class Model:
         """
         shapes = {name: array.shape for name, array in arrays.items()}
         if 0 not in chain.from_iterable(shapes.values()):
-            there = any(map(on_gpu, arrays.values()))
-            program = self._program(shapes)
-            if probabilities and isinstance(program, Program) and program.activated:
-                return program.start(arrays, (PROBABILITIES,), there)
-            return program.start(arrays, on_gpu=there)
+            try:
+                return self._begin_in(self._program(shapes), arrays, probabilities)
+            except OutOfMemory as error:
+                if not self._make_room(shapes):
+                    # Whoever catches it shall not hold on, by its traceback, to what had room.
+                    raise error.with_traceback(None) from None
+            return self._begin(arrays, probabilities)
         specs = specialise(self._graph, shapes).infer()
         found = {name: np.empty(ops.known(spec.shape), np.float32)
                  for name, spec in specs.items() if spec and name in self._graph.outputs}
@@ -300,29 +303,34 @@ class Model:
             raise ModelError(f"{self.name}: there is nothing to run in inputs of shapes {shapes}")
         return lambda: found
 
+    def _begin_in(self, program: Program | ByImage, arrays: Mapping[str, Any],
+                  probabilities: bool) -> Callable[[], dict[str, Any]]:
+        there = any(map(on_gpu, arrays.values()))
+        if probabilities and isinstance(program, Program) and program.activated:
+            return program.start(arrays, (PROBABILITIES,), there)
+        return program.start(arrays, on_gpu=there)
+
     def _program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program | ByImage:
         """The program for these shapes: one of the few used last, or a new one."""
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._programs:
-                try:
-                    program = self._prepare(shapes)
-                except OutOfMemory:
-                    if not self._programs:
-                        raise
-                    self._drop(len(self._programs))     # those of other shapes are in the way
-                    program = self._prepare(shapes)
-                self._programs[key] = program
+                self._programs[key] = prepare(self._graph, shapes, self._device, self._options,
+                                              ACTIVATIONS[self.activation])
                 while len(self._programs) > 1 and (
                         len(self._programs) > MAX_PROGRAMS
-                        or sum(p.bytes for p in self._programs.values()) > MAX_PROGRAM_BYTES):
+                        or sum(program.bytes for program in self._programs.values())
+                        > MAX_SHARE * self._device.memory):
                     self._drop(1)
             self._programs.move_to_end(key)
             return self._programs[key]
 
-    def _prepare(self, shapes: Mapping[str, Shape]) -> Program | ByImage:
-        return prepare(self._graph, shapes, self._device, self._options,
-                       ACTIVATIONS[self.activation])
+    def _make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Drop all programs; whether one was for other shapes, which had been in the way."""
+        with self._lock:
+            others = self._programs.keys() - {tuple(shapes.values())}
+            self._drop(len(self._programs))
+        return bool(others)
 
     def _drop(self, count: int) -> None:
         """Forget as many programs, those used longest ago."""
@@ -432,8 +440,8 @@ def load(source: str | os.PathLike | None = None, *, device: str = "auto",
          input_shape: Shape | None = None) -> Model:
     """A Model from the embedded default (None), a zoo name, or a path (.onnx, .safetensors).
 
-    device      "auto", "cpu", "cuda", "cuda:N", "emulator" (the CUDA kernels on the CPU, slowly);
-                DeviceError where it can not be had
+    device      "auto", "cpu", "cuda", "cuda:N"; "emulator" (the CUDA kernels on the CPU, slowly),
+                or "emulator:sm_90a", those of an H100; DeviceError where it can not be had
     dtype       the compute type: "float32"; "bfloat16" on a GPU, in the emulator, and on a CPU with
                 AMX or AVX512_BF16; but for the CPU also "tf32", "float16"
     threads     number of CPU threads; None takes one for each core that this process may use, and
@@ -471,14 +479,6 @@ def _fits(given: Shape, wanted: Shape) -> bool:
     """Whether a shape is as wanted, where None stands for any size."""
     return len(given) == len(wanted) and all(
         want is None or want == size for size, want in zip(given, wanted, strict=True))
-
-
-def _is_image(candidate: Any) -> bool:
-    """One picture rather than several."""
-    if isinstance(candidate, np.ndarray):
-        return candidate.ndim != 4
-    return (isinstance(candidate, (str, os.PathLike, bytes, bytearray))
-            or hasattr(candidate, "getexif"))
 
 
 def _labels(wanted: Sequence[str] | None) -> list[str] | None:

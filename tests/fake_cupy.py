@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections import deque
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import numpy as np
 from kernels.emulator import Emulator
 
 ILLEGAL_ADDRESS = 700       # cudaErrorIllegalAddress
+OUT_OF_MEMORY = 2           # cudaErrorMemoryAllocation
 
 
 class Error(RuntimeError):
@@ -254,26 +256,30 @@ class FakeCupy:
     host_copies   between the host and a GPU
     illegal       names of kernels that make an illegal access
     free          bytes of memory that are left on each GPU
+    page          bytes of which an array takes whole multiples
+    pinned_free   bytes of the host's memory, of which any one may be pinned
     cost          function of a kernel's name: milliseconds that it takes
     meanwhile     function that is called whenever a launch is captured
     """
     ndarray = ndarray
 
-    def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33):
+    def __init__(self, driver=13000, capabilities=((9, 0),), free=1 << 33, multiprocessors=4):
         self.calls, self.attributes, self.launch_error, self.load_error = [], {}, "", ""
-        self.replays, self.illegal, self.dead, self.free, self.pinned = 0, set(), None, free, []
+        self.replays, self.illegal, self.dead, self.pinned = 0, set(), None, []
+        self.free, self.page, self.pinned_free = free, 1, 1 << 40
         self.host_copies = self.load_status = 0
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.meanwhile = lambda: None
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
-                                    used_bytes=lambda: 0)
+                                    used_bytes=lambda: 0, total_bytes=lambda: 0,
+                                    get_limit=lambda: 0)
         runtime = SimpleNamespace(
             CUDARuntimeError=Error, driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (self.free, 1 << 34),
             getDeviceCount=lambda: len(capabilities), getDevice=lambda: here.device,
             getDeviceProperties=lambda i: {
                 "name": b"Fake GPU", "major": capabilities[i][0], "minor": capabilities[i][1],
-                "multiProcessorCount": 4, "l2CacheSize": 1 << 16,
+                "multiProcessorCount": multiprocessors, "l2CacheSize": 1 << 16,
                 "maxThreadsPerMultiProcessor": 2048})
         Stream.null = Stream(self, null=True)
         here.__init__()
@@ -318,6 +324,9 @@ class FakeCupy:
         return stop.mark.time - start.mark.time
 
     def alloc_pinned(self, size):
+        self.check()
+        if size > self.pinned_free:
+            raise Error("cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY)
         memory = np.full(size, 0xFF, np.uint8)
         self.pinned.append(memory)
         return memory
@@ -340,10 +349,16 @@ class FakeCupy:
         """Poison; OutOfMemoryError beyond `free`."""
         self.check()
         bytes_ = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if bytes_ > self.free:
+        taken = -(-bytes_ // self.page) * self.page
+        if taken > self.free:
             raise OutOfMemoryError(f"Out of memory allocating {bytes_:,} bytes")
-        return self.asarray(np.full(shape, 0xFF, np.uint8) if dtype == np.uint8
-                            else np.full(shape, np.nan, dtype))
+        memory = np.full(shape, 0xFF if dtype == np.uint8 else np.nan, dtype)
+        self._take(taken)
+        weakref.finalize(memory, self._take, -taken)
+        return self.asarray(memory)
+
+    def _take(self, size):
+        self.free -= size
 
     def asnumpy(self, array):
         self.host_copies += 1

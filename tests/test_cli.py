@@ -1,18 +1,21 @@
 """The command line, run in this process so that kernels are loaded once."""
 import csv
+import importlib.metadata
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_cupy
 import numpy as np
 import pytest
 from onnx_models import build, node, saved, whole
 from PIL import Image
 
-from cnn import cli
+from cnn import cli, doctor
 
 ROOT = Path(__file__).parent.parent
 CAT = ROOT / "examples" / "cat.jpg"
@@ -158,10 +161,47 @@ def test_doctor_names_versions_cpu_threads_settings_and_cache(cnn, monkeypatch):
         assert word in out
 
 
+def test_doctor_shows_every_gpu_and_the_driver(cnn, machine, monkeypatch, tmp_path):
+    machine(driver=13020, capabilities=((9, 0), (7, 0), (12, 0)))
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.126.20  "
+                       "Release Build  (root@host)\nGCC version:  gcc version 12.3.0\n")
+    monkeypatch.setattr(doctor, "DRIVER", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions",
+                        lambda: {"cupy": ["cupy-cuda12x"], "click": ["click"]})
+    status, out, _ = cnn("doctor")
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
+    assert status == 0
+    assert lines["gpu driver"] == "580.126.20, which supports CUDA 13.2"
+    for name, arch in (("gpu 0", "sm_90a"), ("gpu 2", "sm_120")):
+        assert lines[name] == f"Fake GPU ({arch}, 4 multiprocessors), 8.59 GB of 17.18 GB free"
+    assert lines["gpu 1"].startswith("can not be used: GPU 1, Fake GPU, is of sm_70; the kernels")
+    assert "cupy-cuda12x missing" in lines["cuda libraries"]
+    assert "cupy-cuda13x" not in out
+    version.unlink()
+    assert "gpu driver      of an unknown version, which supports CUDA 13.2" in cnn("doctor")[1]
+
+
+@pytest.mark.parametrize("broken", ["memGetInfo", "getDeviceProperties"])
+def test_doctor_goes_on_where_a_gpu_does_not_answer(cnn, machine, broken):
+    cupy = machine()
+
+    def fail(*_):
+        raise fake_cupy.Error("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or "
+                              "unavailable", 46)
+    setattr(cupy.cuda.runtime, broken, fail)
+    status, out, _ = cnn("doctor")
+    assert status == 0
+    assert ("gpu 0           can not be used: GPU 0 does not answer: cudaErrorDevicesUnavailable: "
+            "CUDA-capable device(s) is/are busy or unavailable; nvidia-smi shows") in out
+    assert "zoo" in out
+
+
 @pytest.mark.parametrize(("device", "threads", "fixed", "images", "batch"), [
     ("cpu", 2, None, 1, 1), ("cpu", 2, None, 5, 5), ("cpu", 2, None, 100, 8),
     ("cpu", 32, None, 100, 32), ("cuda:0", None, None, 100, 64), ("cuda:0", None, None, 3, 3),
-    ("emulator", None, None, 100, 1), ("cpu", 2, 4, 100, 4), ("cpu", 2, 1, 100, 1)])
+    ("emulator", None, None, 100, 1), ("emulator:sm_90a", None, None, 100, 1),
+    ("cpu", 2, 4, 100, 4), ("cpu", 2, 1, 100, 1)])
 def test_how_many_run_at_once_where_nobody_says(device, threads, fixed, images, batch):
     model = SimpleNamespace(device=device, threads=threads, input_shape=(fixed, 224, 224, 3))
     assert cli._batch_for(model, images) == batch

@@ -1,11 +1,13 @@
 """`kernels.conv2d` and its siblings on arrays of a GPU, and what is said where there is none."""
 from types import SimpleNamespace
 
+import fake_cupy
 import numpy as np
 import pytest
 from checks import integers
 
 import kernels
+from cnn import DeviceError, load
 from kernels import ops, reference
 from kernels.cuda import gpu
 from kernels.cuda.errors import CompilerMissing, CudaError
@@ -174,9 +176,54 @@ def test_errors_of_the_driver_name_the_kernel(machine):
         kernels.relu(x)
 
 
+def test_after_an_illegal_access_every_call_says_so_at_once(machine):
+    cupy = machine(capabilities=((9, 0), (8, 0)))
+    x = arrays(cupy, 4, 8)[1]
+    foreign = SimpleNamespace(__cuda_array_interface__={}, memory=x)
+    kernels.relu(x)
+    cupy.illegal = {cupy.calls[-1].name}
+    kernels.relu(x)                 # the launch is accepted, and what it did is known later
+    with pytest.raises(CudaError, match=r"GPU 0 reported .*illegal memory access.*context is lost"):
+        kernels.add(x, x)
+    launched, cupy.empty = len(cupy.calls), lambda *_: pytest.fail("the GPU was asked again")
+    for again in (lambda: kernels.relu(x), lambda: kernels.relu(foreign)):
+        with pytest.raises(CudaError, match=r"context is lost.*restart the process"):
+            again()
+    assert len(cupy.calls) == launched
+    with pytest.raises(DeviceError, match="context is lost"):
+        load(device="cuda")
+    gpu.check_context(1)
+
+
+def test_a_loss_that_is_noticed_while_arrays_are_taken(machine):
+    cupy = machine()
+    foreign = SimpleNamespace(__cuda_array_interface__={}, memory=arrays(cupy, 4, 8)[1])
+    kernels.relu(foreign)
+
+    def asarray(array):
+        raise fake_cupy.Error("cudaErrorIllegalAddress", fake_cupy.ILLEGAL_ADDRESS)
+    cupy.asarray = asarray
+    with pytest.raises(CudaError, match="context is lost"):
+        kernels.relu(foreign)
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: kernels.relu(x), lambda x: kernels.linear(x, np.ones((3, 8), np.float32))])
+def test_no_room_is_a_sentence_and_leaves_the_gpu_usable(machine, call):
+    cupy = machine()
+    host, x = arrays(cupy, 4, 8)
+    room, cupy.free = cupy.free, 40
+    with pytest.raises(CudaError, match=r"GPU 0 has no room: Out of memory allocating \d+ bytes, "
+                                        r"and 40 bytes are free; use a smaller batch"):
+        call(x)
+    cupy.free = room
+    np.testing.assert_array_equal(call(x), call(host))
+
+
 @pytest.mark.parametrize(("status", "remedy"), [
     (209, "made for another GPU: empty .* or fill CNN_CUBINS by .* --arch sm_90a"),
-    (200, r"driver supports CUDA 13.0; .* pip install 'nvidia-cuda-nvcc==13.0.\*'")])
+    (200, r"made by ptxas \d+\.\d+, /.*ptxas, and the driver supports CUDA 13.0: .* pip install "
+          r"'nvidia-cuda-nvcc==13.0.\*' .* empty the folder that `cnn doctor` calls cache")])
 def test_machine_code_that_a_driver_does_not_take(machine, status, remedy):
     cupy = machine()
     cupy.load_error, cupy.load_status = "CUDA_ERROR", status

@@ -164,8 +164,28 @@ def test_architectures_are_checked(kernel, arch, message):
         cubin(kernel, arch)
 
 
+@pytest.mark.parametrize("complaint", [
+    "ptxas kernel.ptx, line 1; fatal   : Unsupported .version 9.0; current version is '8.4'",
+    "ptxas fatal   : Value 'sm_120' is not defined for option 'gpu-name'"])
+def test_an_assembler_that_is_too_old_is_named_with_what_to_install(tmp_path, monkeypatch,
+                                                                    complaint):
+    tool = tmp_path / "ptxas"
+    tool.write_text(f"""#!/bin/sh
+if [ "$1" = --version ]; then echo 'Cuda compilation tools, release 12.4, V12.4.131'; exit; fi
+echo "{complaint}" >&2
+exit 255
+""")
+    tool.chmod(0o755)
+    monkeypatch.setattr(assembler, "find_tool", lambda name: str(tool))
+    with pytest.raises(CudaError) as caught:
+        assembler.assemble(".version 9.0", "sm_90a")
+    assert str(caught.value) == (f"ptxas 12.4, {tool}, refused a kernel for sm_90a: {complaint}. "
+                                 f"It is too old for these kernels: {assembler.HINT}")
+
+
 def test_ptx_that_is_refused_is_said():
-    with pytest.raises(CudaError, match=r"refused a kernel for sm_80: (.|\n)*(error|fatal)"):
+    with pytest.raises(CudaError, match=r"ptxas \d+\.\d+, .*, refused a kernel for sm_80: "
+                                        r"(.|\n)*(error|fatal)"):
         assembler.assemble("this is not PTX", "sm_80")
 
 

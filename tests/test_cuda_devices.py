@@ -21,18 +21,22 @@ ROUNDOFF = {"float32": 2.0 ** -24, "tf32": 2.0 ** -10, "float16": 2.0 ** -11,
 DTYPES = list(ROUNDOFF)
 # How an error passes layer norms and attention depends on all of an image: see measured_network.py.
 NORMALISED = ["vit_s_16", "convnext_tiny"]
+ARCHS = {"sm_80": "emulator", "sm_90a": "emulator:sm_90a"}     # the emulator as such a GPU
 SLOPES = {ops.Silu: 1.1, ops.HardSwish: 1.5}
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    """A file with each kind of block that ResNet and MobileNetV2 are made of."""
+    """A file with each kind of block that ResNet and MobileNetV2 are made of, and with sums so long
+    that they are split among blocks: of a GPU of sm_90a in clusters."""
     net = networks.Builder(0, 24)
     x = net.relu6(net.batch_norm(net.conv("input", "stem", 16, 3, stride=2), "stem.bn"))
     x = networks.inverted_residual(net, x, "mobile.0", 6, 16, 1)
     x = networks.inverted_residual(net, x, "mobile.1", 3, 24, 2)
     x = net.max_pool(x, "pool", 3, stride=2, padding=1)
     x = networks.bottleneck(net, x, "res", 8, 1)
+    for name, channels, size in (("wide", 512, 1), ("narrow", 256, 1), ("deep", 32, 3)):
+        x = net.relu(net.conv(x, name, channels, size))
     net.linear(net.global_pool(x), "head", 10)
     path = tmp_path_factory.mktemp("network") / "network.onnx"
     onnx.save(net.model("blocks"), path)
@@ -99,15 +103,25 @@ def assert_near(model, image, u):
     assert excess.max() >= 1e-3         # so small would mean that nothing ran in this dtype
 
 
+def assert_of(arch, dtype, kernels):
+    """Among kernels, by name, are those that only GPUs of this architecture get."""
+    hopper = arch == "sm_90a"
+    assert any("_cluster" in name for name in kernels) == hopper
+    assert any("_wgmma_" in name for name in kernels) == (hopper and dtype in ("float16",
+                                                                               "bfloat16"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", *(
     pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("tf32", "bfloat16"))])
-def test_a_network_of_every_kind_of_block_is_near_the_reference(network, image, dtype):
-    model = cnn.load(network, device="emulator", dtype=dtype)
-    assert (model.device, model.dtype, model.threads) == ("emulator", dtype, None)
+def test_a_network_of_every_kind_of_block_is_near_the_reference(network, image, dtype, arch):
+    model = cnn.load(network, device=ARCHS[arch], dtype=dtype)
+    assert (model.device, model.dtype, model.threads) == (ARCHS[arch], dtype, None)
     assert_near(model, image, ROUNDOFF[dtype])
-    kernels = [row.kernel for row in model.summary().rows if row.kernel != "(view)"]
+    kernels = [row.kernel for row in model.summary(len(image)).rows if row.kernel != "(view)"]
     assert {name.split("_")[0] for name in kernels} == {"conv", "depthwise", "max", "global",
                                                         "gemv"}
+    assert_of(arch, dtype, kernels)
 
 
 @pytest.mark.slow
@@ -136,12 +150,13 @@ def test_benchmark_networks_that_normalise_are_near_the_reference(name, dtype, t
     assert allowed / 1000 < error <= allowed
 
 
-@pytest.mark.slow
-def test_a_photo_is_what_the_cpu_says():
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
+def test_a_photo_is_what_the_cpu_says(arch):
     """The whole embedded network at its full size."""
     photo = Path(__file__).parent.parent / "examples" / "cat.jpg"
-    expected, found = (cnn.load(device=device, dtype=dtype).classify(photo)
-                       for device, dtype in (("cpu", "float32"), ("emulator", "float16")))
+    model = cnn.load(device=ARCHS[arch], dtype="float16")
+    assert_of(arch, "float16", [row.kernel for row in model.summary().rows])
+    expected, found = cnn.load(device="cpu").classify(photo), model.classify(photo)
     assert [one.label for one in found[:4]] == [one.label for one in expected[:4]]
     for one, other in zip(found[:4], expected[:4], strict=True):
         assert abs(one.probability - other.probability) < 0.02
@@ -198,14 +213,20 @@ def test_constants_that_are_read_as_they_are_and_several_batches(tmp_path):
         np.testing.assert_array_equal(model.run({"x": x})["y"], x * constant)
 
 
-def test_a_gpu_gets_the_same_launches(machine, network, image):
+@pytest.mark.parametrize(("arch", "capability", "multiprocessors"), [
+    ("sm_80", (8, 0), 4), ("sm_90a", (9, 0), 132)])
+def test_a_gpu_gets_the_same_launches(machine, network, image, arch, capability, multiprocessors):
     """CuPy is a stand-in here: memory, dtypes and arguments are what is tested."""
-    cupy = machine(capabilities=((8, 0), (8, 0)))
+    cupy = machine(capabilities=(capability, capability), multiprocessors=multiprocessors)
     model = cnn.load(network, device="cuda:1", dtype="float16")
-    emulated = cnn.load(network, device="emulator", dtype="float16")
+    emulated = cnn.load(network, device=ARCHS[arch], dtype="float16")
     given = {"input": image.transpose(0, 3, 1, 2)}
     np.testing.assert_array_equal(model.run(given)["logits"], emulated.run(given)["logits"])
     assert (model.device, {call.device for call in cupy.calls}) == ("cuda:1", {1})
+    assert_of(arch, "float16", [call.name for call in cupy.calls])
+    assert any(call.cluster > 1 for call in cupy.calls) == (arch == "sm_90a")
+    assert [row.kernel for row in model.summary(len(image)).rows] == [
+        row.kernel for row in emulated.summary(len(image)).rows]
     launched = len(cupy.calls)
     model.run(given)
     assert len(cupy.calls) == 2 * launched
@@ -226,6 +247,11 @@ def test_a_gpu_with_a_number_of_three_digits_is_not_an_old_one(machine):
     ({"device": "cuda", "dtype": "int8"}, "dtype='int8' is not supported on CUDA; it can be one"),
     ({"device": "emulator", "threads": 2}, "threads=2 is for the CPU"),
     ({"device": "cuda:x"}, "device='cuda:x' is unknown; write 'cuda' or 'cuda:N'"),
+    ({"device": "cpu:0"}, "device='cpu:0' is unknown; it can be 'auto', 'cpu', 'cuda', 'cuda:N',"),
+    ({"device": "emulator:sm_70"}, "device='emulator:sm_70' is unknown; the emulator executes what "
+                                   "GPUs of sm_80 and sm_90a get"),
+    ({"device": "emulator:"}, "device='emulator:' is unknown; the emulator executes"),
+    ({"device": None}, "device=None is unknown"),
     ({"device": "cuda:2"}, "there is no GPU 2: this machine has 1"),
     ({"device": "cuda", "dtype": "float16"},
      "dtype='float16' needs a GPU of sm_80 or newer, and cuda:0, Fake GPU, is sm_75"),

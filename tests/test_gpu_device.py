@@ -1,5 +1,6 @@
 """CudaDevice on a stand-in for CuPy whose streams are as late as CUDA allows."""
 import itertools
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -344,34 +345,6 @@ def test_arrays_of_a_gpu_are_refused_elsewhere(cupy, small_model, device):
         model.predict(cupy.asarray(np.zeros((1, 16, 16, 3), np.float32)))
 
 
-def test_too_large_a_batch_is_told_what_fits_and_smaller_ones_run(cupy, small_model):
-    model, (batch,) = load(small_model), batches(1)
-    expected = model.predict(batch)
-    size = next(iter(model._programs.values())).bytes
-    cupy.free = 40 * size // 2
-    with pytest.raises(cnn.DeviceError, match=r"no room for the values of this network at batch "
-                                              r"100: .* needed and .* free; a batch of \d+ would"):
-        model.predict(np.zeros((100, 16, 16, 3), np.float32))
-    np.testing.assert_array_equal(model.predict(batch), expected)
-    cupy.free = 0
-    with pytest.raises(cnn.DeviceError, match="no room for the weights"):
-        load(small_model).predict(batch)
-
-
-def test_programs_of_other_shapes_make_room(cupy, small_model, monkeypatch):
-    model, (batch,) = load(small_model), batches(1)
-    model.predict(batch)
-    empty, held = CudaDevice.allocate, model._programs
-
-    def allocate(device, size):
-        if batch.shape in [shape for shape, in held] and size > 10_000:
-            raise cnn.errors.OutOfMemory("cuda:0", size, 0)
-        return empty(device, size)
-    monkeypatch.setattr(CudaDevice, "allocate", allocate)
-    model.predict(np.zeros((8, 16, 16, 3), np.float32))
-    assert list(held) == [((8, 16, 16, 3),)]
-
-
 def test_release_frees_and_the_next_call_prepares_anew(cupy, small_model):
     model, (batch,) = load(small_model), batches(1)
     expected = model.predict(batch)
@@ -409,6 +382,22 @@ def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model):
     with pytest.raises(gpu.CudaError, match="context is lost"):
         gpu.check_context(0)
     gpu.check_context(1)
+
+
+@pytest.mark.parametrize("broken", ["Stream", "getDeviceProperties"])
+def test_a_gpu_that_does_not_answer_can_not_be_used(cupy, small_model, broken, caplog):
+    def fail(*_, **options):
+        raise fake_cupy.Error("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or "
+                              "unavailable", 46)
+    setattr(cupy.cuda if broken == "Stream" else cupy.cuda.runtime, broken, fail)
+    sentence = (r"device='cuda(:0)?' can not be used: GPU 0 does not answer: "
+                r"cudaErrorDevicesUnavailable: .*; nvidia-smi shows whether another process has it")
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(cnn.DeviceError, match=sentence):
+            load(small_model, name)
+    with caplog.at_level("INFO", logger="cnn"):
+        assert cnn.load(small_model, device="auto").device == "cpu"
+    assert re.search(sentence, caplog.text)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -21,21 +21,22 @@ def run(op: Op, arrays: Sequence[Any]) -> Any:
     `prepare` by hand, does so once.
 
     TypeError for a dtype, ValueError for a layout or a device that does not fit, CudaError where
-    the GPU can not be used.
+    the GPU can not be used, has no room, or has lost this process's context by an earlier fault.
     """
     cupy = gpu.cupy()
     given = [_as_cupy(op, array) if i not in op.packed else array for i, array in enumerate(arrays)]
     inputs = [array for i, array in enumerate(given) if i not in op.packed]
-    dtype, device = str(inputs[0].dtype), inputs[0].device
+    dtype, index = str(inputs[0].dtype), inputs[0].device.id
     for array in inputs:
-        _check(op, array, dtype, device.id)
-    constants = [_on_host(op, array) if i in op.packed else None for i, array in enumerate(given)]
+        _check(op, array, dtype, index)
     shape = known(op.output_shape(*(array.shape for array in given)))
-    with device:
+    with gpu.using(index):
+        constants = [_on_host(op, array) if i in op.packed else None
+                     for i, array in enumerate(given)]
         y = cupy.empty(shape, inputs[0].dtype)
         if count(shape) == 0:
             return y
-        here = gpu.gpu(device.id)
+        here = gpu.gpu(index)
         options = CudaOptions(dtype=dtype, arch=here.arch, multiprocessors=here.multiprocessors,
                               upload=cupy.asarray)
         step = backend.prepare(op, [TensorSpec(array.shape, dtype) for array in given],
@@ -54,8 +55,9 @@ def _as_cupy(op: Op, array: Any) -> Any:
                         f"{type(array).__name__}; copy it with cupy.asarray(x)")
     if isinstance(array, cupy.ndarray):
         return array
-    return (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
-            else cupy.from_dlpack(array))
+    with gpu.using(cupy.cuda.runtime.getDevice()):
+        return (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
+                else cupy.from_dlpack(array))
 
 
 def _on_host(op: Op, array: Any) -> np.ndarray:

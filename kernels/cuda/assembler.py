@@ -16,6 +16,9 @@ from .errors import CompilerMissing, CudaError
 HINT = ("pip install 'numba-cnn[compiler]', or compile ahead with `python -m kernels.cuda.build` "
         "and set CNN_CUBINS to the folder that it fills")
 
+# What a ptxas says of PTX, or of a GPU, that is newer than itself.
+TOO_OLD = re.compile(r"Unsupported \.version|is not defined for option 'gpu-name'")
+
 
 @cache
 def find_tool(name: str) -> str | None:
@@ -50,7 +53,9 @@ def _by_ptxas(tool: str, text: str, arch: str) -> tuple[bytes, str]:
         done = subprocess.run([tool, f"-arch={arch}", "-O3", "-v", source, "-o", target],
                               capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CudaError(f"{tool} refused a kernel for {arch}: {done.stderr.strip()}")
+            said = done.stderr.strip()
+            advice = f". It is too old for these kernels: {HINT}" if TOO_OLD.search(said) else ""
+            raise CudaError(f"{name_and_version()}, refused a kernel for {arch}: {said}{advice}")
         return target.read_bytes(), done.stderr
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .assembler import name_and_version
 from .compiler import Kernel, cubin, overlaps
 from .errors import CompilerMissing, CudaError
 from .launch import Launch
@@ -89,6 +90,15 @@ def faults() -> tuple[type[Exception], ...]:
     return cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
 
 
+def free_bytes(index: int) -> int:
+    """What CuPy's pool can still get on a GPU, once it has given back what is unused."""
+    with cupy().cuda.Device(index):
+        free, _ = cupy().cuda.runtime.memGetInfo()
+        pool = cupy().get_default_memory_pool()
+        limit = pool.get_limit()
+        return min(free, limit - pool.total_bytes()) if limit else free
+
+
 def cuda_version(number: int) -> str:
     """ "13.0" of 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"
@@ -96,18 +106,37 @@ def cuda_version(number: int) -> str:
 
 @cache
 def gpu(index: int) -> Gpu:
-    """The GPU of this number. CudaError where there is none such or it is too old."""
+    """The GPU of this number. CudaError where there is none such, it is too old or out of order."""
     runtime = cupy().cuda.runtime
     count = runtime.getDeviceCount()
     if not 0 <= index < count:
         raise CudaError(f"there is no GPU {index}: this machine has {count}, numbered from 0")
-    found = runtime.getDeviceProperties(index)
+    try:
+        found = runtime.getDeviceProperties(index)
+    except faults() as error:
+        raise no_answer(error, index) from error
     major, minor, name = found["major"], found["minor"], found["name"].decode()
     if major * 10 + minor < 75:
         raise CudaError(f"GPU {index}, {name}, is of sm_{major}{minor}; the kernels need sm_75 "
                         f"(Turing) or newer")
     return Gpu(index, name, "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}",
                found["multiProcessorCount"])
+
+
+@contextlib.contextmanager
+def using(index: int) -> Iterator[None]:
+    """Inside, a GPU is CuPy's current device; CudaError for what it refuses or reports, for memory
+    that it has not, and at once where its context is lost."""
+    check_context(index)
+    try:
+        with cupy().cuda.Device(index):
+            yield
+    except cupy().cuda.memory.OutOfMemoryError as error:
+        raise CudaError(f"GPU {index} has no room: {str(error).rstrip('.')}, and "
+                        f"{free_bytes(index):,} bytes are free; use a smaller batch, or free other "
+                        f"arrays") from error
+    except faults() as error:
+        raise CudaError(explain(error, index)) from error
 
 
 def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
@@ -195,6 +224,13 @@ def explain(error: Exception, index: int) -> str:
     return explained(getattr(error, "status", 0), str(error), index)
 
 
+def no_answer(error: Exception, index: int) -> CudaError:
+    """Of a driver's error where nothing but the GPU itself was asked for."""
+    return CudaError(f"GPU {index} does not answer: {explain(error, index)}; nvidia-smi shows "
+                     f"whether another process has it to itself or has taken its memory, and `cnn "
+                     f"doctor` what other GPUs there are")
+
+
 def explained(status: int, sentence: str, index: int) -> str:
     """The same, of its number and its sentence."""
     if status not in STICKY:
@@ -253,9 +289,10 @@ def _remedy(error: Exception, arch: str) -> str:
                 f"or fill CNN_CUBINS by `python -m kernels.cuda.build --arch {arch}`")
     if status == INVALID_IMAGE:
         driver = cuda_version(cupy().cuda.runtime.driverGetVersion())
-        return (f". The driver supports CUDA {driver}; if `cnn doctor` shows a compiler of a newer "
-                f"one, pip install 'nvidia-cuda-nvcc=={driver}.*' 'nvidia-nvvm=={driver}.*', or "
-                f"install a newer driver")
+        return (f". Machine code is made by {name_and_version()}, and the driver supports CUDA "
+                f"{driver}: where that is older, install a newer driver, or pip install "
+                f"'nvidia-cuda-nvcc=={driver}.*' 'nvidia-nvvm=={driver}.*' and empty the folder "
+                f"that `cnn doctor` calls cache")
     return ""
 
 
