@@ -28,12 +28,19 @@ def provenance() -> dict[str, Any]:
     options = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:]]
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["python", f"profiling/{Path(sys.argv[0]).name}", *options]),
+            "environment": environment(),
             "commit": git_commit(),
             "cpu": cpu_name(),
             "cores": cores(),
             "system": f"{platform.system()} {platform.machine()}",
             "versions": {"python": platform.python_version(),
                          **{package: version(package) for package in PACKAGES}}}
+
+
+def environment() -> dict[str, str]:
+    """Variables that say what engines compile for and choose."""
+    return {name: value for name, value in sorted(os.environ.items())
+            if name.startswith(("CNN_", "NUMBA_CPU_", "ONEDNN_")) and "/" not in value}
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from charts import Bars, save_bars
-from common import ROOT, positive, provenance
+from common import ROOT, positive
 from compare_cpu import OURS, Case, ratio
 from cpu_engines import PEERS, Worker, interleave
 from graph_reference import float64_logits
@@ -450,13 +450,6 @@ def test_what_can_not_be_done_is_one_sentence_before_all_else(peers, options, me
 def test_counts_must_be_positive():
     with pytest.raises(argparse.ArgumentTypeError, match="0 is not at least 1"):
         positive("0")
-
-
-def test_provenance_names_no_folder(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/home/me/profiling/compare_cpu.py", "--networks",
-                                      "/home/me/net.onnx", "--json", "my cpu.json"])
-    assert provenance()["command"] == (
-        "python profiling/compare_cpu.py --networks net.onnx --json 'my cpu.json'")
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
