@@ -1,9 +1,6 @@
 """Where figures come from, as each result file says it."""
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "profiling"))
 from common import provenance
 
 
