@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from common import ROOT
 
+sys.path.insert(0, str(ROOT))       # this checkout, installed or not
+
 OURS = "ours"
 
 Call = Callable[[], np.ndarray]
@@ -35,7 +37,6 @@ Rounds = list[list[float]]          # seconds of each call, round by round
 # ---- engines ----------------------------------------------------------------------------------
 
 def ours(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
-    sys.path.insert(0, str(ROOT))   # time this checkout, installed or not
     import cnn
     if dtype == "int8":
         dtype = beside_int8()
@@ -45,7 +46,7 @@ def ours(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> 
 
 
 def beside_int8() -> str:
-    """What we compute in besides 8 bits, which the file says: as OpenVINO does by itself."""
+    """What we and OpenVINO compute in besides 8 bits, which the file says."""
     from kernels.cpu.host.unit_choice import choose
     try:
         choose()
@@ -65,12 +66,15 @@ def onnx_runtime(path: str, batch: np.ndarray, threads: int, dtype: str = "float
 
 
 def openvino(path: str, batch: np.ndarray, threads: int, dtype: str = "float32") -> Call:
-    """Float32 it must be told where the CPU has bfloat16."""
+    """Float32 it must be told where the CPU has bfloat16, or where it is held to an older CPU
+    (ONEDNN_MAX_CPU_ISA) and believes that there is."""
     import openvino
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(batch.shape))
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    if dtype == "int8":
+        dtype = beside_int8()
     if dtype == "float32":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     request = core.compile_model(model, "CPU", settings).create_infer_request()
