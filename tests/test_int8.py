@@ -12,11 +12,13 @@ from kernels.ops import Grid, Linear, TensorSpec
 from kernels.step import Options
 
 NOTHING = {"amx": ["amx-tile", "amx-int8", "avx512vnni"], "vnni": ["avx512vnni"],
-           "avxvnni": ["avxvnni"], "avx2": ["avx2"]}
+           "avxvnni": ["avxvnni"], "avx2": ["avx2"],
+           "dotprod": ["dotprod"]}
 NARROW, OLD = {**NOTHING, "avxvnni": []}, {**NOTHING, "avx2": []}
+ARM = {**NOTHING, "dotprod": []}
 VECTORS = {"amx": ["amx-tile", "amx-int8"], "vnni": []}
 TILES = {"amx": [], "vnni": []}
-EMULATED = ("amx_emulated", "vnni_emulated")
+EMULATED = ("amx_emulated", "vnni_emulated", "dotprod_emulated")
 
 
 # ---- the choice -------------------------------------------------------------------------------
@@ -35,6 +37,8 @@ def test_a_cpu_without_either_has_narrower_vectors_or_none(cpu):
     assert unit_choice.choose_int8() is dot_units.AVXVNNI_INT8
     cpu(OLD)
     assert unit_choice.choose_int8() is dot_units.AVX2_INT8
+    cpu(ARM)
+    assert unit_choice.choose_int8() is dot_units.DOTPROD_INT8
     system = cpu(NOTHING)
     assert unit_choice.choose_int8() is None
     assert system.calls == []
@@ -68,7 +72,7 @@ def test_the_environment_chooses(cpu, monkeypatch):
     (VECTORS, True, "amx", "CNN_INT8 is 'amx' and this CPU lacks amx-tile, amx-int8; leave it out"),
     (NOTHING, True, "vnni", "CNN_INT8 is 'vnni' and this CPU lacks avx512vnni; leave it out"),
     (TILES, True, "emulate", "CNN_INT8 is 'emulate'; it must be one of amx, vnni, avxvnni, "
-                             "avx2, amx_emulated, vnni_emulated, none"),
+                             "avx2, dotprod, amx_emulated, vnni_emulated, dotprod_emulated, none"),
     (TILES, True, "", "CNN_INT8 is ''; it must be one of"),
     (TILES, False, "amx", r"the system does not let this process use it \(Operation not supported\)"
                           r"; set CNN_INT8=vnni"),
@@ -89,7 +93,7 @@ def test_what_can_not_be_had_is_said_at_load(cpu, monkeypatch, missing, permitte
 
 def test_doctor_names_what_multiplies(cpu, monkeypatch, cnn):
     for missing, name in ((TILES, "amx"), (VECTORS, "vnni"), (NARROW, "avxvnni"),
-                          (OLD, "avx2")):
+                          (OLD, "avx2"), (ARM, "dotprod")):
         cpu(missing)
         assert dict(doctor.report())["int8"] == name
     cpu(NOTHING)

@@ -27,7 +27,6 @@ from .simd import F32, I32, Builder, Value, apart, broadcast, counted_loop, i64
 I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
 SUMS, WORDS = ir.VectorType(F32, COLUMNS), ir.VectorType(I32, COLUMNS)
-HALF = ir.VectorType(I32, COLUMNS // 2)
 
 
 # ---- tiles ------------------------------------------------------------------------------------
@@ -192,38 +191,67 @@ def dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
 
 def dot_int8_by_halves(b: Builder, sums: Value, x: Value, w: Value) -> Value:
     """The same by two vectors of 256 bits."""
-    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(HALF, [HALF] * 3),
+    half = ir.VectorType(I32, 8)
+    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(half, [half] * 3),
                                             "llvm.x86.avx512.vpdpbusd.256")
-    return in_halves(b, lambda *halves: b.call(callee, halves), sums, x, w)
+    return in_parts(b, half, lambda *parts: b.call(callee, parts), sums, x, w)
 
 
 def dot_int16_by_halves(b: Builder, sums: Value, x: Value, w: Value) -> Value:
     """sums + products of both places of the words, of whole numbers of 16 bits."""
-    pairs = ir.VectorType(ir.IntType(16), COLUMNS)
-    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(HALF, [pairs] * 2),
+    half, pairs = ir.VectorType(I32, 8), ir.VectorType(ir.IntType(16), 16)
+    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(half, [pairs] * 2),
                                             "llvm.x86.avx2.pmadd.wd")
 
-    def half(sums: Value, x: Value, w: Value) -> Value:
+    def part(sums: Value, x: Value, w: Value) -> Value:
         return b.add(sums, b.call(callee, [b.bitcast(x, pairs), b.bitcast(w, pairs)]))
-    return in_halves(b, half, sums, x, w)
+    return in_parts(b, half, part, sums, x, w)
 
 
-def in_halves(b: Builder, emit: Callable[..., Value], *vectors: Value) -> Value:
-    """emit of the lower halves, and of the upper ones."""
+def dot_int8_by_quarters(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    """sums + products of all four places of the words, of x less 128 and of w, by ARM's vectors."""
+    quarter, fours = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
+    callee = cgutils.get_or_insert_function(b.module, ir.FunctionType(quarter, [
+        quarter, fours, fours]), "llvm.aarch64.neon.sdot.v4i32.v16i8")
+
+    def part(sums: Value, x: Value, w: Value) -> Value:
+        return b.call(callee, [sums, b.bitcast(w, fours), b.bitcast(x, fours)])
+    return in_parts(b, quarter, part, sums, less_128(b, x), w)
+
+
+def in_parts(b: Builder, kind: ir.VectorType, emit: Callable[..., Value], *vectors: Value) -> Value:
+    """emit of the first parts of this type, of those that follow, ..., as one vector."""
     def places(start: int, end: int) -> ir.Constant:
         return ir.Constant(ir.VectorType(I32, end - start), list(range(start, end)))
-    half = COLUMNS // 2
-    low, high = (emit(*(b.shuffle_vector(vector, vector, places(start, start + half))
-                        for vector in vectors)) for start in (0, half))
-    return b.shuffle_vector(low, high, places(0, COLUMNS))
+    found = [emit(*(b.shuffle_vector(vector, vector, places(start, start + kind.count))
+                    for vector in vectors)) for start in range(0, COLUMNS, kind.count)]
+    while len(found) > 1:
+        found = [b.shuffle_vector(*pair, places(0, 2 * pair[0].type.count))
+                 for pair in zip(found[::2], found[1::2], strict=True)]
+    return found[0]
 
 
 def emulated_dot_int8(b: Builder, sums: Value, x: Value, w: Value) -> Value:
     for place in range(4):
         code = b.and_(b.lshr(x, splat_words(8 * place)), splat_words(0xFF))
-        weight = b.ashr(b.shl(w, splat_words(24 - 8 * place)), splat_words(24))
-        sums = b.add(sums, b.mul(code, weight))
+        sums = b.add(sums, b.mul(code, signed_byte(b, w, place)))
     return sums
+
+
+def emulated_dot_int8_less_128(b: Builder, sums: Value, x: Value, w: Value) -> Value:
+    x = less_128(b, x)
+    for place in range(4):
+        sums = b.add(sums, b.mul(signed_byte(b, x, place), signed_byte(b, w, place)))
+    return sums
+
+
+def less_128(b: Builder, words: Value) -> Value:
+    """Of bytes without a sign those with one."""
+    return b.xor(words, splat_words(0x80808080))
+
+
+def signed_byte(b: Builder, words: Value, place: int) -> Value:
+    return b.ashr(b.shl(words, splat_words(24 - 8 * place)), splat_words(24))
 
 
 def even_place(b: Builder, words: Value) -> Value:

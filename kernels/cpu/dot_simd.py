@@ -31,9 +31,11 @@ from .dot_instructions import (
     dot,
     dot_int8,
     dot_int8_by_halves,
+    dot_int8_by_quarters,
     dot_int16_by_halves,
     emulated_dot,
     emulated_dot_int8,
+    emulated_dot_int8_less_128,
     load_words,
 )
 from .dot_units import (
@@ -47,6 +49,8 @@ from .dot_units import (
     AVXVNNI_INT8,
     BLOCK,
     COLUMNS,
+    DOTPROD_EMULATED_INT8,
+    DOTPROD_INT8,
     GROUP,
     TILE_ROWS,
     VNNI_EMULATED_INT8,
@@ -254,6 +258,8 @@ MICRO_KERNELS: dict[type[Unit], tuple[Unit, Callable[..., None], Any]] = {
         (VNNI_INT8, vector_products, dot_int8),
         (AVXVNNI_INT8, products_of(2, 2), dot_int8_by_halves),
         (AVX2_INT8, products_of(6, 1), dot_int16_by_halves),
+        (DOTPROD_INT8, products_of(6, 1), dot_int8_by_quarters),
+        (DOTPROD_EMULATED_INT8, products_of(6, 1), emulated_dot_int8_less_128),
         (VNNI_EMULATED_INT8, vector_products, emulated_dot_int8))}
 
 

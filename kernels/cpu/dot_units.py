@@ -8,6 +8,7 @@ products to wide sums. A Unit is an argument of kernels, and its class tells the
     Vnni            vpdpbusd: vectors of 16 sums in int32, four products to each
     AvxVnni         the same of 8 sums, two of which make one of ours
     Avx2            vpmaddwd: vectors of 8 sums in int32, two products of int16 to each
+    Dotprod         sdot of 64-bit ARM: vectors of 4 sums in int32, four products of int8 to each
     AmxEmulated,    the same tiles and vectors in plain LLVM, for CPUs without these instructions:
     ...             slow, and there for tests
 """
@@ -68,6 +69,11 @@ class Unit(NamedTuple):
     def stored(self) -> str:
         """The dtype of what it multiplies with weights."""
         return "uint8" if self.is_int8 else "bfloat16"
+
+    @property
+    def taken_off(self) -> int:
+        """What it takes off codes to multiply them."""
+        return 128 if isinstance(self, (Dotprod, DotprodEmulated)) else 0
 
     @property
     def rows(self) -> int:
@@ -137,12 +143,21 @@ class Avx2(Int8):
 
 
 class VnniEmulated(Int8):
+    """The vectors of AVX512_VNNI in what vectors there are."""
+
+
+class Dotprod(Int8):
+    """The vectors of ARM's DotProd, whose bytes all have a sign."""
+
+
+class DotprodEmulated(Int8):
     """The same in what vectors there are."""
 
 
 NAMES = {Amx: "amx", Avx512: "avx512", AmxEmulated: "amx_emulated",
          Avx512Emulated: "avx512_emulated", AmxInt8: "amx", Vnni: "vnni", AvxVnni: "avxvnni",
-         Avx2: "avx2", AmxInt8Emulated: "amx_emulated", VnniEmulated: "vnni_emulated"}
+         Avx2: "avx2", Dotprod: "dotprod", AmxInt8Emulated: "amx_emulated",
+         VnniEmulated: "vnni_emulated", DotprodEmulated: "dotprod_emulated"}
 
 SPEEDS: dict[type[Unit], float] = {Avx512: 2, Avx512Emulated: 2, Avx2: 1.5}
 
@@ -156,13 +171,16 @@ VNNI_INT8, VNNI_EMULATED_INT8 = Vnni((1, 7, 8, 14), 4, 4), VnniEmulated((1, 7, 8
 AVXVNNI_INT8 = AvxVnni((1, 4, 8), 4, 4)
 # 6 x 2 half vectors of sums, two of weights, a pixel and products: all 16 registers.
 AVX2_INT8 = Avx2((1, 3, 6), 2, 2)
+# 6 x 4 quarter vectors of sums, four of weights, up to two pixels: 30 of 32 registers.
+DOTPROD_INT8 = Dotprod((1, 3, 6), 4, 4)
+DOTPROD_EMULATED_INT8 = DotprodEmulated((1, 3, 6), 4, 4)
 
 # What the compiler must know of the CPU. One with tiles has the vector instruction, too, by which
 # single samples are multiplied.
 NEEDS: dict[type[Unit], tuple[str, ...]] = {
     Amx: ("amx-tile", "amx-bf16", "avx512bf16"), Avx512: ("avx512bf16",),
     AmxInt8: ("amx-tile", "amx-int8", "avx512vnni"), Vnni: ("avx512vnni",), AvxVnni: ("avxvnni",),
-    Avx2: ("avx2",)}
+    Avx2: ("avx2",), Dotprod: ("dotprod",)}
 
 
 def missing(unit: Unit) -> list[str]:

@@ -80,17 +80,17 @@ def are_codes(x: TensorSpec, weight: Array, options: Options) -> bool:
 def _of_codes(unit: Unit, activation: Unary | None, inputs: Sequence[TensorSpec], y: TensorSpec,
               weight: Array, bias: Array, options: Options) -> Numbers:
     """A sum of products of codes, times both scales, less what zero_point adds to it. That does not
-    depend on the image, for around it lie codes of zero_point; nothing is added by codes that are
-    multiplied less their zero point. All is divided by the scale of an
-    output that is stored in codes."""
+    depend on the image, for around it lie codes of zero_point; what was taken off all codes, when
+    the image was made or by the unit, is not in it. All is divided by the scale of an output that
+    is stored in codes."""
     grid = inputs[0].grid
     assert grid is not None
     scales = weight_scales(weight, options)
     of_ones = options.pack(weight, "sums of codes", lambda w: weight_codes.codes(w, scales).reshape(
         len(w), -1).sum(axis=1, dtype=np.int64))
     factors = scales * grid.scale
-    around = grid.zero_point if unit.stored == "uint8" else 0
-    wide, residual_factor, zero_point = bias - around * of_ones * factors, 1.0, 0
+    kind, zero = (np.int16, 0) if unit.stored == "int16" else (np.int8, grid.zero_point)
+    wide, residual_factor, zero_point = bias - (zero - unit.taken_off) * of_ones * factors, 1.0, 0
     if len(inputs) > 3 and inputs[3].dtype == "uint8":
         assert inputs[3].grid is not None
         residual_factor = inputs[3].grid.scale
@@ -104,10 +104,9 @@ def _of_codes(unit: Unit, activation: Unary | None, inputs: Sequence[TensorSpec]
         low, high = map(np.float32, activation.bounds)
         # Added to what is rounded, so that halves become the same codes as those of others.
         zero_point, numbers[1] = activation.zero_point, np.float32(0)
-    narrow = np.int8 if unit.stored == "uint8" else np.int16
-    return Numbers(weight, lambda w: weight_codes.codes(w, scales).astype(narrow),
+    return Numbers(weight, lambda w: weight_codes.codes(w, scales).astype(kind),
                    np.dtype(unit.stored),
                    (wide.astype(np.float32), factors.astype(np.float32)),
-                   (np.float32(1 / grid.scale), grid.zero_point, around),
+                   (np.float32(1 / grid.scale), grid.zero_point, zero),
                    (low, high, zero_point, np.float32(residual_factor), *numbers), function,
                    suffix)

@@ -14,6 +14,8 @@ from ..dot_units import (
     AVX512_BF16,
     AVX512_EMULATED_BF16,
     AVXVNNI_INT8,
+    DOTPROD_EMULATED_INT8,
+    DOTPROD_INT8,
     VNNI_EMULATED_INT8,
     VNNI_INT8,
     Amx,
@@ -26,7 +28,8 @@ from ..dot_units import (
 BF16: dict[str, Unit] = {unit.name: unit for unit in (
     AMX_BF16, AVX512_BF16, AMX_EMULATED_BF16, AVX512_EMULATED_BF16)}
 INT8: dict[str, Unit] = {unit.name: unit for unit in (
-    AMX_INT8, VNNI_INT8, AVXVNNI_INT8, AVX2_INT8, AMX_EMULATED_INT8, VNNI_EMULATED_INT8)}
+    AMX_INT8, VNNI_INT8, AVXVNNI_INT8, AVX2_INT8, DOTPROD_INT8, AMX_EMULATED_INT8,
+    VNNI_EMULATED_INT8, DOTPROD_EMULATED_INT8)}
 NONE = "none"           # of CNN_INT8: multiply in float32
 # Linux, x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
@@ -54,9 +57,9 @@ def choose() -> Unit:
 
 def choose_int8() -> Unit | None:
     """What multiplies 8 bits: AMX where the CPU and the system let us, else AVX512_VNNI, else
-    AVX_VNNI, else AVX2, else None: float32 does it as well, but slower. Or what the environment
-    variable CNN_INT8 asks for: amx, vnni, avxvnni, avx2, none, or for tests amx_emulated and
-    vnni_emulated.
+    AVX_VNNI, else AVX2; on 64-bit ARM its DotProd; else None: float32 does it as well, but slower.
+    Or what the environment variable CNN_INT8 asks for: amx, vnni, avxvnni, avx2, dotprod, none, or
+    for tests amx_emulated, vnni_emulated and dotprod_emulated.
 
     ValueError where it asks for what the CPU or the system refuses, and for any other value.
     """
