@@ -29,9 +29,16 @@ def lacking(unit: Unit) -> str:
 
 
 def every(units: dict[str, Unit]) -> pytest.MarkDecorator:
+    """Those that this CPU has, and emulations of others."""
+    def left_out(name: str) -> str:
+        real = units.get(name.removesuffix("_emulated"))
+        if "emulated" in name and real is not None and not lacking(real):
+            return f"this CPU has {real.name} itself"
+        return lacking(units[name])
+
     return pytest.mark.parametrize("unit", [
         pytest.param(unit, id=name, marks=pytest.mark.skipif(
-            bool(lacking(unit)), reason=lacking(unit))) for name, unit in units.items()])
+            bool(left_out(name)), reason=left_out(name))) for name, unit in units.items()])
 
 
 def every_kind(units: dict[str, Unit]) -> pytest.MarkDecorator:
