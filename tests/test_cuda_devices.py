@@ -150,7 +150,8 @@ def test_benchmark_networks_that_normalise_are_near_the_reference(name, dtype, t
     assert allowed / 1000 < error <= allowed
 
 
-@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
 def test_a_photo_is_what_the_cpu_says(arch):
     """The whole embedded network at its full size."""
     photo = Path(__file__).parent.parent / "examples" / "cat.jpg"
