@@ -30,6 +30,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import command_line, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 510               # until the last stage has ended; the report is written after that
 GRACE = 5                   # seconds between asking a stage to end and ending it
@@ -164,7 +166,7 @@ def ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
 
 def headline(name: str, result: Path, log: str) -> dict[str, Any]:
     """The figures that a stage says are its most important ones; else how its output ends."""
-    if result.exists():
+    with contextlib.suppress(FileNotFoundError, ValueError):    # ValueError: the file is torn
         return json.loads(result.read_text()).get("headline", {})
     if name in TESTS:
         found: Counter[str] = Counter()
@@ -249,9 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
         outcomes = run_all(schedule(), {**places, "arch": found["gpu"]["arch"]}, output,
                            start + SECONDS)
-        record = {"kind": "measurement", "provenance": found, "seconds": time.monotonic() - start,
+        record = {"kind": "measurement", "provenance": {**found, "command": command_line()},
+                  "seconds": time.monotonic() - start,
                   "stages": [asdict(outcome) for outcome in outcomes]}
-        (output / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_json(output / "report.json", record)
         (output / "report.md").write_text(markdown(record))
     except (ValueError, OSError) as error:
         sys.exit(f"gpu_report: {error}")
