@@ -1,12 +1,13 @@
 """What a GPU can say of this checkout in less than nine minutes, by one command.
 
+    python -m pip install --editable '.[cuda13,test,peers]'
     python profiling/gpu_report.py --output report
 
-Nothing need be installed but the libraries. Stage by stage: is the GPU seen, compile the kernels,
-run the tests that need a GPU, classify a photo, search for the best tiles, and measure whole
-networks, kernels and layers. Each stage is a process with a limit of its own; what it prints goes
-to STAGE.log and what it measures to STAGE.json. One that fails or is cut off is recorded, and the
-next one goes on, with the time that is left over. In the end report.md and report.json sum up.
+Stage by stage: is the GPU seen, compile the kernels, run the tests that need a GPU, classify a
+photo, search for the best tiles, and measure whole networks, kernels and layers. Each stage is a
+process with a limit of its own; what it prints goes to STAGE.log and what it measures to
+STAGE.json. One that fails or is cut off is recorded, and the next one goes on, with the time that
+is left over. In the end report.md and report.json sum up.
 The exit status is 1 where a test failed, or time was up before all had run.
 
 Left out are JAX, whose compiler nothing can interrupt, and torch.compile's max-autotune, which
