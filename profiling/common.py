@@ -1,8 +1,9 @@
-"""What the scripts share: types of their options, and where figures come from."""
+"""What the scripts share: types of options, where figures come from, how JSON is written."""
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import shlex
@@ -25,9 +26,8 @@ def positive(text: str) -> int:
 
 def provenance() -> dict[str, Any]:
     """What one must know to judge or repeat the figures; it names no folder of this machine."""
-    options = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:]]
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", f"profiling/{Path(sys.argv[0]).name}", *options]),
+            "command": command_line(),
             "environment": environment(),
             "commit": git_commit(),
             "cpu": cpu_name(),
@@ -35,6 +35,12 @@ def provenance() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "versions": {"python": platform.python_version(),
                          **{package: version(package) for package in PACKAGES}}}
+
+
+def command_line() -> str:
+    """This process's."""
+    options = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:]]
+    return shlex.join(["python", f"profiling/{Path(sys.argv[0]).name}", *options])
 
 
 def environment() -> dict[str, str]:
@@ -70,3 +76,10 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, record: dict[str, Any], indent: int | None = 1) -> None:
+    """Beside it first: a process may be ended while it writes, and `path` is whole all the same."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(record, indent=indent) + "\n")
+    os.replace(part, path)

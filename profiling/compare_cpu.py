@@ -23,7 +23,6 @@ our importer; the peers, who read the file themselves, are compared with it, too
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -37,7 +36,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from charts import Bars, new_figure, save_bars
-from common import cores, positive, provenance
+from common import cores, positive, provenance, write_json
 from cpu_engines import (
     OURS,
     PEERS,
@@ -362,7 +361,7 @@ def compare(settings: argparse.Namespace, peers: Sequence[str], folder: Path, co
     for record in run(bench, settings.cases, deadline, console):
         result |= {"headline": headline(record.rows, settings.cases), **asdict(record)}
         if settings.json:       # whoever ends this process keeps what there is so far
-            settings.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(settings.json, result)
     return result
 
 

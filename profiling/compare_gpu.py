@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import math
 import signal
 import sys
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from charts import new_figure
-from common import positive
+from common import positive, write_json
 from measured_network import Network
 from rich import box
 from rich.console import Console
@@ -339,7 +338,7 @@ def compare(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for record in run(chosen, bench, Console(stderr=True)):
             result |= {"headline": headline(record.rows), **asdict(record)}
             if settings.json:       # whoever ends this process keeps what there is so far
-                settings.json.write_text(json.dumps(result, indent=1) + "\n")
+                write_json(settings.json, result)
     return result
 
 

@@ -19,7 +19,6 @@ with cold caches (gpu_timing.py).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from charts import new_figure
-from common import positive
+from common import positive, write_json
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -341,7 +340,7 @@ def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
         for record in run(settings.groups, settings.dtype, bench, deadline, console):
             result |= {"headline": headline(record, bandwidth), **asdict(record)}
             if settings.json:       # whoever ends this process keeps what there is so far
-                settings.json.write_text(json.dumps(result, indent=1) + "\n")
+                write_json(settings.json, result)
     return result
 
 

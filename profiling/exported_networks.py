@@ -21,7 +21,6 @@ wrongly, it would be ONNX Runtime's error that is large.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import cores, positive, provenance
+from common import cores, positive, provenance, write_json
 from cpu_engines import onnx_runtime
 from graph_reference import float64_logits
 from rich.console import Console
@@ -270,9 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{sum(outcome.right for outcome in outcomes)} of {len(outcomes)} run and are right; "
           f"{sum(bool(outcome.refusal) for outcome in outcomes)} are refused")
     if options.json:
-        options.json.write_text(json.dumps({
-            "provenance": provenance(), **asdict(how),
-            "networks": [known(outcome) for outcome in outcomes]}, indent=1) + "\n")
+        write_json(options.json, {"provenance": provenance(), **asdict(how),
+                                  "networks": [known(outcome) for outcome in outcomes]})
     return 0 if all(outcome.right or outcome.refusal for outcome in outcomes) else 1
 
 

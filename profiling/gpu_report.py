@@ -1,12 +1,13 @@
 """What a GPU can say of this checkout in less than nine minutes, by one command.
 
+    python -m pip install --editable '.[cuda13,test,peers]'
     python profiling/gpu_report.py --output report
 
-Nothing need be installed but the libraries. Stage by stage: is the GPU seen, compile the kernels,
-run the tests that need a GPU, classify a photo, search for the best tiles, and measure whole
-networks, kernels and layers. Each stage is a process with a limit of its own; what it prints goes
-to STAGE.log and what it measures to STAGE.json. One that fails or is cut off is recorded, and the
-next one goes on, with the time that is left over. In the end report.md and report.json sum up.
+Stage by stage: is the GPU seen, compile the kernels, run the tests that need a GPU, classify a
+photo, search for the best tiles, and measure whole networks, kernels and layers. Each stage is a
+process with a limit of its own; what it prints goes to STAGE.log and what it measures to
+STAGE.json. One that fails or is cut off is recorded, and the next one goes on, with the time that
+is left over. In the end report.md and report.json sum up.
 The exit status is 1 where a test failed, or time was up before all had run.
 
 Left out are JAX, whose compiler nothing can interrupt, and torch.compile's max-autotune, which
@@ -29,6 +30,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from common import command_line, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 510               # until the last stage has ended; the report is written after that
@@ -164,7 +167,7 @@ def ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
 
 def headline(name: str, result: Path, log: str) -> dict[str, Any]:
     """The figures that a stage says are its most important ones; else how its output ends."""
-    if result.exists():
+    with contextlib.suppress(FileNotFoundError, ValueError):    # ValueError: the file is torn
         return json.loads(result.read_text()).get("headline", {})
     if name in TESTS:
         found: Counter[str] = Counter()
@@ -249,9 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
         outcomes = run_all(schedule(), {**places, "arch": found["gpu"]["arch"]}, output,
                            start + SECONDS)
-        record = {"kind": "measurement", "provenance": found, "seconds": time.monotonic() - start,
+        record = {"kind": "measurement", "provenance": {**found, "command": command_line()},
+                  "seconds": time.monotonic() - start,
                   "stages": [asdict(outcome) for outcome in outcomes]}
-        (output / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_json(output / "report.json", record)
         (output / "report.md").write_text(markdown(record))
     except (ValueError, OSError) as error:
         sys.exit(f"gpu_report: {error}")

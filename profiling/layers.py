@@ -16,7 +16,6 @@ On a GPU each layer is an NVTX range of its name: `nsys profile python profiling
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 import onnx
 from charts import Point, Roofline, save_rooflines
-from common import positive, provenance
+from common import positive, provenance, write_json
 from measured_network import find_network, random_batch
 from rich import box
 from rich.console import Console
@@ -307,9 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(title, rows, machine))
         if settings.json:
             result = as_json(title, rows, machine, settings, found)
-            settings.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(settings.json, result)
         if settings.trace:
-            settings.trace.write_text(json.dumps(trace(rows, fastest, machine)) + "\n")
+            write_json(settings.trace, trace(rows, fastest, machine), indent=None)
         if settings.plot:
             save_rooflines([chart(title, rows, machine)], machine.name, settings.plot)
     except (Error, CudaError, ValueError, OSError) as error:

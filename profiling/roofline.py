@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import shlex
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 import networks
 from charts import Point, Roofline, save_rooflines
-from common import git_commit, positive
+from common import git_commit, positive, write_json
 from measured_network import ZOO, find_network
 from rich import box
 from rich.console import Console
@@ -276,7 +275,7 @@ def main() -> None:
         print(*ASSUMPTIONS, "", *sentences, sep="\n")
         if settings.json:
             everything = {"kind": "model", "provenance": provenance(), "networks": results}
-            settings.json.write_text(json.dumps(everything, indent=1) + "\n")
+            write_json(settings.json, everything)
         if settings.plot:
             plot(results, settings.plot)
     except (OSError, ValueError, ModelError) as error:

@@ -11,7 +11,6 @@ what chooses is `cnn tune`. Kernels are compiled where they are needed, one afte
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write_json
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None, clock: tune.Clock | None = None
         provenance = gpu_timing.provenance(settings.gpu)
     if settings.json:
         record = {"kind": "measurement", "provenance": provenance, "rows": rows}
-        settings.json.write_text(json.dumps(record, separators=(",", ":")) + "\n")
+        write_json(settings.json, record, indent=None)
     if any(one["wrong"] for row in rows for one in row["choices"]):
         sys.exit("a kernel gives other results than the present choice: see above")
 

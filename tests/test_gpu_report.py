@@ -14,7 +14,7 @@ from gpu_report import Stage
 
 from cnn.cli import cli
 
-PROVENANCE = {"commit": "abc", "date": "today",
+PROVENANCE = {"commit": "abc", "date": "today", "command": "python profiling/-c",
               "gpu": {"name": "Fake GPU", "arch": "sm_90a", "driver_cuda": "13.0"}}
 PASSING = "-c \"print('{output}'); print('..x 3 passed, 7 deselected in 0.1s'.partition(' ')[2])\""
 
@@ -24,6 +24,7 @@ def report(monkeypatch, tmp_path, capsys):
     """Function (stages...) -> (exit status, report.json, report.md)."""
     monkeypatch.setattr(script, "probe", lambda: PROVENANCE)
     monkeypatch.setattr(script, "GRACE", 0.2)
+    monkeypatch.setattr(sys, "argv", ["/home/me/profiling/gpu_report.py"])
 
     def run(*stages, seconds=60.0):
         monkeypatch.setattr(script, "schedule", lambda: list(stages))
@@ -113,6 +114,7 @@ def test_figures_and_logs_are_gathered(report, tmp_path):
     assert doctor["headline"] == {"last line": "42"}
     assert "Fake GPU (sm_90a), driver for CUDA 13.0; commit abc" in text
     assert "- speed: 1.25" in text
+    assert record["provenance"] == {**PROVENANCE, "command": "python profiling/gpu_report.py"}
     assert (tmp_path / "doctor.log").read_text().startswith("$ ")
     assert "\n41\n42\n" in (tmp_path / "doctor.log").read_text()
     assert not list(tmp_path.glob("*.part"))
@@ -125,6 +127,14 @@ def test_a_stage_that_fails_is_recorded_and_the_next_goes_on(report):
     assert [stage["outcome"] for stage in record["stages"]] == ["failed", "passed"]
     assert record["stages"][0]["statuses"] == [3]
     assert "- failed: see broken.log" in text
+
+
+def test_figures_that_are_torn_end_no_report(report):
+    """Of a stage that was ended while it wrote them."""
+    torn = "print('halfway'); open('{json}', 'w').write('{{')"
+    _, record, _ = report(Stage("torn", 20, (f'-c "{torn}"',)), Stage("tests", 20, (PASSING,)))
+    assert [stage["headline"] for stage in record["stages"]] == [{"last line": "halfway"},
+                                                                 {"passed": 3}]
 
 
 def test_a_stage_that_hangs_is_cut_off_with_its_children(report, tmp_path):

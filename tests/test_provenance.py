@@ -1,7 +1,10 @@
-"""Where figures come from, as each result file says it."""
+"""Where figures come from, as each result file says it, and how such a file is written."""
+import json
 import sys
+from pathlib import Path
 
-from common import provenance
+import pytest
+from common import provenance, write_json
 
 
 def test_the_command_names_no_folder(monkeypatch):
@@ -19,3 +22,21 @@ def test_variables_that_choose_kernels_are_named_and_no_folder_is(monkeypatch):
     assert found.items() >= {"CNN_INT8": "none", "ONEDNN_MAX_CPU_ISA": "AVX2",
                              "NUMBA_CPU_NAME": "haswell"}.items()
     assert "CNN_CACHE_DIR" not in found
+
+
+def test_a_result_file_stays_whole_where_writing_it_anew_is_cut_off(monkeypatch, tmp_path):
+    path = tmp_path / "cpu.json"
+    write_json(path, {"rows": [1]})
+    write = Path.write_text
+
+    def half(self, text):
+        write(self, text[:len(text) // 2])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"rows": [1, 2]})
+    assert json.loads(path.read_text()) == {"rows": [1]}
+    monkeypatch.undo()
+    write_json(path, {"rows": [1, 2]})
+    assert json.loads(path.read_text()) == {"rows": [1, 2]}
+    assert list(tmp_path.iterdir()) == [path]
