@@ -25,9 +25,11 @@ LEAST_DRIVER = 13000        # CUDA 13.0, whose assembler makes the cubins; as th
 OPT_IN_SHARED = 48 * 1024   # bytes of shared memory beyond which a kernel must ask
 DYNAMIC_SHARED_SIZE = 8     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # Errors after which CUDA refuses every call, by their numbers in both APIs (cudaError_t, CUresult):
-# memory that can not be corrected, a launch that took too long, asserts, and from "hardware stack
-# error" to "unspecified launch failure".
-STICKY = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719})
+# memory that can not be corrected, and those of which CUDA's headers say that the process must be
+# relaunched: a fault that the GPU contained, an illegal access, a launch that took too long, an
+# assert, from "hardware stack error" to "unspecified launch failure", tensor memory that leaked, a
+# client that MPS ended, a device outside of CUDA.
+STICKY = frozenset({214, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
 OUT_OF_MEMORY = 2           # in both APIs, too
 ACCESS = 16                 # bytes, the widest access of a kernel
 NO_BINARY_FOR_GPU = 209     # CUresult, as is INVALID_IMAGE
