@@ -20,6 +20,7 @@ from kernels.emulator import Emulator
 
 ILLEGAL_ADDRESS = 700       # cudaErrorIllegalAddress
 OUT_OF_MEMORY = 2           # cudaErrorMemoryAllocation
+MOST_SHARED = 227 << 10     # bytes, of a block on an H100
 
 
 class Error(RuntimeError):
@@ -329,6 +330,8 @@ class FakeCupy:
             raise self.dead
 
     def set_attribute(self, pointer, attribute, value):
+        if value > MOST_SHARED:
+            raise Error("CUDA_ERROR_INVALID_VALUE: invalid argument")
         self.attributes[attribute] = value
 
     def elapsed(self, start, stop):
