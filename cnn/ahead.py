@@ -1,12 +1,16 @@
 """Which CUDA kernels a network will launch on a GPU, found without one."""
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from kernels.cuda.backend import PROBABILITIES
 from kernels.cuda.compiler import Kernel
 from kernels.cuda.launch import CudaOptions, Launch
 from kernels.ops import Shape, Softmax
+from kernels.step import Array
 
 from . import passes, zoo
 from .cuda_devices import CudaKernels
@@ -53,6 +57,12 @@ class Recorder(EmulatedDevice):
 
     def options(self) -> CudaOptions:
         return self._wanted
+
+    def allocate(self, size: int) -> Array:
+        """As much as a GPU may have: of pages that can not be written the host counts none."""
+        pages = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+                          prot=mmap.PROT_READ)
+        return np.frombuffer(pages, np.uint8, size)
 
     def compile(self, steps: Sequence[tuple[str, Sequence[Launch]]]) -> Run:
         self.launches += [launch for _, of_step in steps for launch in of_step]

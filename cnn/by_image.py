@@ -21,7 +21,7 @@ from kernels.step import Array, Options
 
 from .devices import HOST_MEMORY, CpuDevice, Device
 from .errors import ModelError
-from .executor import Program, specialise
+from .executor import Program, open_batch, specialise
 from .graph import Graph, Node
 from .image import Photos
 
@@ -42,7 +42,7 @@ def prepare(graph: Graph, shapes: Mapping[str, Shape], device: Device, options: 
         if one is not None:
             return ByImage(one, _batch(graph, fixed), device, options)
         activation = None
-    return Program(fixed, device, options, activation=activation)
+    return Program(fixed, device, options, activation=activation, batch=open_batch(graph, shapes))
 
 
 def for_one_image(graph: Graph, fixed: Graph, options: Options) -> Graph | None:

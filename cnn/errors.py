@@ -18,7 +18,8 @@ class DeviceError(Error):
 
 
 class OutOfMemory(DeviceError):
-    """A device, or "the host", has no room for `needed` bytes; `free` are left on it.
+    """A device, or "the host", has no room for `needed` bytes, 0 where nobody says how many; `free`
+    are left on it.
 
     words: (what they are for, what to do)
     """
@@ -26,8 +27,9 @@ class OutOfMemory(DeviceError):
     def __init__(self, device: str, needed: int, free: int,
                  words: tuple[str, str] = ("a buffer", "use a smaller batch")) -> None:
         what, advice = words
-        super().__init__(f"{device} has no room for {what}: {in_words(needed)} are needed and "
-                         f"{in_words(free)} are free; {advice}")
+        wanted = f"{in_words(needed)} are needed and " if needed else ""
+        super().__init__(f"{device} has no room for {what}: {wanted}{in_words(free)} are free; "
+                         f"{advice}")
         self.device, self.needed, self.free = device, needed, free
 
 

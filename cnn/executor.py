@@ -44,20 +44,28 @@ def specialise(graph: Graph, shapes: Mapping[str, Shape],
     return passes.combine(passes.arrange(folded, keep), keep)
 
 
+def open_batch(graph: Graph, shapes: Mapping[str, Shape]) -> int | None:
+    """Samples of a batch for inputs of these shapes, None where the graph leaves no number open."""
+    return max((known(shapes[name])[0] for name, spec in graph.inputs.items()
+                if spec.shape[:1] == (None,)), default=None)
+
+
 class Program:
     """A network prepared for fixed input shapes on a device.
 
     All values live in one arena at offsets planned ahead. Calls from several threads take turns.
     If `activated`, PROBABILITIES is a value, too: float32 (N, classes), the activation of the first
-    output.
+    output. `batch` is what a smaller one may be advised for, None where none is possible.
 
     steps   (name, launches) of each layer that runs
     values  arrays of the device, by name, of all but constants
     """
 
     def __init__(self, graph: Graph, device: Device, options: Any,
-                 keep: frozenset[str] = frozenset(), activation: Op | None = None) -> None:
-        self.graph, self.device = graph, device
+                 keep: frozenset[str] = frozenset(), activation: Op | None = None,
+                 batch: int | None = None) -> None:
+        self.graph, self.device, self._batch = graph, device, batch
+        self.activated = activation is not None and graph.outputs[0] not in graph.constants
         specs = storage(graph, device, options, keep)
         shared = views(graph)
         layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
@@ -69,6 +77,12 @@ class Program:
         layout = plan(graph, specs, workspaces, keep, strided, readers)
         self.layers = [without_parts(layer, layout.parts) for layer in layers]
         self.bytes, self._specs, self._held = layout.size, specs, 0
+        # Before the arena, so that what has no room beside them is this batch.
+        self._constants = {
+            name: device.constant(graph.constants[name], options)
+            for layer in self.layers if layer.step is not None
+            for i, name in enumerate(layer.node.inputs)
+            if name in graph.constants and i not in layer.node.op.packed}
         self._arena = self._allocate(layout.size)
         self.values: dict[str, Array] = {}
         for name, offset in layout.offsets.items():
@@ -79,7 +93,7 @@ class Program:
             channels = known(specs[name].shape)[-1]
             self.values[name] = self.values[whole][..., first:first + channels]
         self.steps = [
-            (layer.node.name, self._bind(layer, offset, size, options)) for layer, offset, size
+            (layer.node.name, self._bind(layer, offset, size)) for layer, offset, size
             in zip(self.layers, layout.workspaces, workspaces, strict=True)
             if layer.step is not None]
         self._inlets = {name: device.inlet(self.values[name], specs[name],
@@ -87,11 +101,11 @@ class Program:
                         for name in graph.inputs}
         self._outlets = {name: self._advised(device.outlet, self.values[name], specs[name])
                          for name in graph.outputs if name in self.values}
-        self.activated = activation is not None and graph.outputs[0] in self._outlets
         if activation is not None and self.activated:
             self._outlets[PROBABILITIES] = self._activated(activation, options)
         last = [launch for _, launches in self._outlets.values() for launch in launches]
-        self._run = device.compile([*self.steps, ("(output)", last)] if last else self.steps)
+        self._run = self._advised(device.compile, [*self.steps, ("(output)", last)]
+                                  if last else self.steps)
         self._fetches = {name: self._fetcher(name)
                          for name in {*graph.outputs, *keep, *self._outlets}}
         self._lock, self._turn = threading.Lock(), device.turns()
@@ -113,8 +127,8 @@ class Program:
     def _advised(self, allocating: Callable[..., Any], *arguments: Any) -> Any:
         """What it returns; OutOfMemory says what the program needs in all and what batch would fit.
 
-        Beside the arena that is at most: outputs as float32 and as probabilities, and of two
-        batches, which are under way at the same time, inputs and results as float32.
+        Beside the arena that is at most: outputs as float32, the probabilities if there are some,
+        and of two batches, which are under way at the same time, inputs and results as float32.
         """
         try:
             return allocating(*arguments)
@@ -122,13 +136,20 @@ class Program:
             if error.device != self.device.name:        # it is the host's memory
                 raise
             free = error.free + self._held
-        needed = self.bytes + 2 * self._float32(self.graph.inputs) + 4 * self._float32(
-            self.graph.outputs)
-        batch = min((known(spec.shape)[0] for spec in self.graph.inputs.values()), default=1)
+        outputs = self.graph.outputs
+        needed = self.bytes + 2 * self._float32(self.graph.inputs) + 3 * self._float32(
+            outputs) + self._float32(outputs[:self.activated])
+        raise OutOfMemory(self.device.name, needed, free, self._words(needed, free))
+
+    def _words(self, needed: int, free: int) -> tuple[str, str]:
+        """What has no room, and what to do."""
+        what, batch = "the values of this network", self._batch
+        if batch is None:
+            return what, "use a smaller image, or another GPU"
         fits = min(batch * (free - ROUNDING) // needed, batch - 1)
-        raise OutOfMemory(self.device.name, needed, free, (
-            f"the values of this network at batch {batch}", f"a batch of {fits} would fit"
-            if fits > 0 else "not even a batch of 1 would fit: use a smaller image"))
+        return f"{what} at batch {batch}", (
+            f"a batch of {fits} would fit" if fits > 0
+            else "perhaps not even a batch of 1 would fit: use a smaller image")
 
     def _float32(self, names: Iterable[str]) -> int:
         """Bytes of these values as float32."""
@@ -146,12 +167,12 @@ class Program:
             raise ModelError(f"layer {node.name!r}: {error}") from None
         return Layer(node, inputs, output, step)
 
-    def _bind(self, layer: Layer, offset: int, size: int, options: Any) -> Any:
+    def _bind(self, layer: Layer, offset: int, size: int) -> Any:
         assert layer.step is not None
         node, constants = layer.node, self.graph.constants
         # A kernel reads what was packed, not the constant it was made of.
         inputs = [self.values[name] if name not in constants else constants[name]
-                  if i in node.op.packed else self.device.constant(constants[name], options)
+                  if i in node.op.packed else self._constants[name]
                   for i, name in enumerate(node.inputs)]
         return layer.step.bind(inputs, self.values[node.output],
                                self._arena[offset:offset + size])

@@ -26,7 +26,6 @@ from .devices import Fetch, Fill, Run, Turn
 from .errors import DeviceError, OutOfMemory
 
 PER_THREAD = 2              # cudaStreamPerThread: another stream in each thread
-MEMORY_ALLOCATION = 2       # cudaErrorMemoryAllocation
 WORDS = {4: np.uint32, 2: np.uint16}
 NAMES = {dtype: name for name, dtype in NUMPY.items()}      # an array tells its own slowly
 
@@ -96,7 +95,7 @@ class CudaDevice(CudaKernels):
         try:
             memory = self._cupy.cuda.alloc_pinned_memory(max(1, size))
         except self._cupy.cuda.runtime.CUDARuntimeError as error:
-            if error.status != MEMORY_ALLOCATION:
+            if not gpu.no_room(error):
                 raise
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             raise OutOfMemory("the host", size, free, (
@@ -152,6 +151,8 @@ class CudaDevice(CudaKernels):
                 with self.guard, stream:
                     gpu.execute(launches)
                     stream.synchronize()
+            except OutOfMemory:         # of no layer's doing
+                raise
             except DeviceError as error:
                 raise DeviceError(f"layer {layer!r}: {error}") from error
 
@@ -243,7 +244,8 @@ def follow(stream: Any, other: Any, event: Any) -> None:
 
 
 class Guard:
-    """Inside, a GPU is CuPy's current device; DeviceError for what it refuses or reports.
+    """Inside, a GPU is CuPy's current device; DeviceError for what it refuses or reports, an
+    OutOfMemory where it has no room.
 
     Entered once a call, before anything else: it is no generator, which would take longer.
     """
@@ -260,6 +262,10 @@ class Guard:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._device.__exit__(kind, error, trace)
+        if error and gpu.no_room(error):
+            raise OutOfMemory(f"cuda:{self._index}", 0, gpu.free_bytes(self._index), (
+                f"what it was asked for ({str(error).rstrip('.')})",
+                "use a smaller batch, or release() another model")) from error
         if isinstance(error, CudaError):
             raise DeviceError(str(error)) from error
         if error and isinstance(error, gpu.faults()):

@@ -23,7 +23,7 @@ from . import passes, zoo
 from .by_image import ByImage, prepare
 from .devices import open_device
 from .errors import DeviceError, ModelError, OutOfMemory
-from .executor import PROBABILITIES, Program, specialise
+from .executor import PROBABILITIES, Program, open_batch, specialise
 from .graph import Graph
 from .image import Photos, Preprocess
 from .layers import Sequential
@@ -385,11 +385,11 @@ class Model:
         wanted = list(values) if layers is None else list(layers)
         unknown = [layer for layer in wanted if layer not in values]
         if unknown:
-            raise ModelError(f"{self.name}: no layer is named {unknown}; they are "
-                             f"{sorted(values)}")
+            raise ModelError(f"{self.name}: no layer is named {unknown}; they are {sorted(values)}")
         keep = frozenset(values[layer] for layer in wanted)
         fixed = specialise(passes.combine(graph, keep), {name: batch.shape}, keep)
-        program = Program(fixed, self._device, self._options, keep)
+        program = Program(fixed, self._device, self._options, keep,
+                          batch=open_batch(self._graph, {name: batch.shape}))
         found = program.run({name: batch}, tuple(keep))
         return {layer: found[values[layer]] for layer in wanted}
 

@@ -9,7 +9,7 @@ from kernels.cuda.launch import CudaOptions
 from kernels.cuda.tune import TuneReport
 
 from .devices import Device
-from .errors import DeviceError, ModelError
+from .errors import DeviceError, ModelError, OutOfMemory
 from .gpu_device import CudaDevice
 from .graph import Graph
 from .plan import views
@@ -29,12 +29,15 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),
                          specs[node.output]) for node in graph.nodes if node.output not in free]
     here = gpu.gpu(device.index)
-    with device.guard, device.stream:
-        try:
+    try:
+        with device.guard, device.stream:
             return tune.tune(layers, replace(options, packed={}), here, budget, progress)
-        except ValueError as error:
-            raise ModelError(str(error)) from None
-        except MemoryError as error:
-            raise DeviceError(f"{device.name} has no room for a layer beside what is there "
-                              f"({error}); tune for a smaller batch, or release() other models"
-                              ) from None
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    except OutOfMemory as error:
+        raise OutOfMemory(device.name, error.needed, error.free, (
+            "a layer beside what is there", "tune for a smaller batch, or release() other models"
+            )) from None
+    except MemoryError as error:
+        raise DeviceError(f"the host has no room for the values of a layer ({error}); tune for a "
+                          f"smaller batch") from None

@@ -8,6 +8,7 @@ stream runs everything at once. What it can not show is whether a driver takes t
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import weakref
 from collections import deque
@@ -19,6 +20,7 @@ from kernels.emulator import Emulator
 
 ILLEGAL_ADDRESS = 700       # cudaErrorIllegalAddress
 OUT_OF_MEMORY = 2           # cudaErrorMemoryAllocation
+MOST_SHARED = 227 << 10     # bytes, of a block on an H100
 
 
 class Error(RuntimeError):
@@ -170,7 +172,9 @@ class Stream:
 
     def end_capture(self):
         works, self.captured = self.captured, None
-        return Graph(self.cupy, works)
+        graph = Graph(self.cupy, works)
+        self.cupy.driver_takes(self.cupy.graph_bytes, graph)
+        return graph
 
 
 class Graph:
@@ -215,8 +219,24 @@ class Event:
         self.cupy.check()
 
 
+class Module:
+    def __init__(self, cupy):
+        self.cupy = cupy
+
+    def load(self, code):
+        self.cupy.check()
+        if self.cupy.load_error:
+            raise Error(self.cupy.load_error, self.cupy.load_status)
+        self.cupy.driver_takes(self.cupy.module_bytes, self)
+        self.code = code
+
+    def get_function(self, name):
+        return Function(self.cupy, self.code, name)
+
+
 class Function:
-    """Launches go to the emulator, once a fault is planned for none of them."""
+    """Launches go to the emulator, once a fault is planned for none of them. Blocks are as large as
+    a GPU's may be."""
 
     def __init__(self, cupy, code, name):
         self.cupy, self.code, self.name, self.ptr = cupy, code, name, id(self)
@@ -226,6 +246,8 @@ class Function:
         cupy.check()
         if cupy.launch_error:
             raise Error(cupy.launch_error)
+        if math.prod(block) > 1024:
+            raise Error("CUDA_ERROR_INVALID_VALUE: invalid argument")
         if here.stream.captured is not None:
             cupy.meanwhile()
         device = here.device
@@ -256,6 +278,9 @@ class FakeCupy:
     host_copies   between the host and a GPU
     illegal       names of kernels that make an illegal access
     free          bytes of memory that are left on each GPU
+    unused        more bytes, which the pool keeps and gives back when it is told to
+    module_bytes  of that memory, which the driver takes for a module that is loaded
+    graph_bytes   the same for a graph
     page          bytes of which an array takes whole multiples
     pinned_free   bytes of the host's memory, of which any one may be pinned
     cost          function of a kernel's name: milliseconds that it takes
@@ -267,6 +292,7 @@ class FakeCupy:
         self.calls, self.attributes, self.launch_error, self.load_error = [], {}, "", ""
         self.replays, self.illegal, self.dead, self.pinned = 0, set(), None, []
         self.free, self.page, self.pinned_free = free, 1, 1 << 40
+        self.unused = self.module_bytes = self.graph_bytes = 0
         self.host_copies = self.load_status = 0
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.meanwhile = lambda: None
@@ -284,7 +310,7 @@ class FakeCupy:
         Stream.null = Stream(self, null=True)
         here.__init__()
         self.cuda = SimpleNamespace(
-            runtime=runtime, Device=Device, function=SimpleNamespace(Module=self.module),
+            runtime=runtime, Device=Device, function=SimpleNamespace(Module=lambda: Module(self)),
             driver=SimpleNamespace(CUDADriverError=Error, funcSetAttribute=self.set_attribute,
                                    CU_FUNC_ATTRIBUTE_NUM_REGS=4,
                                    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES=1,
@@ -303,17 +329,9 @@ class FakeCupy:
         if self.dead is not None:
             raise self.dead
 
-    def module(self):
-        def load(code):
-            self.check()
-            if self.load_error:
-                raise Error(self.load_error, self.load_status)
-            loaded.code = code
-        loaded = SimpleNamespace(load=load)
-        loaded.get_function = lambda name: Function(self, loaded.code, name)
-        return loaded
-
     def set_attribute(self, pointer, attribute, value):
+        if value > MOST_SHARED:
+            raise Error("CUDA_ERROR_INVALID_VALUE: invalid argument")
         self.attributes[attribute] = value
 
     def elapsed(self, start, stop):
@@ -351,11 +369,20 @@ class FakeCupy:
         bytes_ = int(np.prod(shape)) * np.dtype(dtype).itemsize
         taken = -(-bytes_ // self.page) * self.page
         if taken > self.free:
+            self._free_all_blocks()
+        if taken > self.free:
             raise OutOfMemoryError(f"Out of memory allocating {bytes_:,} bytes")
         memory = np.full(shape, 0xFF if dtype == np.uint8 else np.nan, dtype)
         self._take(taken)
         weakref.finalize(memory, self._take, -taken)
         return self.asarray(memory)
+
+    def driver_takes(self, size, owner):
+        """Which asks no pool for more."""
+        if size > self.free:
+            raise Error("cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY)
+        self._take(size)
+        weakref.finalize(owner, self._take, -size)
 
     def _take(self, size):
         self.free -= size
@@ -372,3 +399,4 @@ class FakeCupy:
 
     def _free_all_blocks(self):
         self.pool.freed += 1
+        self.free, self.unused = self.free + self.unused, 0

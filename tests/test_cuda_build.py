@@ -90,6 +90,17 @@ def test_a_size_left_open_is_said(tmp_path):
     assert "which kernels run depends on it" in done.output
 
 
+def test_a_batch_of_a_gpus_size_is_compiled_ahead(tmp_path):
+    """Its three values are 25 GB, which the host need not have."""
+    graph = onnx.parser.parse_graph("g (float[N,8,16,16] x, float[N,8,16,16] z) => "
+                                    "(float[N,8,16,16] y) {y = Add (x, z)}")
+    path = tmp_path / "sum.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    options = CudaOptions(dtype="float32", arch="sm_90a", multiprocessors=132)
+    names = {kernel.name for kernel in kernels_of(str(path), options, [1_000_000])}
+    assert any(name.startswith("add") for name in names), names
+
+
 def test_the_module_is_a_command():
     done = subprocess.run([sys.executable, "-m", "kernels.cuda.build", "--help"], cwd=ROOT,
                           capture_output=True, text=True, check=True)

@@ -359,6 +359,17 @@ def test_a_model_that_is_not_on_a_gpu_can_not_be_tuned(small_model, planned):
         model.tune(budget=-1)
 
 
+@pytest.mark.parametrize("free", [1 << 20, 16 << 20])
+def test_a_batch_that_is_too_large_is_told(planned, small_model, free):
+    """A layer's input of 12 MB has no room, or its output of 8 MB beside it."""
+    cupy, _ = planned
+    model = cnn.load(small_model, device="cuda", preprocess="imagenet")
+    cupy.free = free
+    with pytest.raises(cnn.DeviceError, match=r"^cuda:0 has no room for a layer beside what is "
+                                              r"there: .* free; tune for a smaller batch"):
+        model.tune(4000)
+
+
 def test_the_command_lists_what_changed_and_where_it_is(planned, small_model, cnn):
     status, out, _ = cnn("tune", small_model)
     assert status == 0

@@ -109,10 +109,20 @@ def test_streams_and_the_host_take_turns(cupy, model, on_cpu, request):
 
 
 class Foreign:
-    """An array of a library that speaks DLPack and nothing else."""
-
     def __init__(self, array):
         self.memory = array
+
+
+class Interface(Foreign):
+    """An array of a library that speaks `__cuda_array_interface__` and nothing else."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.memory.__cuda_array_interface__
+
+
+class Dlpack(Foreign):
+    """An array of a library that speaks DLPack and nothing else."""
 
     def __dlpack__(self, **options):
         return self.memory.__dlpack__(**options)
@@ -139,10 +149,15 @@ def test_a_capture_of_the_caller_is_left_alone(cupy, model, on_cpu):
     assert_near(cupy.asnumpy(found), on_cpu.predict(batch))
 
 
-def test_dlpack(cupy, model, on_cpu):
+@pytest.mark.parametrize("protocol", [Interface, Dlpack])
+def test_arrays_of_other_libraries(cupy, model, on_cpu, protocol):
     batch, = batches(1)
-    found = cupy.asnumpy(model.predict(Foreign(cupy.asarray(batch))))
-    assert_near(found, on_cpu.predict(batch))
+    found = model.predict(protocol(cupy.asarray(batch)))
+    assert isinstance(found, cupy.ndarray)
+    assert_near(cupy.asnumpy(found), on_cpu.predict(batch))
+    planes = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+    found = model.run({"input": protocol(cupy.asarray(planes))})["logits"]
+    assert_near(cupy.asnumpy(found), on_cpu.run({"input": planes})["logits"])
 
 
 def test_arrays_of_the_gpu_at_any_address(cupy, model, on_cpu):
@@ -169,8 +184,9 @@ def test_threads_run_while_others_prepare(small_model, on_cpu):
                 assert_near(probabilities, expected[size])
 
 
-def test_what_the_driver_refuses_leaves_the_gpu_usable(cupy, model, on_cpu):
-    """A kernel that wants more shared memory than there is."""
+@pytest.fixture
+def launch(cupy):
+    """Of a convolution."""
     spec = ops.TensorSpec((1, 4, 4, 8))
     options = CudaOptions(arch=gpu.gpu(0).arch, upload=cupy.asarray)
     weight = np.ones((8, 1, 1, 8), np.float32)
@@ -179,13 +195,27 @@ def test_what_the_driver_refuses_leaves_the_gpu_usable(cupy, model, on_cpu):
     x = cupy.asarray(np.ones(spec.shape, np.float32))
     launch, *_ = step.bind([x], cupy.empty(spec.shape, np.float32),
                            cupy.empty(step.workspace, np.uint8))
-    greedy = dataclasses.replace(launch.kernel, shared_bytes=1 << 20)
-    if hasattr(cupy, "launch_error"):
-        cupy.launch_error = "CUDA_ERROR_INVALID_VALUE"
-    with pytest.raises(gpu.CudaError, match=r"could not be (loaded|launched) on"):
-        gpu.execute([dataclasses.replace(launch, kernel=greedy)])
-    if hasattr(cupy, "launch_error"):
-        cupy.launch_error = ""
+    return launch
+
+
+def changed(launch, **kernel):
+    return dataclasses.replace(launch, kernel=dataclasses.replace(launch.kernel, **kernel))
+
+
+def test_a_kernel_that_wants_too_much_shared_memory_leaves_the_gpu_usable(launch, model, on_cpu):
+    with pytest.raises(gpu.CudaError, match=rf"^{launch.kernel.name}\b.* could not be loaded on"):
+        gpu.execute([changed(launch, shared_bytes=1 << 20)])
+    batch, = batches(1)
+    assert_near(model.predict(batch), on_cpu.predict(batch))
+
+
+def test_a_launch_of_too_many_threads_leaves_the_gpu_usable(launch, model, on_cpu, monkeypatch):
+    """Of a kernel that is loaded, so that it is the launch that the driver refuses."""
+    function = gpu.load(launch.kernel, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "load", lambda kernel, index: function)
+        with pytest.raises(gpu.CudaError, match=f"^{launch.kernel.name} could not be launched on"):
+            gpu.execute([changed(launch, threads=2048)])
     batch, = batches(1)
     assert_near(model.predict(batch), on_cpu.predict(batch))
 

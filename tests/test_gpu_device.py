@@ -384,6 +384,15 @@ def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model):
     gpu.check_context(1)
 
 
+@pytest.mark.parametrize("status", [214, 226, 700, 702, 710, *range(714, 720), 721, 810, 911])
+def test_what_cuda_says_of_a_process_that_must_be_relaunched(cupy, status):
+    with pytest.raises(gpu.CudaError, match=r"reported cudaError\. .*context is lost.*restart"), (
+            gpu.using(0)):
+        raise fake_cupy.Error("cudaError", status)
+    with pytest.raises(gpu.CudaError, match="context is lost"):
+        gpu.check_context(0)
+
+
 @pytest.mark.parametrize("broken", ["Stream", "getDeviceProperties"])
 def test_a_gpu_that_does_not_answer_can_not_be_used(cupy, small_model, broken, caplog):
     def fail(*_, **options):

@@ -9,11 +9,14 @@ import onnx
 import pytest
 
 import cnn
+import kernels
 from cnn import executor
 from cnn.errors import OutOfMemory
 from cnn.executor import Program
 from cnn.gpu_device import CudaDevice
 from cnn.graph import Graph, Node
+from kernels.cuda import gpu
+from kernels.cuda.errors import NoRoom
 from kernels.ops import Add, TensorSpec
 
 PAGE = 2 << 20
@@ -102,12 +105,12 @@ def test_a_batch_that_is_advised_for_several_at_once_fits(crowded, small_model, 
 def test_whatever_has_no_room_the_answer_is_the_same(crowded, small_model):
     model, batch = load(small_model), zeros(2)
     model.predict(batch)
-    # The biases of two layers, the values, an output, probabilities, a buffer, a copy.
+    # Beside the biases of two layers: the values, an output, probabilities, a buffer, a copy.
     for pages in range(2, 7):
         model._drop(len(model._programs))
         crowded.free = pages * PAGE
         with pytest.raises(OutOfMemory, match=r"^cuda:0 has no room for the values of this network "
-                                              r"at batch 2: .*; not even a batch of 1 would fit"):
+                                              r"at batch 2: .*; perhaps not even a batch of 1"):
             model.predict(batch)
     crowded.free = 7 * PAGE
     model.predict(batch)
@@ -139,7 +142,7 @@ def test_no_size_is_refused_but_by_the_gpu(cupy):
     device, spec = CudaDevice(0), TensorSpec((1 << 17, 64, 32, 7))
     graph = Graph({"x": spec, "z": spec}, ("y",), (Node(Add(), ("x", "z"), "y", "sum"),))
     with pytest.raises(OutOfMemory, match=r"batch 131072: .* needed .* a batch of \d+ would fit"):
-        Program(graph, device, device.options())
+        Program(graph, device, device.options(), batch=1 << 17)
 
 
 def test_what_has_no_room_is_not_kept(crowded, small_model):
@@ -174,3 +177,133 @@ def test_pinned_memory_that_the_host_has_not(cupy, small_model):
         model.predict(batch)
     cupy.pinned_free = room
     np.testing.assert_array_equal(model.predict(batch), expected)
+
+
+def no_room_at(batch):
+    return pytest.raises(OutOfMemory, match=rf"^cuda:0 has no room for the values of this network "
+                                            rf"at batch {batch}: .* needed and .* free; ")
+
+
+def test_kernels_and_graphs_have_no_room(crowded, small_model):
+    """The driver's memory, for which it asks no pool."""
+    for kind in ("module_bytes", "graph_bytes"):
+        gpu.load.cache_clear()
+        model = load(small_model)
+        setattr(crowded, kind, crowded.free - 2 * PAGE)
+        with no_room_at(2):
+            model.predict(zeros(2))
+        setattr(crowded, kind, PAGE)
+        model.predict(zeros(2))
+
+
+def test_kernels_have_no_room_while_layers_run_one_by_one(crowded, small_model, monkeypatch):
+    monkeypatch.setenv("CNN_DEBUG", "1")
+    crowded.module_bytes = crowded.free - 2 * PAGE
+    with no_room_at(2):
+        load(small_model).predict(zeros(2))
+
+
+@pytest.mark.parametrize("kind", ["module_bytes", "graph_bytes"])
+def test_what_the_pool_keeps_unused_goes_to_kernels_and_graphs(crowded, small_model, kind):
+    setattr(crowded, kind, 30 * PAGE)
+    crowded.free, crowded.unused = 20 * PAGE, 400 * PAGE
+    load(small_model).predict(zeros(2))
+
+
+def test_programs_of_other_shapes_make_room_for_a_graph(crowded, small_model):
+    model = load(small_model)
+    crowded.graph_bytes = 30 * PAGE
+    model.predict(zeros(2))
+    crowded.free = 20 * PAGE
+    model.predict(zeros(3))
+    assert list(model._programs) == [((3, 16, 16, 3),)]
+
+
+def test_an_op_that_the_driver_has_no_room_for(crowded):
+    x = crowded.asarray(np.ones((4, 8), np.float32))
+    crowded.module_bytes = crowded.free
+    with pytest.raises(NoRoom, match=r"^GPU 0 has no room: .*relu|clip.* could not be loaded .*out "
+                                     r"of memory, and [\d,]+ bytes are free; use a smaller batch"):
+        kernels.relu(x)
+    crowded.module_bytes = 0
+    kernels.relu(x)
+
+
+def test_a_copy_of_an_array_at_an_odd_address_has_no_room(crowded, small_model, monkeypatch):
+    model, memory = load(small_model), crowded.asarray(np.zeros(2 * 768 + 8, np.float32))
+    batch = memory[1:1 + 2 * 768].reshape(2, 16, 16, 3)
+    model.predict(batch)
+
+    def no_room(array):
+        raise fake_cupy.OutOfMemoryError("Out of memory allocating 6,144 bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_cupy.ndarray, "copy", no_room)
+        with no_room_at(2):
+            model.predict(batch)
+    model.predict(batch)
+
+
+def model_of(tmp_path, text, **constants):
+    graph = onnx.parser.parse_graph(text)
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name)
+                             for name, array in constants.items())
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    return cnn.load(path, device="cuda")
+
+
+def test_constants_are_there_before_a_batch_is(crowded, tmp_path):
+    """8 MB of them, and as many of each sample: what has no room is the batch."""
+    model = model_of(tmp_path, "g (float[N,1000,2000] x) => (float[N,1000,2000] y) "
+                               "{y = Mul (x, c)}", c=np.ones((1000, 2000), np.float32))
+    for size in (3, 4, 5, 6, 12):
+        model.release()
+        crowded.free = 28 * PAGE
+        with no_room_at(size):
+            model.run({"x": np.zeros((size, 1000, 2000), np.float32)})
+    model.release()
+    crowded.free = PAGE
+    with pytest.raises(OutOfMemory, match="no room for the weights of one more layer"):
+        model.run({"x": np.zeros((1, 1000, 2000), np.float32)})
+
+
+@pytest.mark.parametrize("second", ["float[1,1000000]", "float"])
+def test_the_batch_is_what_the_file_leaves_open(crowded, tmp_path, second):
+    model = model_of(tmp_path, f"g (float[N,1000000] x, {second} s) => (float[N,1000000] y) "
+                               "{y = Mul (x, s)}")
+    other = np.ones((1, 1_000_000) if "[" in second else (), np.float32)
+    crowded.free = 120 * PAGE
+    with no_room_at(30) as caught:
+        model.run({"x": np.zeros((30, 1_000_000), np.float32), "s": other})
+    fits = fitting(caught)
+    assert fits > 1
+    model.run({"x": np.zeros((fits, 1_000_000), np.float32), "s": other})
+
+
+def test_no_batch_is_advised_that_the_file_does_not_take(crowded, tmp_path):
+    model = model_of(tmp_path, "g (float[64,1000000] x) => (float[64,1000000] y) {y = Relu (x)}")
+    crowded.free = 90 * PAGE
+    with pytest.raises(OutOfMemory, match=r"no room for the values of this network: .* free; use a "
+                                          r"smaller image, or another GPU$"):
+        model.run({"x": np.zeros((64, 1_000_000), np.float32)})
+
+
+def test_probabilities_are_counted_where_there_are_some(crowded, wide_model):
+    needed = []
+    for activation in ("softmax", "none"):
+        model = cnn.load(wide_model, device="cuda", dtype="float16", activation=activation)
+        model.predict(zeros(1))
+        crowded.free = 20 << 20
+        with no_room_at(40_000) as caught:
+            model.predict(zeros(40_000))
+        needed.append(caught.value.needed)
+        crowded.free = 1 << 33
+    assert needed[0] - needed[1] == 40_000 * 1000 * 4
+
+
+def test_a_trace_is_told_what_fits(crowded, small_model):
+    model = load(small_model)
+    crowded.free = 64 << 20
+    with no_room_at(20_000) as caught:
+        model.trace(zeros(20_000))
+    assert 1 < fitting(caught) < 20_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,16 +18,19 @@ import numpy as np
 
 from .assembler import name_and_version
 from .compiler import Kernel, cubin, overlaps
-from .errors import CompilerMissing, CudaError
+from .errors import CompilerMissing, CudaError, NoRoom
 from .launch import Launch
 
 LEAST_DRIVER = 13000        # CUDA 13.0, whose assembler makes the cubins; as the driver says it
 OPT_IN_SHARED = 48 * 1024   # bytes of shared memory beyond which a kernel must ask
 DYNAMIC_SHARED_SIZE = 8     # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # Errors after which CUDA refuses every call, by their numbers in both APIs (cudaError_t, CUresult):
-# memory that can not be corrected, a launch that took too long, asserts, and from "hardware stack
-# error" to "unspecified launch failure".
-STICKY = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719})
+# memory that can not be corrected, and those of which CUDA's headers say that the process must be
+# relaunched: a fault that the GPU contained, an illegal access, a launch that took too long, an
+# assert, from "hardware stack error" to "unspecified launch failure", tensor memory that leaked, a
+# client that MPS ended, a device outside of CUDA.
+STICKY = frozenset({214, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
+OUT_OF_MEMORY = 2           # in both APIs, too
 ACCESS = 16                 # bytes, the widest access of a kernel
 NO_BINARY_FOR_GPU = 209     # CUresult, as is INVALID_IMAGE
 INVALID_IMAGE = 200
@@ -90,6 +93,25 @@ def faults() -> tuple[type[Exception], ...]:
     return cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
 
 
+def no_room(error: BaseException | None) -> bool:
+    """Whether memory ran out: that of CuPy's pool, or the driver's, which loads kernels and graphs
+    into some."""
+    return isinstance(error, (NoRoom, cupy().cuda.memory.OutOfMemoryError)) or (
+        isinstance(error, faults()) and getattr(error, "status", 0) == OUT_OF_MEMORY)
+
+
+def with_room(make: Callable[[], Any]) -> Any:
+    """What it returns. Where the driver has no room for it, CuPy's pool gives back what it keeps
+    unused, which only the pool does by itself, and `make` is called once more."""
+    try:
+        return make()
+    except faults() as error:
+        if not no_room(error):
+            raise
+    cupy().get_default_memory_pool().free_all_blocks()
+    return make()
+
+
 def free_bytes(index: int) -> int:
     """What CuPy's pool can still get on a GPU, once it has given back what is unused."""
     with cupy().cuda.Device(index):
@@ -131,12 +153,12 @@ def using(index: int) -> Iterator[None]:
     try:
         with cupy().cuda.Device(index):
             yield
-    except cupy().cuda.memory.OutOfMemoryError as error:
-        raise CudaError(f"GPU {index} has no room: {str(error).rstrip('.')}, and "
-                        f"{free_bytes(index):,} bytes are free; use a smaller batch, or free other "
-                        f"arrays") from error
-    except faults() as error:
-        raise CudaError(explain(error, index)) from error
+    except (NoRoom, cupy().cuda.memory.OutOfMemoryError, *faults()) as error:
+        if not no_room(error):
+            raise CudaError(explain(error, index)) from error
+        raise NoRoom(f"GPU {index} has no room: {str(error).rstrip('.')}, and "
+                     f"{free_bytes(index):,} bytes are free; use a smaller batch, or free other "
+                     f"arrays") from error
 
 
 def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
@@ -158,8 +180,8 @@ def execute(launches: Iterable[Launch], overlapping: bool = False) -> None:
                 function(launch.grid, (kernel.threads, 1, 1), args,
                          shared_mem=kernel.shared_bytes)
         except faults() as error:
-            raise CudaError(f"{kernel.name} could not be launched on GPU {index} with grid "
-                            f"{launch.grid}: {explain(error, index)}") from error
+            raise refusal(error)(f"{kernel.name} could not be launched on GPU {index} with grid "
+                                 f"{launch.grid}: {explain(error, index)}") from error
 
 
 def launch_with_attributes(function: Any, launch: Launch, args: Sequence[Any], early: bool,
@@ -193,8 +215,9 @@ def launch_with_attributes(function: Any, launch: Launch, args: Sequence[Any], e
     (status,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function.ptr),
                                         (values, tuple(C_TYPES[kind] for kind in signature)), 0)
     if status:
-        raise CudaError(f"{launch.kernel.name} could not be launched on GPU {index} with grid "
-                        f"{launch.grid}: {explained(int(status), status.name, index)}")
+        kind = NoRoom if int(status) == OUT_OF_MEMORY else CudaError
+        raise kind(f"{launch.kernel.name} could not be launched on GPU {index} with grid "
+                   f"{launch.grid}: {explained(int(status), status.name, index)}")
 
 
 def capture(launches: Sequence[Launch]) -> Any:
@@ -206,17 +229,26 @@ def capture(launches: Sequence[Launch]) -> Any:
     index = cupy().cuda.runtime.getDevice()
     for launch in launches:         # a module can not be loaded during capture
         load(launch.kernel, index)
+    return with_room(lambda: _captured(launches, overlaps(gpu(index).arch)))
+
+
+def _captured(launches: Sequence[Launch], overlapping: bool) -> Any:
     # Of its own: what other threads put on a stream meanwhile would become a part of the graph.
     stream = cupy().cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
         try:
-            execute(launches, overlapping=overlaps(gpu(index).arch))
+            execute(launches, overlapping)
         except CudaError:
             with contextlib.suppress(*faults()):    # it is about the same failure
                 stream.end_capture()
             raise
         return stream.end_capture()
+
+
+def refusal(error: Exception) -> type[CudaError]:
+    """The kind of error that a driver's is told as."""
+    return NoRoom if no_room(error) else CudaError
 
 
 def explain(error: Exception, index: int) -> str:
@@ -255,14 +287,14 @@ def load(kernel: Kernel, index: int) -> Any:
     with cupy().cuda.Device(index):
         module = cupy().cuda.function.Module()
         try:
-            module.load(code)
+            with_room(lambda: module.load(code))
             function = module.get_function(kernel.name)
             if kernel.shared_bytes > OPT_IN_SHARED:
                 driver.funcSetAttribute(function.ptr, DYNAMIC_SHARED_SIZE, kernel.shared_bytes)
         except faults() as error:
-            raise CudaError(f"{kernel.name}, compiled for {found.arch}, could not be loaded on "
-                            f"GPU {index}, {found.name}: {explain(error, index)}"
-                            f"{_remedy(error, found.arch)}") from error
+            raise refusal(error)(f"{kernel.name}, compiled for {found.arch}, could not be loaded "
+                                 f"on GPU {index}, {found.name}: {explain(error, index)}"
+                                 f"{_remedy(error, found.arch)}") from error
     return function
 
 
