@@ -5,9 +5,10 @@
     scaled      copies numbers, times another, as bfloat16
     pair_rows   makes words of two rows of numbers
 
-bfloat16 lies in memory as uint16, the upper halves of float32; codes are uint8. Weights are panels
-[inputs / together, vectors * COLUMNS, together], for the instructions want words of neighbouring
-inputs; those for codes are int8.
+bfloat16 lies in memory as uint16, the upper halves of float32; codes are uint8, or int16 where AVX2
+multiplies them, less their zero point. Weights are panels [inputs / together, vectors * COLUMNS,
+together], for the instructions want words of neighbouring inputs; those for codes are int8, or
+int16.
 """
 from __future__ import annotations
 

@@ -144,13 +144,13 @@ class Writer:
     def rows(self, group: Value, first: int, end: int, rows: Rows) -> None:
         """Write rows `first` to `end` of a group, of which there are two or a multiple of that."""
         start = self.b.mul(group, i64(self.group))
-        together = ROWS if self.to_codes and CAN_PACK else 1
-        for r in range(first, end, together):
-            some = [self.b.add(start, i64(r + i)) for i in range(together)]
-            if self.to_codes and CAN_PACK:
-                self._packed(some, rows)
-            else:
-                self._row(some[0], rows)
+        numbers = [self.b.add(start, i64(r)) for r in range(first, end)]
+        if self.to_codes and CAN_PACK:
+            for r in range(0, len(numbers), ROWS):
+                self._packed(numbers[r:r + ROWS], rows)
+        else:
+            for number in numbers:
+                self._row(number, rows)
 
     def all_rows(self, first_group: Value, rows: Rows) -> None:
         """Write all groups from this one on."""

@@ -1,5 +1,5 @@
 """Winograd convolution: 3x3 windows of stride 1 with fewer multiplications, NHWC, in float32. Its
-input, residual and output may each be stored in bfloat16.
+input, residual and output may each be stored in bfloat16 or in codes of 8 bits.
 
 F(m x m, 3x3), m being 2 or 4, computes tiles of m x m outputs by the identity that stands in
 `winograd_matrices.py`. Its product is elementwise over the P = (m + 2)^2 positions of a
