@@ -70,10 +70,10 @@ class Program:
         shared = views(graph)
         layers = [self._layer(node, specs, shared, options) for node in graph.nodes]
         workspaces = [layer.step.workspace if layer.step else 0 for layer in layers]
-        strided = frozenset(layer.node.output for layer in layers
-                            if layer.step and layer.step.strided)
-        readers = frozenset(layer.node.output for layer in layers
-                            if layer.step and layer.step.reads_strided)
+        strided = {layer.node.output: layer.step.strided for layer in layers
+                   if layer.step and layer.step.strided}
+        readers = {layer.node.output: layer.step.reads_strided for layer in layers
+                   if layer.step and layer.step.reads_strided}
         layout = plan(graph, specs, workspaces, keep, strided, readers)
         self.layers = [without_parts(layer, layout.parts) for layer in layers]
         self.bytes, self._specs, self._held = layout.size, specs, 0
@@ -93,7 +93,7 @@ class Program:
             channels = known(specs[name].shape)[-1]
             self.values[name] = self.values[whole][..., first:first + channels]
         self.steps = [
-            (layer.node.name, self._bind(layer, offset, size)) for layer, offset, size
+            (layer.node.name, self._bind(layer, layout.parts, offset, size)) for layer, offset, size
             in zip(self.layers, layout.workspaces, workspaces, strict=True)
             if layer.step is not None]
         self._inlets = {name: device.inlet(self.values[name], specs[name],
@@ -167,12 +167,13 @@ class Program:
             raise ModelError(f"layer {node.name!r}: {error}") from None
         return Layer(node, inputs, output, step)
 
-    def _bind(self, layer: Layer, offset: int, size: int) -> Any:
+    def _bind(self, layer: Layer, parts: Mapping[str, Part], offset: int, size: int) -> Any:
         assert layer.step is not None
         node, constants = layer.node, self.graph.constants
+        there = parts if isinstance(node.op, Concat) else {}
         # A kernel reads what was packed, not the constant it was made of.
-        inputs = [self.values[name] if name not in constants else constants[name]
-                  if i in node.op.packed else self._constants[name]
+        inputs = [None if name in there else self.values[name] if name not in constants
+                  else constants[name] if i in node.op.packed else self._constants[name]
                   for i, name in enumerate(node.inputs)]
         return layer.step.bind(inputs, self.values[node.output],
                                self._arena[offset:offset + size])

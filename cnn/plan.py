@@ -1,12 +1,15 @@
 """Where each value lives: one arena with offsets, planned from when values are born and last read.
 
-Greedy by size: the largest value first, each at the lowest offset that is free during its whole
-life (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020).
+Greedy: the largest value first, each at the lowest offset that is free during its whole life
+(Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). The largest
+is the one of most bytes, or of most bytes times steps, whichever gives the smaller arena: in a
+dense block, whose array outlives all that its layers compute, the second does.
 """
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,42 +60,46 @@ def views(graph: Graph) -> dict[str, str]:
     return roots
 
 
-def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: frozenset[str],
-          keep: frozenset[str], readers: frozenset[str] = frozenset()) -> dict[str, Part]:
+def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: Mapping[str, int],
+          keep: frozenset[str], readers: Mapping[str, int]) -> dict[str, Part]:
     """Those values in `strided` that one Concat along their last axis reads, and else only, as
-    their first input, the nodes whose outputs are `readers`. What such a Concat gives may itself be
-    a part of another's: a dense block has one array.
+    their first input, the nodes whose outputs are in `readers`, and that lie in what it gives where
+    all of these take them: see Step. What such a Concat gives may itself be a part of another's: a
+    dense block has one array.
     """
     reads = Counter(name for node in graph.nodes for i, name in enumerate(node.inputs)
                     if i > 0 or node.output not in readers)
     reads.update((*graph.outputs, *keep))
-    found: dict[str, Part] = {}
+    units = dict(strided)       # in channels
     for node in graph.nodes:
+        if node.output in readers and node.inputs[0] in units:
+            units[node.inputs[0]] = math.lcm(units[node.inputs[0]], readers[node.output])
+    found: dict[str, Part] = {}
+    for node in reversed(graph.nodes):      # a Concat stands behind those that it joins
         rank = len(specs[node.output].shape)
         if isinstance(node.op, ops.Concat) and normal_axis(node.op.axis, rank) == rank - 1:
-            first = 0
+            whole, first = found.get(node.output, Part(node.output, 0))
+            channels = known(specs[whole].shape)[-1]
             for name in node.inputs:
-                if name in strided and reads[name] == 1:
-                    found[name] = Part(node.output, first)
+                if (name in strided and reads[name] == 1
+                        and first % units[name] == channels % units[name] == 0):
+                    found[name] = Part(whole, first)
                 first += known(specs[name].shape)[-1]
-    for name, part in reversed(found.items()):      # a Concat stands behind those that it joins
-        outer = found.get(part.whole)
-        if outer is not None:
-            found[name] = Part(outer.whole, outer.first + part.first)
     return found
 
 
 def plan(graph: Graph, specs: Mapping[str, TensorSpec], workspaces: Sequence[int],
-         keep: frozenset[str] = frozenset(), strided: frozenset[str] = frozenset(),
-         readers: frozenset[str] = frozenset()) -> Plan:
+         keep: frozenset[str] = frozenset(), strided: Mapping[str, int] | None = None,
+         readers: Mapping[str, int] | None = None) -> Plan:
     """Offsets for fully known `specs`.
 
     workspaces: bytes of scratch that each node needs while it runs. strided: values that can be
-    written as a part of another; readers: what is made by nodes that can read such a part. Inputs
-    are written before the first node; outputs and the values in `keep` stay until after the last.
+    written as a part of another, readers: what is made by nodes that can read such a part, both
+    with the number that Step has for it. Inputs are written before the first node; outputs and the
+    values in `keep` stay until after the last.
     """
     shared, end = views(graph), len(graph.nodes)
-    inside = parts(graph, specs, strided, keep, readers)
+    inside = parts(graph, specs, strided or {}, keep, readers or {})
     roots = shared | {name: part.whole for name, part in inside.items()}
     blocks: dict[str, Block] = {}
     for step, name in [(-1, name) for name in graph.inputs] + [
@@ -116,8 +123,31 @@ def plan(graph: Graph, specs: Mapping[str, TensorSpec], workspaces: Sequence[int
 
 def place(blocks: Sequence[Block]) -> int:
     """Set each block's offset, so that blocks that meet do not overlap; returns bytes in all."""
+    def by_size(block: Block) -> int:
+        return -block.size
+
+    def by_size_and_time(block: Block) -> int:
+        return -block.size * (block.last - block.born + 1)
+
+    # Most networks need no more than what is alive at once, already with the first.
+    size = place_in_turn(blocks, by_size)
+    if size > alive_at_once(blocks) and place_in_turn(blocks, by_size_and_time) > size:
+        place_in_turn(blocks, by_size)
+    return max((block.offset + block.size for block in blocks), default=0)
+
+
+def alive_at_once(blocks: Sequence[Block]) -> int:
+    """Bytes that some step needs at once."""
+    steps = range(min((b.born for b in blocks), default=0),
+                  max((b.last for b in blocks), default=-1) + 1)
+    return max((sum(b.size for b in blocks if b.born <= step <= b.last) for step in steps),
+               default=0)
+
+
+def place_in_turn(blocks: Sequence[Block], order: Callable[[Block], int]) -> int:
+    """The same, with the blocks in this order."""
     placed: list[Block] = []
-    for block in sorted(blocks, key=lambda b: -b.size):
+    for block in sorted(blocks, key=order):
         block.offset = 0
         for other in sorted(placed, key=lambda b: b.offset):
             if block.meets(other):

@@ -54,16 +54,26 @@ def collapse(shape: Shape, *operands: Shape) -> tuple[list[int], list[list[int]]
     return merge_axes(known(shape), *(broadcast_steps(shape, operand) for operand in operands))
 
 
-def flat_pixels(y: np.ndarray) -> tuple[np.ndarray, int]:
-    """(memory, step): y[..., c] of pixel p, counted along all axes but the last, is memory[p * step
-    + c]. y is C-contiguous, or some channels of a wider array that is; ValueError otherwise."""
+def pixel_step(y: np.ndarray) -> int:
+    """Elements from a pixel of y, counted along all axes but the last, to the next one. y is
+    C-contiguous, or some channels of a wider array that is; ValueError otherwise. It may be CuPy's.
+    """
     if y.flags.c_contiguous:
-        return y.reshape(-1), y.shape[-1]
+        return y.shape[-1] if y.ndim else 1
     step = y.strides[-2] // y.itemsize if y.ndim > 1 else 0
     wider = (*y.shape[:-1], step)
     if step < y.shape[-1] or y.strides != tuple(y.itemsize * n for n in dense_steps(wider)):
         raise ValueError(f"an array of shape {y.shape} and strides {y.strides} is no part of the "
                          f"channels of a C-contiguous one")
+    return step
+
+
+def flat_pixels(y: np.ndarray) -> tuple[np.ndarray, int]:
+    """(memory, step): y[..., c] of pixel p is memory[p * step + c]. ValueError as of `pixel_step`.
+    """
+    step = pixel_step(y)
+    if y.flags.c_contiguous:
+        return y.reshape(-1), step
     size = (count(y.shape[:-1]) - 1) * step + y.shape[-1]
     return np.lib.stride_tricks.as_strided(y, (size,), (y.itemsize,)), step
 

@@ -20,16 +20,19 @@ class Step:
                constant ones; every array is C-contiguous and of its spec's shape; workspace is
                uint8, 64-byte aligned, and holds anything
     workspace  bytes of scratch memory that a run needs
-    strided    its bind also takes an output whose pixels, the rows of the last axis, are further
-               apart than its channels: some channels of a Concat's output, where that finds them
+    strided    where it is not 0, bind also takes an output whose pixels, the rows of the last axis,
+               are further apart than its channels: some channels of a Concat's output, where that
+               finds them. How many channels further, and how many of that output's stand before
+               its first one, must be multiples of this number. Of a Concat's inputs, those that lie
+               in its output already are None
     reads_strided
-               and a first input of such pixels
+               the same of the first input
     """
     kernel: str
-    bind: Callable[[Sequence[Array], Array, Array], Any]
+    bind: Callable[[Sequence[Any], Array, Array], Any]
     workspace: int = 0
-    strided: bool = False
-    reads_strided: bool = False
+    strided: int = 0
+    reads_strided: int = 0
 
 
 class Narrow(NamedTuple):

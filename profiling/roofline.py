@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rich.table import Column, Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 from cnn.errors import ModelError
 from cnn.executor import specialise
-from cnn.graph import Graph
+from cnn.graph import Graph, Node
 from cnn.onnx_import import load_onnx
 from cnn.plan import views
 from kernels import ops
@@ -41,7 +41,8 @@ ASSUMPTIONS = [
     "Convolutions and Linear layers fill the tensor cores to the last tile; depthwise "
     "convolutions and all other layers run on the CUDA cores, as float32 does everywhere.",
     "FLOPs are two per multiply-accumulate; what is fused behind a layer costs bytes alone.",
-    "A layer is one launch, and launches take no time.",
+    "A layer is one launch, and launches take no time. A Concat of channels is none: what it joins "
+    "is written where it belongs.",
 ]
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "tf32": 4, "float32": 4}
 
@@ -119,10 +120,17 @@ def operations(source: Graph, batch: int) -> list[tuple[str, ops.Op, tuple[ops.S
     """(name, op, shapes of its inputs) of what is left to run of a network."""
     graph = specialise(source, {value: (batch, *image.shape[1:])
                                 for value, image in source.inputs.items()})
-    specs, free = graph.infer(), views(graph)
+    specs = graph.infer()
+    free = {*views(graph), *(node.output for node in graph.nodes if joins_channels(node, specs))}
     return [(node.name, node.op, tuple(spec.shape for value in node.inputs
                                        if (spec := specs[value])))
             for node in graph.nodes if node.output not in free]
+
+
+def joins_channels(node: Node, specs: Mapping[str, ops.TensorSpec]) -> bool:
+    """Whether it is a Concat whose inputs can be written where they belong."""
+    rank = len(specs[node.output].shape)
+    return isinstance(node.op, ops.Concat) and ops.normal_axis(node.op.axis, rank) == rank - 1
 
 
 def read_layers(name: str, batch: int, itemsize: int) -> list[Layer]:

@@ -48,7 +48,8 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    return array.view({4: np.uint32, 2: np.uint16, 1: np.uint8}[array.itemsize])
+    words = {4: np.uint32, 2: np.uint16, 1: np.uint8}[array.itemsize]
+    return np.ascontiguousarray(array).view(words)
 
 
 def guarded(shape, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,29 +60,39 @@ def guarded(shape, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return block[guard:guard + size].view(STORED[dtype]).reshape(shape), block
 
 
-def execute(step: Step, arrays, output: np.ndarray, block: np.ndarray, runner: str) -> None:
-    """Run a step whose output is a view of `block`."""
+def execute(step: Step, arrays, wide: np.ndarray, part: slice, block: np.ndarray, runner: str
+            ) -> None:
+    """Run a step whose output is these channels of `wide`, a view of `block`."""
     workspace = np.full(step.workspace, GARBAGE, np.uint8)
     if runner == "gpu":
         import gpu_checks
-        gpu_checks.execute(step, arrays, output, block, workspace)
+        gpu_checks.execute(step, arrays, wide, part, block, workspace)
     else:
-        emulate(step.bind(arrays, output, workspace), late=[*arrays, block, workspace])
+        emulate(step.bind(arrays, wide[..., part], workspace), late=[*arrays, block, workspace])
 
 
-def run_step(step: Step, arrays, output: TensorSpec, runner: str = "emulator") -> np.ndarray:
+def run_step(step: Step, arrays, output: TensorSpec, runner: str = "emulator",
+             channels_before: int = 0) -> np.ndarray:
     """The step's output, checked on the way: every element was written, nothing beside it was,
-    and inputs are as before."""
+    and inputs are as before.
+
+    channels_before: of a wider array, of which the output is a part; as many follow.
+    """
     before = [bits(array).copy() for array in arrays]
-    y, block = guarded(output.shape, output.dtype)
-    execute(step, arrays, y, block, runner)
-    poison, guard = POISON[y.itemsize], GUARD // y.itemsize
+    *places, channels = ops.known(output.shape) or (1,)
+    part = slice(channels_before, channels_before + channels)
+    wide, block = guarded((*places, channels + 2 * channels_before), output.dtype)
+    execute(step, arrays, wide, part, block, runner)
+    poison, guard = POISON[wide.itemsize], GUARD // wide.itemsize
     assert (block[:guard] == poison).all(), "written before the output"
-    assert (block[guard + y.size:] == poison).all(), "written after the output"
-    assert not (bits(y) == poison).any(), "not every element was written"
+    assert (block[guard + wide.size:] == poison).all(), "written after the output"
+    written = bits(wide) != poison
+    assert written[..., part].all(), "not every element was written"
+    written[..., part] = False
+    assert not written.any(), "written between the output's pixels"
     assert all(np.array_equal(old, bits(new)) for old, new in zip(before, arrays, strict=True)), (
         "an input was changed")
-    return y.copy()
+    return wide[..., part].reshape(output.shape).copy()
 
 
 def assert_in_place(op: Op, *arrays: np.ndarray, dtype: str = "float32", weights=()) -> None:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from kernels.axes import flat_pixels
 from kernels.emulator import Emulator
 
 ILLEGAL_ADDRESS = 700       # cudaErrorIllegalAddress
@@ -261,7 +262,8 @@ class Function:
                 cupy.dead = Error("cudaErrorIllegalAddress: an illegal memory access was "
                                   "encountered", ILLEGAL_ADDRESS)
             if cupy.dead is None:
-                Emulator().launch(self.code.decode(), self.name, grid, block, args, shared_mem,
+                memory = [flat_pixels(arg)[0] if isinstance(arg, ndarray) else arg for arg in args]
+                Emulator().launch(self.code.decode(), self.name, grid, block, memory, shared_mem,
                                   (1, cluster, 1))
         here.stream.put(work)
 

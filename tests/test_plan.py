@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn.graph import Graph, Node
-from cnn.plan import ALIGNMENT, Block, place, plan, views
+from cnn.plan import ALIGNMENT, Block, alive_at_once, place, place_in_turn, plan, views
 from kernels import ops
 from kernels.ops import TensorSpec
 
@@ -46,8 +46,9 @@ def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
                                        max_size=2)))
     workspaces = [data.draw(st.sampled_from([0, 0, 100])) for _ in graph.nodes]
     specs = graph.infer()
-    strided, readers = (frozenset(node.output for node in graph.nodes
-                                  if isinstance(node.op, kinds) and data.draw(st.booleans()))
+    strided, readers = ({node.output: data.draw(st.sampled_from([1, 1, 2]))
+                         for node in graph.nodes
+                         if isinstance(node.op, kinds) and data.draw(st.booleans())}
                         for kinds in ((ops.Relu, ops.Concat), ops.Relu))
     made = plan(graph, specs, workspaces, keep, strided, readers)
     roots = views(graph)
@@ -62,7 +63,11 @@ def test_running_the_plan_destroys_no_value_before_its_last_use(graph, data):
                 if name in made.parts:
                     whole, first = made.parts[name]
                     assert start == made.offsets[whole] + 4 * first
-                    assert name in strided
+                    units = [strided[name], *(readers[reader.output] for reader in graph.nodes
+                                              if name in reader.inputs
+                                              and not isinstance(reader.op, ops.Concat))]
+                    assert all(first % unit == specs[whole].shape[1] % unit == 0
+                               for unit in units)
                     places[name] = start, pitch
                 start += 4 * specs[name].shape[1]
 
@@ -176,7 +181,7 @@ def concat(outputs=(), axis=-1, twice=False, reshape=False):
 
 def test_a_concat_of_convolutions_is_born_with_the_first():
     graph = concat()
-    made = plan(graph, graph.infer(), [0, 100, 0], strided=frozenset("ab"))
+    made = plan(graph, graph.infer(), [0, 100, 0], strided=dict.fromkeys("ab", 1))
     assert made.parts == {"a": ("y", 0), "b": ("y", 2)}
     assert set(made.offsets) == {"x", "y"}
     assert made.size == 1216 + 960 + 100        # y to the next 64 bytes, x, and the scratch
@@ -188,7 +193,8 @@ def test_a_concat_of_convolutions_is_born_with_the_first():
     ({"reshape": True, "outputs": "f"}, "ab", "", "b")])
 def test_what_anything_but_the_concat_reads_is_no_part_of_it(choice, strided, keep, parts):
     graph = concat(**choice)
-    made = plan(graph, graph.infer(), [0] * len(graph.nodes), frozenset(keep), frozenset(strided))
+    made = plan(graph, graph.infer(), [0] * len(graph.nodes), frozenset(keep),
+                dict.fromkeys(strided, 1))
     assert set(made.parts) == set(parts)
 
 
@@ -201,25 +207,55 @@ def test_a_dense_block_has_one_array():
                   Node(ops.Concat(-1), (value, f"c{i}"), f"y{i}", f"y{i}")]
         value = f"y{i}"
     graph = Graph({"i": TensorSpec(shape)}, (value,), tuple(nodes))
-    strided = frozenset(node.output for node in nodes if node.output[0] in "xcy")
+    strided = {node.output: 1 for node in nodes if node.output[0] in "xcy"}
     for readers, parts in ({"n0", "n1", "n2"}, {"x": 0, "c0": 4, "y0": 0, "c1": 7, "y1": 0,
                                                 "c2": 10}), ({"n1"}, {"c0": 4, "y0": 0, "c1": 7}):
-        made = plan(graph, graph.infer(), [0] * 10, strided=strided, readers=frozenset(readers))
+        made = plan(graph, graph.infer(), [0] * 10, strided=strided,
+                    readers=dict.fromkeys(readers, 1))
         outer = "y2" if "n2" in readers else "y1"
         found = {name: first for name, (whole, first) in made.parts.items() if whole == outer}
         assert found == parts
     # As a second input nobody reads it strided.
     graph = Graph(graph.inputs, (value, "z"), (*nodes, Node(ops.Add(), ("y1", "y1"), "z", "z")))
     made = plan(graph, graph.infer(), [0] * 11, strided=strided,
-                readers=frozenset({"n0", "n1", "n2", "z"}))
+                readers=dict.fromkeys(("n0", "n1", "n2", "z"), 1))
     assert made.parts["y0"].whole == "y1"
     assert "y1" not in made.parts
+
+
+@pytest.mark.parametrize(("units", "readers", "parts"), [
+    ({"x": 4, "c": 1, "y": 1, "d": 1}, {"n": 1}, "xcyd"),
+    ({"x": 4, "c": 4, "y": 4, "d": 4}, {"n": 4}, "xcyd"),
+    # c begins at channel 4; the whole has 16; a reader's unit counts as the writer's does.
+    ({"x": 1, "c": 8, "y": 1, "d": 1}, {"n": 1}, "xyd"),
+    ({"x": 1, "c": 1, "y": 3, "d": 1}, {"n": 1}, "xcd"),
+    ({"x": 1, "c": 1, "y": 1, "d": 1}, {"n": 3}, "xcd")])
+def test_a_part_lies_where_its_writer_and_its_readers_can_use_it(units, readers, parts):
+    """x and c make y, of 8 channels, which n reads, and which makes z of 16 with d."""
+    def made(name, channels):
+        return Node(ops.Slice(-1, 0, channels), ("i",), name, name)
+    nodes = (made("x", 4), made("c", 4), Node(ops.Concat(-1), ("x", "c"), "y", "y"),
+             Node(ops.Relu(), ("y",), "n", "n"), made("d", 8),
+             Node(ops.Concat(-1), ("y", "d"), "z", "z"))
+    graph = Graph({"i": TensorSpec((2, 3, 3, 9))}, ("z", "n"), nodes)
+    found = plan(graph, graph.infer(), [0] * 6, strided=units, readers=readers).parts
+    assert set(found) == set(parts)
+    whole = "z" if "y" in parts else "y"
+    assert all(part.whole == (whole if name in "xc" else "z") for name, part in found.items())
 
 
 def test_only_the_last_axis_has_parts():
     nodes = (Node(ops.Relu(), ("x",), "a", "a"), Node(ops.Concat(1), ("a", "x"), "y", "y"))
     graph = Graph({"x": TensorSpec((2, 5, 6, 4))}, ("y",), nodes)
-    assert plan(graph, graph.infer(), [0, 0], strided=frozenset("a")).parts == {}
+    assert plan(graph, graph.infer(), [0, 0], strided={"a": 1}).parts == {}
+
+
+def test_what_lives_long_is_placed_first_where_that_needs_less():
+    """As in a dense block: its array outlives what was pooled into it, which is as large, and then
+    ever larger values, each beside a smaller one."""
+    blocks = [Block(640, 0, 1), Block(640, 1, 9), Block(576, 2, 3), Block(320, 3, 4)]
+    assert place_in_turn(blocks, lambda block: -block.size) == 1280 + 320
+    assert place(blocks) == alive_at_once(blocks) == 640 + 576 + 320
 
 
 def test_a_gap_is_used_again():

@@ -72,4 +72,6 @@ def _check(op: Op, array: Any, dtype: str, device: int) -> None:
     if array.device.id != device:
         raise ValueError(f"{op.kind} was given arrays on GPU {device} and on GPU "
                          f"{array.device.id}; copy one to the other's")
-    gpu.check_contiguous(op.kind, array)
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{op.kind} takes C-contiguous arrays, not strides {array.strides} of "
+                         f"shape {array.shape}; convert it with cupy.ascontiguousarray(x)")

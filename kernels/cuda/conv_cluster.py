@@ -102,7 +102,7 @@ def cluster_epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: st
 
     @cuda.jit(device=True, inline="always")
     def finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,
-               pixels, out_channels, group_out, padded_out, whole):
+               pixels, y_step, group_out, padded_out, whole):
         cuda.syncthreads()          # the sums go where slices were
         put(acc, smem, tid)
         cluster_arrive()
@@ -118,7 +118,7 @@ def cluster_epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: st
         load_bias(biases, 0, bias + uint64(uint32(group * padded_out + channel)) * uint64(4))
         cluster_wait()
         while row < rows:
-            there = (uint64(uint32(first_m + row)) * uint64(out_channels)
+            there = (uint64(uint32(first_m + row)) * uint64(y_step)
                      + uint64(uint32(group * group_out + channel))) * uint64(size)
             inside = whole != uint32(0) and channel < group_out
             # Asked for before the sums, it comes while they do.

@@ -29,14 +29,14 @@ def residual_request(stored_as: str, tile: Tile) -> Callable:
     last = min(tile.block_m, rows)
 
     @cuda.jit(device=True, inline="always")
-    def request(tid, first_m, first_n, group, residual, pixels, out_channels, group_out):
+    def request(tid, first_m, first_n, group, residual, pixels, y_step, group_out):
         row = uint32(tid // uint32(lines))
         column = uint32(first_n + uint32(tid % uint32(lines)) * uint32(LINE // size))
         if row < uint32(last) and column < group_out:
             for i in range(rounds):
                 m = uint32(first_m + row + uint32(i * rows))
                 if m < pixels:
-                    at = uint64(m) * uint64(out_channels) + uint64(uint32(group * group_out))
+                    at = uint64(m) * uint64(y_step) + uint64(uint32(group * group_out))
                     prefetch_l2(residual + uint64(at + uint64(column)) * uint64(size))
 
     return request
@@ -89,7 +89,7 @@ def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, parti
 
     @cuda.jit(device=True, inline="always")
     def finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,
-               pixels, out_channels, group_out, padded_out, whole):
+               pixels, y_step, group_out, padded_out, whole):
         warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
         first_m = uint32(first_m + uint32(warp // uint32(warps_n)) * uint32(warp_m))
         first_n = uint32(first_n + uint32(warp % uint32(warps_n)) * uint32(warp_n)
@@ -97,8 +97,8 @@ def epilogue(stored_as: str, tile: Tile, sums: Sums, activation_name: str, parti
         # Elements of y before this group's columns; a split has a plane of its own.
         plane = uint64(group) * uint64(group_out)
         if partial:
-            plane += uint64(cuda.blockIdx.y) * uint64(pixels) * uint64(out_channels)
-        where = lane, first_m, first_n, plane, pixels, out_channels, group_out
+            plane += uint64(cuda.blockIdx.y) * uint64(pixels) * uint64(y_step)
+        where = lane, first_m, first_n, plane, pixels, y_step, group_out
         if whole:
             store_runs(acc, where, residual, has_residual, y, low, high)
         else:
@@ -114,10 +114,10 @@ def run_places(size: int, sums: Sums) -> Callable:
 
     @cuda.jit(device=True, inline="always")
     def place(n, where):
-        lane, first_m, first_n, plane, pixels, out_channels, group_out = where
+        lane, first_m, first_n, plane, pixels, y_step, group_out = where
         column = uint32(first_n + uint32(n // rows * columns))
         pixel = uint32(first_m + row_of(lane, n % rows))
-        at = uint64(plane + uint64(pixel) * uint64(out_channels) + uint64(column))
+        at = uint64(plane + uint64(pixel) * uint64(y_step) + uint64(column))
         return at * uint64(size), column, pixel < pixels and column < group_out
 
     return place

@@ -90,11 +90,12 @@ class Tile(NamedTuple):
 
 
 # x, weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded to block_n]),
-# residual, has_residual, y, low, high, pixels, out_channels, out_channels of a group, padded rows
-# of a group, whole (1: all chunks of y are whole and aligned), pointwise (1: each row is the pixel
-# of x that has its number), chunks of a pixel, height, width, stride (h, w), top, left, dilation
-# (h, w), kernel_h, steps of the tap (next column, next row), slices, slices of one split, then
-# divisors: tiles along n, out_width, out_height, chunks of a pixel in one group, kernel_w.
+# residual, has_residual, y, low, high, pixels, elements from a pixel of y (and of the residual) to
+# the next, out_channels of a group, padded rows of a group, whole (1: all chunks of y are whole and
+# aligned), pointwise (1: each row is the pixel of x that has its number), chunks of a pixel,
+# height, width, stride (h, w), top, left, dilation (h, w), kernel_h, steps of the tap (next column,
+# next row), slices, slices of one split, then divisors: tiles along n, out_width, out_height,
+# chunks of a pixel in one group, kernel_w.
 # Grid: tiles, splits, groups.
 SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 20
              + DIVISOR * 5)
@@ -118,7 +119,7 @@ def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
     acc_count = tile.warp_m * tile.warp_n // 32
     same_pixels, first_pixels = row_setup(a_rounds, rows)
 
-    def conv(x, weight, bias, residual, has_residual, y, low, high, pixels, out_channels,
+    def conv(x, weight, bias, residual, has_residual, y, low, high, pixels, y_step,
              group_out, padded_out, whole, pointwise, pixel_chunks, height, width, stride_h,
              stride_w, top, left, dilation_h, dilation_w, kernel_h, next_column, next_row, slices,
              split_slices, n_tiles, n_tiles_m, n_tiles_s, out_w, out_w_m, out_w_s, out_h, out_h_m,
@@ -156,7 +157,7 @@ def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
                    * uint64(b_bytes) + uint64(uint32(tid * uint32(16))))
 
         if has_residual:
-            request(tid, first_m, first_n, group, residual, pixels, out_channels, group_out)
+            request(tid, first_m, first_n, group, residual, pixels, y_step, group_out)
         tap, weight = start(smem, tid, x, base, outside, tap, walk, weight, count)
         acc = cuda.local.array(acc_count, float32)
         begin_sums(acc, tid, first_n, bias + uint64(uint32(group * padded_out)) * uint64(4))
@@ -164,7 +165,7 @@ def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
         let_next_begin()
 
         finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,
-               pixels, out_channels, group_out, padded_out, whole)
+               pixels, y_step, group_out, padded_out, whole)
 
     return conv
 

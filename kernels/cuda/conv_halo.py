@@ -107,9 +107,10 @@ class HaloTile(NamedTuple):
 
 # x, weight [tiles along n][taps][64 outputs in the order of columns][64 channels], bias (fp32,
 # padded to 64), residual, has_residual, y, low, high, images, height, width, out_height,
-# out_width, out_channels, top, left, columns of a strip, lines, columns and pixels that a round of
-# copies advances, then divisors: tiles along n, pitch, lines of an image.  Grid: tiles, strips.
-SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 12
+# out_width, out_channels, elements from a pixel of y (and of the residual) to the next, top, left,
+# columns of a strip, lines, columns and pixels that a round of copies advances, then divisors:
+# tiles along n, pitch, lines of an image.  Grid: tiles, strips.
+SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 13
              + DIVISOR * 3)
 
 
@@ -124,7 +125,7 @@ def make(dtype: str, tile: HaloTile, kernel: tuple[int, int], activation_name: s
     finish = store_runs(dtype, sums, activation_name)
 
     def conv_halo(x, weight, bias, residual, has_residual, y, low, high, images, height, width,
-                  out_height, out_width, out_channels, top, left, strip, round_lines,
+                  out_height, out_width, out_channels, y_step, top, left, strip, round_lines,
                   round_columns, round_pixels, n_tiles, n_tiles_m, n_tiles_s, pitch, pitch_m,
                   pitch_s, lines, lines_m, lines_s):
         tid = uint32(cuda.threadIdx.x)
@@ -142,7 +143,7 @@ def make(dtype: str, tile: HaloTile, kernel: tuple[int, int], activation_name: s
         # While the copies come: what the sums begin with, and where they go.
         acc = cuda.local.array(count, float32)
         begin_sums(acc, tid, first_n, bias)
-        outputs = (images, out_height, out_width, out_channels, begin,
+        outputs = (images, out_height, out_width, out_channels, y_step, begin,
                    min(strip, uint32(out_width - begin)))
         places = find_places(tid, first_m, first_n, row, outputs)
         if has_residual:
@@ -271,11 +272,11 @@ def multiply_taps(dtype: str, tile: HaloTile, kernel: tuple[int, int]) -> Callab
 @cuda.jit(device=True, inline="always")
 def place_of(position, channel, row, outputs):
     """Which element of y a channel of a position is, OUTSIDE if the strip has no such output."""
-    images, out_height, out_width, out_channels, begin, columns = outputs
+    images, out_height, out_width, out_channels, y_step, begin, columns = outputs
     n, line, w = split_position(position, row)
     pixel = uint32((n * out_height + line) * out_width + begin + w)
     inside = n < images and line < out_height and w < columns and channel < out_channels
-    return keep(uint32(pixel * out_channels + channel) if inside else uint32(OUTSIDE))
+    return keep(uint32(pixel * y_step + channel) if inside else uint32(OUTSIDE))
 
 
 @cuda.jit(device=True, inline="always")

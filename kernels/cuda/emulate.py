@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..axes import flat_pixels
 from ..emulator import Emulator, Late
 from ..step import Array
 from . import overlap
@@ -20,10 +21,10 @@ def emulate(launches: Iterable[Launch], race: bool = True, late: Sequence[Array]
     waiting is a fault. EmulatorError names the kernel, PTX line, block, thread and address of one.
     """
     def given(argument: Any) -> Any:
-        if isinstance(argument, np.ndarray) and any(np.may_share_memory(argument, memory)
-                                                    for memory in late):
-            return Late(argument)
-        return argument
+        if not isinstance(argument, np.ndarray):
+            return argument
+        memory, _ = flat_pixels(argument)
+        return Late(memory) if any(np.may_share_memory(memory, other) for other in late) else memory
     emulator = Emulator(race=race)
     for launch in launches:
         kernel = launch.kernel

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..axes import pixel_step
 from .assembler import name_and_version
 from .compiler import Kernel, cubin, overlaps
 from .errors import CompilerMissing, CudaError, NoRoom
@@ -339,15 +340,11 @@ def _argument(launch: Launch, kind: str, value: Any, index: int) -> Any:
     if value.device.id != index:
         raise ValueError(f"{name} runs on GPU {index} and was given an array on GPU "
                          f"{value.device.id}; copy it, or switch with cupy.cuda.Device")
-    check_contiguous(name, value)
+    try:
+        pixel_step(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; convert it with cupy.ascontiguousarray(x)") from None
     return value
-
-
-def check_contiguous(what: str, array: Any) -> None:
-    """ValueError for a CuPy array whose elements do not lie in order."""
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{what} takes C-contiguous arrays, not strides {array.strides} of shape "
-                         f"{array.shape}; convert it with cupy.ascontiguousarray(x)")
 
 
 def aligned(array: Any) -> Any:

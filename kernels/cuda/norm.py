@@ -16,9 +16,9 @@ from .ptx import cuda, float32, uint32, uint64
 THREADS = 256
 PIXELS = 4
 
-# x, scale, shift (fp32, one per channel), y, count of threads, pixels, channels, then the divisor
-# by which a thread finds its place: vectors, then low, high
-SIGNATURE = ("pointer",) * 4 + ("uint32",) * 3 + DIVISOR + ("float32",) * 2
+# x, scale, shift (fp32, one per channel), y, count of threads, pixels, elements from a pixel of x
+# and of y to the next, then the divisor by which a thread finds its place: vectors, then low, high
+SIGNATURE = ("pointer",) * 4 + ("uint32",) * 4 + DIVISOR + ("float32",) * 2
 
 
 def make(dtype: str, lanes: int, function: str) -> Callable:
@@ -28,8 +28,8 @@ def make(dtype: str, lanes: int, function: str) -> Callable:
     load_constant, store = vector.load("float32", lanes), vector.store(dtype, lanes)
     activate = activation(function)
 
-    def scale_shift(x, scale, shift, y, count, pixels, channels, vectors, vectors_m, vectors_s,
-                    low, high):
+    def scale_shift(x, scale, shift, y, count, pixels, x_step, y_step, vectors, vectors_m,
+                    vectors_s, low, high):
         thread = thread_index(THREADS)
         if thread >= count:
             return
@@ -39,15 +39,15 @@ def make(dtype: str, lanes: int, function: str) -> Callable:
         a, b = cuda.local.array(lanes, float32), cuda.local.array(lanes, float32)
         load_constant(a, 0, scale + uint64(channel) * uint64(4))
         load_constant(b, 0, shift + uint64(channel) * uint64(4))
-        pitch = uint64(channels) * uint64(size)
-        offset = uint64(pixel) * pitch + uint64(channel) * uint64(size)
+        x_pitch, y_pitch = uint64(x_step) * uint64(size), uint64(y_step) * uint64(size)
+        x += uint64(pixel) * x_pitch + uint64(channel) * uint64(size)
+        y += uint64(pixel) * y_pitch + uint64(channel) * uint64(size)
         for p in range(PIXELS):
-            load(value, p * lanes, x + offset + uint64(p) * pitch,
-                 uint32(pixel + uint32(p)) < pixels)
+            load(value, p * lanes, x + uint64(p) * x_pitch, uint32(pixel + uint32(p)) < pixels)
         for p in range(PIXELS):
             for k in range(lanes):
                 value[p * lanes + k] = activate(value[p * lanes + k] * a[k] + b[k], low, high)
             if uint32(pixel + uint32(p)) < pixels:
-                store(y + offset + uint64(p) * pitch, value, p * lanes)
+                store(y + uint64(p) * y_pitch, value, p * lanes)
 
     return scale_shift

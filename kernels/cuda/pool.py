@@ -15,10 +15,10 @@ from .ptx import cuda, float32, uint32, uint64
 
 THREADS = 128
 
-# x, y, count of threads, channels, height, width, top, left, kernel (h, w), stride (h, w),
-# dilation (h, w), margin (h, w) and extent (h, w) of what an average counts, then the divisors
-# by which a thread finds its place: vectors, output columns, output rows
-WINDOW_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 16 + DIVISOR * 3
+# x, y, count of threads, elements from a pixel of x and of y to the next, height, width, top, left,
+# kernel (h, w), stride (h, w), dilation (h, w), margin (h, w) and extent (h, w) of what an average
+# counts, then the divisors by which a thread finds its place: vectors, output columns, output rows
+WINDOW_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 17 + DIVISOR * 3
 
 
 def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> Callable:
@@ -27,10 +27,10 @@ def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> C
     start = -math.inf if is_max else 0.0
     load, store = vector.load(dtype, lanes, fill=start), vector.store(dtype, lanes)
 
-    def pool(x, y, count, channels, height, width, top, left, any_h, any_w, stride_h, stride_w,
-             dilation_h, dilation_w, margin_h, margin_w, counted_h, counted_w,
-             vectors, vectors_m, vectors_s, out_width, out_width_m, out_width_s,
-             out_height, out_height_m, out_height_s):
+    def pool(x, y, count, x_step, y_step, height, width, top, left, any_h, any_w, stride_h,
+             stride_w, dilation_h, dilation_w, margin_h, margin_w, counted_h, counted_w, vectors,
+             vectors_m, vectors_s, out_width, out_width_m, out_width_s, out_height, out_height_m,
+             out_height_s):
         thread = thread_index(THREADS)
         if thread >= count:
             return
@@ -40,7 +40,7 @@ def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> C
         channel = uint32(channel * uint32(lanes))
         row, first = uint32(row * stride_h - top), uint32(column * stride_w - left)
         source = x + uint64(channel) * uint64(size)
-        pitch = uint64(channels) * uint64(size)
+        pitch = uint64(x_step) * uint64(size)
 
         acc = cuda.local.array(lanes, float32)
         value = cuda.local.array(lanes, float32)
@@ -65,7 +65,8 @@ def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> C
         if not is_max:
             for k in range(lanes):
                 acc[k] = acc[k] / float32(uint32(rows * columns))
-        store(y + uint64(pixel) * pitch + uint64(channel) * uint64(size), acc, 0)
+        at = uint64(pixel) * uint64(y_step) + uint64(channel)
+        store(y + at * uint64(size), acc, 0)
 
     return pool
 

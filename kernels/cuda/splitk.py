@@ -17,9 +17,9 @@ from .ptx import cuda, float32, uint32, uint64
 THREADS = 128
 
 # sums, bias (fp32), residual, has_residual, y, low, high, count of threads, splits,
-# bytes of a plane, then the divisor: accesses of a pixel
+# bytes of a plane, elements from a pixel of y to the next, then the divisor: accesses of a pixel
 SIGNATURE = (("pointer",) * 3 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 2
-             + ("uint64",) + DIVISOR)
+             + ("uint64", "uint32") + DIVISOR)
 
 
 def make(dtype: str, lanes: int, activation_name: str) -> Callable:
@@ -29,11 +29,11 @@ def make(dtype: str, lanes: int, activation_name: str) -> Callable:
     activate = activation(activation_name)
 
     def reduce_splits(sums, bias, residual, has_residual, y, low, high, count, splits, plane,
-                      vectors, vectors_m, vectors_s):
+                      y_step, vectors, vectors_m, vectors_s):
         i = thread_index(THREADS)
         if i >= count:
             return
-        _, column = split(i, vectors, vectors_m, vectors_s)
+        pixel, column = split(i, vectors, vectors_m, vectors_s)
         total = cuda.local.array(lanes, float32)
         added = cuda.local.array(lanes, float32)
         sums += uint64(i) * uint64(lanes * 4)
@@ -46,13 +46,13 @@ def make(dtype: str, lanes: int, activation_name: str) -> Callable:
         load_sums(added, 0, bias + uint64(column) * uint64(lanes * 4))
         for k in range(lanes):
             total[k] += added[k]
-        at = uint64(i) * uint64(lanes * size)
         if has_residual:
-            load(added, 0, residual + at)
+            load(added, 0, residual + uint64(i) * uint64(lanes * size))
             for k in range(lanes):
                 total[k] += added[k]
         for k in range(lanes):
             total[k] = activate(total[k], low, high)
-        store(y + at, total, 0)
+        at = uint64(pixel) * uint64(y_step) + uint64(column) * uint64(lanes)
+        store(y + at * uint64(size), total, 0)
 
     return reduce_splits

@@ -222,8 +222,8 @@ class Data:
         fresh = replace(options, packed={})
         inputs = [None if i in packed else options.upload(np.resize(values, known(spec.shape)))
                   for i, spec in enumerate(problem.inputs)]
-        output = cupy().empty(count(problem.output.shape) * values.itemsize, np.uint8)
-        return cls(fresh, weights, inputs, output, lambda size: cupy().empty(size, np.uint8))
+        return cls(fresh, weights, inputs, cls._poisoned(problem.output, options),
+                   lambda size: cupy().empty(size, np.uint8))
 
     @staticmethod
     def _poisoned(output: TensorSpec, options: CudaOptions) -> Any:

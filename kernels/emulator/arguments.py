@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .dependent import Late
-from .empty import Empty, unwrap
+from .empty import Empty, owner_of, unwrap
 from .errors import ParseError
 from .memory import GLOBAL_BASE
 from .ptxtypes import U8, Array
@@ -149,9 +149,6 @@ def _low_bits(array: Array) -> int:
     Its distance from the owner of the memory decides, as device allocations are aligned; or its
     host address if that is more aligned (a view made to start at an aligned address).
     """
-    owner = array
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
     host = array.ctypes.data % PAGE
-    own = (array.ctypes.data - owner.ctypes.data) % PAGE
+    own = (array.ctypes.data - owner_of(array).ctypes.data) % PAGE
     return max(host, own, key=lambda low: PAGE if low == 0 else low & -low)

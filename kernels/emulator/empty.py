@@ -24,15 +24,17 @@ class Empty:
         if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
             raise ParseError("Empty takes a C-contiguous NumPy array.")
         self.array = array
-        root = _root(array)
+        root = owner_of(array)
         start = array.ctypes.data - root.ctypes.data
         self.written = _record(root)[start : start + array.nbytes]
 
 
-def _root(array: Array) -> Array:
-    """The array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
+def owner_of(array: Array) -> Array:
+    """The array that owns the memory of a view. `as_strided` puts an object of NumPy's own between
+    the two."""
+    base: Any = array
+    while (base := getattr(base, "base", None)) is not None:
+        array = base if isinstance(base, np.ndarray) else array
     return array
 
 

@@ -67,7 +67,7 @@ def prepare_quantize(op: FakeQuantize, inputs: list[TensorSpec], output: TensorS
         return [QUANTIZE.bind(*numbers, rows, width, arrays[0].reshape(-1), flat, y_step,
                               options.threads)]
 
-    return Step(name("quantize", inputs, output), bind, strided=True)
+    return Step(name("quantize", inputs, output), bind, strided=1)
 
 
 def prepare_add(op: AddFakeQuantize, inputs: list[TensorSpec], output: TensorSpec,

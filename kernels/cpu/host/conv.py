@@ -156,7 +156,8 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
             high, options.threads), *finish(y, options.threads)]
 
     # The micro-kernel walks through y and residual in the same steps.
-    return Step(name + suffix, bind, 4 * floats, is_clip(activation) and not has_residual)
+    return Step(name + suffix, bind, 4 * floats,
+                strided=int(is_clip(activation) and not has_residual))
 
 
 def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,

@@ -32,7 +32,6 @@ MODES: dict[PadMode, int] = {"constant": CONSTANT, "edge": EDGE, "reflect": REFL
 
 def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
                    weights: list[Array | None], options: Options) -> Step:
-    """Inputs that lie in the output already, where they belong, are not copied."""
     axis = normal_axis(op.axis, len(output.shape))
     bounds = list(accumulate((count(spec.shape[axis:]) for spec in inputs), initial=0))
     rows, width = count(output.shape[:axis]), bounds[-1]
@@ -43,9 +42,9 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
         return [COPY_COLUMNS.bind(rows, end - start, flat_bits(array), end - start, 0,
                                   flat_bits(memory), y_width, start, options.threads)
                 for array, (start, end) in zip(arrays, pairwise(bounds), strict=True)
-                if end > start and not np.may_share_memory(array, y)]
+                if end > start and array is not None]
 
-    return Step("concat_f32", bind, strided=of_channels)
+    return Step("concat_f32", bind, strided=int(of_channels))
 
 
 def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,

@@ -387,7 +387,7 @@ def prepare_tiled(name: str, batch: int, g: ConvGeometry, end_padding: Pair, gro
                             options.threads)]
 
     # Residual and y are walked through in the same steps.
-    return Step(name + numbers.suffix, bind, int(ends[2]), not has_residual)
+    return Step(name + numbers.suffix, bind, int(ends[2]), strided=int(not has_residual))
 
 
 def winograd_tile(op: Conv2d, weight: Array, map_size: Pair, unit: Unit) -> int:

@@ -37,7 +37,7 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
         return [SCALE_SHIFT.bind(flat_bits(x), x_step, scale, shift, flat, activation, low, high, a,
                                  b, options.threads)]
 
-    return Step("batch_norm_f32" + suffix, bind, reads_strided=True)
+    return Step("batch_norm_f32" + suffix, bind, reads_strided=1)
 
 
 def prepare_layer_norm(op: LayerNorm, inputs: list[TensorSpec], output: TensorSpec,

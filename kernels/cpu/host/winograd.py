@@ -147,4 +147,4 @@ def prepare_winograd(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, w
             activation, low, high, residual_factor, a, b, options.threads)]
 
     name = f"winograd_{tile}x{tile}_3x3_f32_{TILE_ROWS}x{BLOCK}"
-    return Step(name + suffix, bind, 4 * floats, strided=True)
+    return Step(name + suffix, bind, 4 * floats, strided=1)

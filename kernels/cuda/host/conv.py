@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ...axes import pixel_step
 from ...groups import merge, merged
 from ...ops import Conv2d, TensorSpec, Unary, known
 from ...step import Array, Step, weight_and_bias
@@ -28,8 +29,9 @@ from .conv_shape import (
     pack_bias,
     patched,
     problem,
+    whole,
 )
-from .splitk import reduction
+from .splitk import lanes_of, reduction
 from .weights import stored
 
 NARROWEST = 32      # outputs of the narrowest tile, which several groups may share
@@ -106,7 +108,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         weight = options.pack(weight, f"{together} groups together",
                               lambda w: merge(w, op.groups, together))
     return prepare_gemm(plain, op.activation, weight, bias, options,
-                        decide(plain, options, tile, splits, cluster))
+                        decide(plain, options, tile, splits, cluster), residual=len(inputs) > 3)
 
 
 def own_kernel(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, options: CudaOptions
@@ -154,8 +156,9 @@ def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
 
 
 def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Array | None,
-                 options: CudaOptions, choice: Choice) -> Step:
-    """The step of an implicit GEMM; weight: any shape that OHWI can be reshaped to."""
+                 options: CudaOptions, choice: Choice, residual: bool) -> Step:
+    """The step of an implicit GEMM; weight: any shape that OHWI can be reshaped to; residual:
+    whether the layer has one."""
     dtype, (tile, splits, cluster) = options.dtype, choice
     assert tile is not None
     lanes = vector.lanes(stored_as(dtype))
@@ -184,21 +187,25 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         launches = []
-        x, residual = arrays[0], arrays[3] if len(arrays) > 3 else None
+        x, last = arrays[0], arrays[3] if residual else None
         if conv.fold:
             image = workspace[:image_bytes]
             launches.append(fold_launch(plain, conv, lanes, x, image))
             x = image
         if end != PLANE:
-            added = (x, 0) if residual is None else (residual, 1)
+            added = (x, 0) if last is None else (last, 1)
             launches.append(Launch(kernel, grid, (x, packed, packed_bias, *added, y, low, high,
-                                                  *numbers), cut.splits))
+                                                  conv.pixels, pixel_step(y), *numbers),
+                                   cut.splits))
             return launches
         sums = workspace[image_bytes:image_bytes + plane_bytes].view(np.float32)
-        launches.append(Launch(kernel, grid, (x, packed, packed_bias, x, 0, sums, low, high,
-                                              *numbers)))     # the bias is not read here
+        launches.append(Launch(kernel, grid, (
+            x, packed, packed_bias, x, 0, sums, low, high, conv.pixels, conv.out_channels,
+            *numbers)))     # the bias is not read here
         launches.append(reduction(stored_as(dtype), activation, sums, cut.splits, conv.pixels,
-                                  conv.out_channels, packed_bias, residual, y))
+                                  conv.out_channels, packed_bias, last, y))
         return launches
 
-    return Step(kernel.name, bind, image_bytes + plane_bytes)
+    stores = lanes_of(conv.out_channels) if end == PLANE else lanes if whole(conv, lanes) else 1
+    # The kernel walks through y and residual in the same steps.
+    return Step(kernel.name, bind, image_bytes + plane_bytes, strided=0 if residual else stores)

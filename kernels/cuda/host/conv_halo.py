@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...axes import pixel_step
 from ...ops import Conv2d, Pair, TensorSpec, count, known
 from ...step import Array, Step, weight_and_bias
 from .. import conv_halo, vector
@@ -117,15 +118,17 @@ def prepare_conv_halo(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         padded[:out_channels] = bias
     packed_bias = options.upload(padded)
     grid = strips.grid(tile, out_channels)
-    numbers = (low, high, batch, height, width, *known(output.shape)[1:], *op.padding[:2],
-               strips.columns, *strips.further(tile.round_rows, height, width),
+    sizes = low, high, batch, height, width, *known(output.shape)[1:]
+    numbers = (*op.padding[:2], strips.columns, *strips.further(tile.round_rows, height, width),
                *divisor(n_tiles), *divisor(strips.pitch), *divisor(strips.lines))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         added = (arrays[3], 1) if len(arrays) > 3 else (arrays[0], 0)
-        return [Launch(kernel, grid, (arrays[0], packed, packed_bias, *added, y, *numbers))]
+        return [Launch(kernel, grid, (arrays[0], packed, packed_bias, *added, y, *sizes,
+                                      pixel_step(y), *numbers))]
 
-    return Step(kernel.name, bind)
+    # The kernel walks through y and residual in the same steps.
+    return Step(kernel.name, bind, strided=0 if len(inputs) > 3 else RUN)
 
 
 def pack(weight: Array, n_tiles: int) -> Array:

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
-from ...axes import as_matrices, dense_steps, merge_axes, merge_padded
+from ...axes import as_matrices, dense_steps, merge_axes, merge_padded, pixel_step
 from ...ops import (
     Concat,
     Flatten,
@@ -114,18 +115,22 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
     """One launch an input: rows of it become parts of the output's rows."""
     check_sizes(op.kind, output)
     axis = normal_axis(op.axis, len(output.shape))
-    rows, pitch = count(output.shape[:axis]), count(output.shape[axis:])
-    parts, first = [], 0
-    for spec in inputs:
-        width = count(spec.shape[axis:])
-        parts.append(strided_launch(op.kind, spec.dtype, output.dtype, (rows, width), (width, 1),
-                                    (pitch, 1), y_first=first))
-        first += width
+    bounds = list(accumulate((count(spec.shape[axis:]) for spec in inputs), initial=0))
+    rows, width, of_channels = count(output.shape[:axis]), bounds[-1], axis + 1 == len(output.shape)
+
+    def part(i: int, step: int) -> tuple[Kernel, Callable[[Array, Array], Launch]]:
+        """Copies input i into rows of y that are so many elements apart."""
+        size = bounds[i + 1] - bounds[i]
+        return strided_launch(op.kind, inputs[i].dtype, output.dtype, (rows, size), (size, 1),
+                              (step, 1), y_first=bounds[i])
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [launch(x, y) for x, (_, launch) in zip(arrays, parts, strict=True)]
+        step = pixel_step(y) if of_channels else width
+        return [part(i, step)[1](x, y) for i, x in enumerate(arrays) if x is not None]
 
-    return Step(f"concat_{parts[0][0].name}", bind)
+    kernels = [part(i, width)[0] for i in range(len(inputs))]
+    widest = max(kernel.config[-1] for kernel in kernels)       # elements of an access
+    return Step(f"concat_{kernels[0].name}", bind, strided=widest if of_channels else 0)
 
 
 def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,

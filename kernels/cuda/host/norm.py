@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...axes import pixel_step
 from ...norm import scale_and_shift
 from ...ops import BatchNorm, TensorSpec, count
 from ...step import Array, Step
@@ -38,7 +39,7 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         return [Launch(kernel, blocks(threads, kernel.threads),
-                       (arrays[0], scale, shift, y, threads, pixels, channels, *divisor(vectors),
-                        *bounds))]
+                       (arrays[0], scale, shift, y, threads, pixels, pixel_step(arrays[0]),
+                        pixel_step(y), *divisor(vectors), *bounds))]
 
-    return Step(kernel.name, bind)
+    return Step(kernel.name, bind, strided=lanes, reads_strided=lanes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ... import ops
+from ...axes import pixel_step
 from ...ops import TensorSpec, known
 from ...step import Array, Step
 from .. import pool, vector
@@ -61,14 +62,16 @@ def prepare_pool2d(op: ops.MaxPool2d | ops.AvgPool2d, inputs: list[TensorSpec], 
     margins, counted = (0, 0), (height, width)
     if isinstance(op, ops.AvgPool2d) and op.count_include_pad:
         margins, counted = (top, left), (height + top + bottom, width + left + right)
-    numbers = (threads, channels, height, width, top, left, *op.kernel_size, *op.stride,
+    numbers = (height, width, top, left, *op.kernel_size, *op.stride,
                *op.dilation, *margins, *counted, *divisor(channels // lanes), *divisor(out_width),
                *divisor(out_height))
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        return [Launch(kernel, blocks(threads, kernel.threads), (arrays[0], y, *numbers))]
+        (x,) = arrays
+        return [Launch(kernel, blocks(threads, kernel.threads), (
+            x, y, threads, pixel_step(x), pixel_step(y), *numbers))]
 
-    return Step(kernel.name, bind)
+    return Step(kernel.name, bind, strided=lanes, reads_strided=lanes)
 
 
 def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,

@@ -1,6 +1,7 @@
 """The last launch of a split-K convolution or matrix product."""
 from __future__ import annotations
 
+from ...axes import pixel_step
 from ...ops import Unary
 from ...step import Array
 from .. import splitk, vector
@@ -23,15 +24,19 @@ def kernels(dtype: str) -> list[Kernel]:
     return [kernel_of(STORED_AS.get(dtype, dtype), lanes, "clip") for lanes in (4, 1)]
 
 
+def lanes_of(channels: int) -> int:
+    """Channels of a thread. The sums are most of the traffic: 8 channels of a 16-bit y would need
+    two accesses of them, and give a small late layer half as many threads."""
+    return vector.lanes("float32", channels)
+
+
 def reduction(dtype: str, activation: Unary | None, sums: Array, splits: int, pixels: int,
               channels: int, bias: Array, residual: Array | None, y: Array) -> Launch:
     """y = activation(sum of sums [splits, pixels, channels] + bias [channels] + residual)."""
     name, low, high = activation_of(activation)
-    # The sums are most of the traffic. 8 channels of a 16-bit y would need two accesses of them,
-    # and give a small late layer half as many threads.
-    lanes = vector.lanes("float32", channels)
+    lanes = lanes_of(channels)
     threads = pixels * channels // lanes
     added = (sums, 0) if residual is None else (residual, 1)
     return Launch(kernel_of(dtype, lanes, name), blocks(threads, splitk.THREADS),
                   (sums, bias, *added, y, low, high, threads, splits, 4 * pixels * channels,
-                   *divisor(channels // lanes)))
+                   pixel_step(y), *divisor(channels // lanes)))
