@@ -2,7 +2,14 @@
 import numpy as np
 import pytest
 from checks import EPS, integers, normal
-from cuda_checks import COMPILED_DTYPES, DTYPES, assert_exact, assert_resources, assert_within
+from cuda_checks import (
+    COMPILED_DTYPES,
+    DTYPES,
+    assert_exact,
+    assert_resources,
+    assert_within,
+    run,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pool import problems
@@ -10,6 +17,7 @@ from test_pool import problems
 from kernels import reference
 from kernels.cuda import vector
 from kernels.cuda.host import pool
+from kernels.cuda.pool import FLIGHT
 from kernels.ops import AvgPool2d, GlobalAvgPool2d, GlobalL2Pool2d, GlobalMaxPool2d, MaxPool2d
 
 # kernel, stride, padding, dilation, ceil_mode
@@ -99,6 +107,27 @@ def test_global_l2_norm(shape, split, dtype, runner):
     assert_within(bound, GlobalL2Pool2d(), x, dtype=dtype, runner=runner, kernel=kernel)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op", "kind"), [(GlobalAvgPool2d(), "avg"), (GlobalMaxPool2d(), "max"),
+                                          (GlobalL2Pool2d(), "l2")])
+@pytest.mark.parametrize("size", [(7, 7), (1, 3), (9, 13)])
+def test_warps_alone_where_there_is_enough_for_all(size, op, kind, dtype, runner):
+    """The last block has less to do, and its last vectors of channels are not there."""
+    x = normal(np.random.default_rng(0), 11, *size, 440)
+    bound = 0 if kind == "max" else (np.prod(size) + 2) * EPS * reference.run(op, np.abs(x))
+    assert_within(bound, op, x, dtype=dtype, runner=runner,
+                  kernel=f"global_{kind}_pool2d_{vector.short(dtype)}x{vector.lanes(dtype)}_w1")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (5, 11), (7, 7), (9, 13), (31, 33)])
+def test_means_are_divided_to_the_nearest(size, runner):
+    """Of one number and zeros, so that the sum is exact."""
+    x = np.zeros((11, *size, 64), np.float32)
+    x[:, 0, 0] = normal(np.random.default_rng(0), 11, 64) * 10.0 ** np.arange(-30, 34)
+    np.testing.assert_array_equal(run(GlobalAvgPool2d(), x, runner=runner)[:, 0, 0],
+                                  x[:, 0, 0] / np.float32(np.prod(size)))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("op", [MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)), GlobalAvgPool2d(),
                                 GlobalMaxPool2d(), AvgPool2d((2, 2), (1, 1))])
@@ -119,3 +148,6 @@ def test_resources(dtype, arch):
         if kernel.config[:2] == ("max", dtype) and kernel.config[2:] == (vector.lanes(dtype), 3, 3):
             assert found.counts["LDG.E.128"] == 9
             assert found.counts["STG.E.128"] == 1
+        if kernel.name.endswith("_w1") and kernel.config[3] > 1:
+            assert found.counts["LDG.E.128"] == FLIGHT[1]
+            assert found.registers <= 64        # 32 warps

@@ -63,27 +63,36 @@ def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> C
             rows = uint32(rows + uint32(uint32(row + margin_h) < counted_h))
             row = uint32(row + dilation_h)
         if not is_max:
+            number = float32(uint32(rows * columns))
+            reciprocal = float32(float32(1) / number)
             for k in range(lanes):
-                acc[k] = acc[k] / float32(uint32(rows * columns))
+                acc[k] = quotient(acc[k], number, reciprocal)
         at = uint64(pixel) * uint64(y_step) + uint64(channel)
         store(y + at * uint64(size), acc, 0)
 
     return pool
 
 
-# All pixels: a block takes 8 vectors of channels, 128 bytes of a pixel, so that a warp reads whole
-# cache lines of four pixels; what its 32 rows of threads found is combined in shared memory, in
-# one order always. Four loads a thread are in flight.
-VECTORS, ROWS, FLIGHT = 8, 32, 4
-WHOLE_THREADS = VECTORS * ROWS
+# All pixels: a warp takes 8 vectors of channels, 128 bytes of a pixel, of 4 pixels at a time, and
+# each thread has several loads in flight. What lanes found is combined by shuffles, what the warps
+# of a block found in shared memory, in one order always. Where there are channels and images enough
+# to keep all warps busy, each has some to itself, and the block no barrier: to read 49 pixels takes
+# no longer than to combine what 8 warps made of them.
+VECTORS, WARP_ROWS = 8, 4
+WARPS = 8                   # of a block
+WHOLE_THREADS = WARPS * 32
+FLIGHT = {1: 7, WARPS: 4}   # loads of a thread, by the warps that share pixels: 7x7 in two rounds
+ALL = 0xFFFFFFFF
 
 # x (images, pixels, channels), y (images, splits, channels), pixels, pixels a split, channels,
-# number to divide by, then divisors of the block's number: blocks of channels, splits
-WHOLE_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 3 + ("float32",) + DIVISOR * 2
+# count of parts, number to divide by, 1 divided by it, then divisors of a part's number: blocks of
+# channels, splits.  Grid: parts, for each of which `warps` warps.
+WHOLE_SIGNATURE = ("pointer",) * 2 + ("uint32",) * 4 + ("float32",) * 2 + DIVISOR * 2
 
 
-def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
-    """What a kind makes of x's pixels, split by split; source, target: their dtypes.
+def whole(kind: str, source: str, target: str, lanes: int, warps: int) -> Callable:
+    """What a kind makes of x's pixels, split by split; source, target: their dtypes; warps: that
+    share a split, 1 or WARPS.
 
     "max"      the greatest
     "avg"      the sum, divided by a number
@@ -93,18 +102,27 @@ def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
     start, combine = (-math.inf, greater) if kind == "max" else (0.0, add)
     squares, root = kind in ("squares", "l2"), kind in ("root", "l2")
     load, store = vector.load(source, lanes, fill=start), vector.store(target, lanes)
-    shared_size = lanes * WHOLE_THREADS
+    flight, rows, found_size = FLIGHT[warps], warps * WARP_ROWS, WARPS * VECTORS * lanes
 
-    def global_pool(x, y, pixels, per_split, channels, divided_by, blocks, blocks_m, blocks_s,
-                    splits, splits_m, splits_s):
+    @cuda.jit(device=True, inline="always")
+    def combine_rows(acc):
+        """acc = what the lanes of the same channels have."""
+        for k in range(lanes):
+            acc[k] = combine(acc[k], cuda.shfl_xor_sync(ALL, acc[k], 16))
+            acc[k] = combine(acc[k], cuda.shfl_xor_sync(ALL, acc[k], 8))
+
+    def global_pool(x, y, pixels, per_split, channels, count, divided_by, reciprocal, blocks,
+                    blocks_m, blocks_s, splits, splits_m, splits_s):
         thread = uint32(cuda.threadIdx.x)
-        part, block = split(uint32(cuda.blockIdx.x), blocks, blocks_m, blocks_s)
-        image, number = split(part, splits, splits_m, splits_s)
-        channel = uint32(uint32(block * uint32(VECTORS) + thread % uint32(VECTORS)) * uint32(lanes))
-        inside = channel < channels
-        row = uint32(thread // uint32(VECTORS))
-        pixel = uint32(number * per_split + row)
-        end = min(uint32(number * per_split + per_split), pixels)
+        warp, lane = uint32(thread >> uint32(5)), uint32(thread & uint32(31))
+        vector_of_lane, row = uint32(lane % uint32(VECTORS)), uint32(lane // uint32(VECTORS))
+        number = uint32(uint32(cuda.blockIdx.x) * uint32(WARPS // warps) + warp // uint32(warps))
+        part, block = split(number, blocks, blocks_m, blocks_s)
+        image, at = split(part, splits, splits_m, splits_s)
+        channel = uint32(uint32(block * uint32(VECTORS) + vector_of_lane) * uint32(lanes))
+        inside = number < count and channel < channels
+        pixel = uint32(at * per_split + warp % uint32(warps) * uint32(WARP_ROWS) + row)
+        end = min(uint32(at * per_split + per_split), pixels)
 
         acc = cuda.local.array(lanes, float32)
         value = cuda.local.array(lanes, float32)
@@ -114,33 +132,47 @@ def whole(kind: str, source: str, target: str, lanes: int) -> Callable:
         address = (x + uint64(uint32(image * pixels + pixel)) * pitch
                    + uint64(channel) * uint64(bytes_x))
         while pixel < end:
-            for _ in range(FLIGHT):
+            for _ in range(flight):
                 load(value, 0, address, inside and pixel < end)
                 for k in range(lanes):
                     acc[k] = combine(acc[k], value[k] * value[k] if squares else value[k])
-                pixel = uint32(pixel + uint32(ROWS))
-                address = uint64(address + uint64(ROWS) * pitch)
+                pixel = uint32(pixel + uint32(rows))
+                address = uint64(address + uint64(rows) * pitch)
 
-        # Element k of all threads lies together: no two lanes of a warp meet in a bank.
-        found = cuda.shared.array(shared_size, float32)
-        for k in range(lanes):
-            found[uint32(uint32(k * WHOLE_THREADS) + thread)] = acc[k]
-        half = uint32(ROWS // 2)
-        while half > uint32(0):
-            cuda.syncthreads()
-            if row < half:
+        combine_rows(acc)
+        if warps > 1:
+            # Element k of all vectors lies together: no two lanes meet in a bank.
+            found = cuda.shared.array(found_size, float32)
+            if row == uint32(0):
                 for k in range(lanes):
-                    mine = uint32(uint32(k * WHOLE_THREADS) + thread)
-                    other = found[uint32(mine + half * uint32(VECTORS))]
-                    found[mine] = combine(found[mine], other)
-            half = uint32(half >> uint32(1))
+                    found[uint32(uint32(k * WARPS + warp) * uint32(VECTORS)
+                                 + vector_of_lane)] = acc[k]
+            cuda.syncthreads()
+            # Each lane takes what two warps found, WARP_ROWS warps apart.
+            for k in range(lanes):
+                mine = uint32(uint32(k * WARPS * VECTORS) + lane)
+                acc[k] = combine(found[mine], found[uint32(mine + uint32(WARP_ROWS * VECTORS))])
+            combine_rows(acc)
+            inside = inside and warp == uint32(0)
         if row == uint32(0) and inside:
             for k in range(lanes):
-                total = found[uint32(uint32(k * WHOLE_THREADS) + thread)]
-                acc[k] = math.sqrt(total) if root else total / divided_by
+                if root:
+                    acc[k] = math.sqrt(acc[k])
+                elif kind == "avg":
+                    acc[k] = quotient(acc[k], divided_by, reciprocal)
             store(y + uint64(uint32(part * channels + channel)) * uint64(bytes_y), acc, 0)
 
     return global_pool
+
+
+@cuda.jit(device=True, inline="always")
+def quotient(a, b, reciprocal):
+    """a / b, rounded to nearest as by a division, which branches, for results from 2 ** -100 on;
+    reciprocal: 1 / b, rounded so. (Markstein 1990, "Computation of Elementary Functions on the IBM
+    RISC System/6000 Processor".)"""
+    near = float32(a * reciprocal)
+    nearest = cuda.fma(cuda.fma(-near, b, a), reciprocal, near)
+    return nearest if nearest == nearest else near      # infinity - infinity is none
 
 
 @cuda.jit(device=True, inline="always")

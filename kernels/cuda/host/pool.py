@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ... import ops
 from ...axes import pixel_step
 from ...ops import TensorSpec, known
@@ -18,7 +20,10 @@ COMPILED_IN = ((2, 2), (3, 3))      # windows whose taps are unrolled
 GLOBAL: dict[type[ops.Op], tuple[str, str, str]] = {
     ops.GlobalAvgPool2d: ("avg", "avg", "avg"), ops.GlobalMaxPool2d: ("max", "max", "max"),
     ops.GlobalL2Pool2d: ("l2", "squares", "root")}
-LEAST_PIXELS = pool.ROWS * pool.FLIGHT      # of a split: each thread of its block reads FLIGHT
+# Of a split by a whole block: each thread reads as often as loads are in flight.
+LEAST_PIXELS = pool.WARPS * pool.WARP_ROWS * pool.FLIGHT[pool.WARPS]
+# Of a multiprocessor, by registers; and warps there that hide what memory takes.
+BLOCKS, WARPS_TO_FILL = 4, 16
 
 
 def window_kernel(kind: str, dtype: str, lanes: int, window: tuple[int, int]) -> Kernel:
@@ -29,23 +34,23 @@ def window_kernel(kind: str, dtype: str, lanes: int, window: tuple[int, int]) ->
                   arch=vector.arch(dtype))
 
 
-def whole_kernel(kind: str, source: str, target: str, lanes: int) -> Kernel:
-    """source, target: dtypes; partial results are float32."""
-    return Kernel(f"global_{kind}_pool2d_{vector.short(source, target)}x{lanes}",
-                  pool.whole, (kind, source, target, lanes), pool.WHOLE_SIGNATURE,
-                  pool.WHOLE_THREADS, arch=vector.arch(source, target))
+def whole_kernel(kind: str, source: str, target: str, lanes: int, warps: int) -> Kernel:
+    """source, target: dtypes; partial results are float32. warps: that share a part's pixels."""
+    return Kernel(f"global_{kind}_pool2d_{vector.short(source, target)}x{lanes}_w{warps}",
+                  pool.whole, (kind, source, target, lanes, warps), pool.WHOLE_SIGNATURE,
+                  pool.WHOLE_THREADS, arch=vector.arch(source, target), blocks=BLOCKS)
 
 
 def kernels(dtype: str) -> list[Kernel]:
     """Those that networks meet."""
-    wide = vector.lanes(dtype)
+    wide, together = vector.lanes(dtype), pool.WARPS
     return [*(window_kernel(kind, dtype, wide, window) for kind in ("max", "avg")
               for window in (*COMPILED_IN, (0, 0))), window_kernel("max", dtype, 1, (3, 3)),
-            *(whole_kernel("avg", dtype, dtype, lanes) for lanes in (wide, 1)),
-            whole_kernel("avg", dtype, "float32", wide), whole_kernel("avg", "float32", dtype, 4),
-            *(whole_kernel(kind, dtype, dtype, wide) for kind in ("max", "l2")),
-            whole_kernel("squares", dtype, "float32", wide),
-            whole_kernel("root", "float32", dtype, 4)]
+            *(whole_kernel("avg", dtype, dtype, lanes, warps) for lanes in (wide, 1)
+              for warps in (1, together)),
+            *(whole_kernel(kind, dtype, dtype, wide, together) for kind in ("max", "l2")),
+            *(whole_kernel(kind, dtype, "float32", wide, together) for kind in ("avg", "squares")),
+            *(whole_kernel(kind, "float32", dtype, 4, together) for kind in ("avg", "root"))]
 
 
 def prepare_pool2d(op: ops.MaxPool2d | ops.AvgPool2d, inputs: list[TensorSpec], output: TensorSpec,
@@ -86,22 +91,31 @@ def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output
     per_image = -(-channels // (vector.lanes(dtype, channels) * pool.VECTORS))
     splits = max(1, min(pixels // LEAST_PIXELS, options.multiprocessors // (batch * per_image)))
 
-    def launch(kind: str, source: str, target: str, x: Array, y: Array, pixels: int, splits: int,
-               divided_by: int) -> Launch:
+    def kernel_of(kind: str, source: str, target: str, splits: int) -> Kernel:
         lanes = vector.lanes(source, channels)
+        parts = batch * splits * -(-channels // (lanes * pool.VECTORS))
+        alone = parts >= options.multiprocessors * WARPS_TO_FILL
+        return whole_kernel(kind, source, target, lanes, 1 if alone else pool.WARPS)
+
+    def launch(kernel: Kernel, x: Array, y: Array, pixels: int, splits: int, divided_by: int
+               ) -> Launch:
+        *_, lanes, warps = kernel.config
         groups = -(-channels // (lanes * pool.VECTORS))
-        return Launch(whole_kernel(kind, source, target, lanes), (batch * splits * groups, 1, 1),
-                      (x, y, pixels, -(-pixels // splits), channels, float(divided_by),
-                       *divisor(groups), *divisor(splits)))
+        parts = batch * splits * groups
+        return Launch(kernel, blocks(parts * warps, pool.WARPS),
+                      (x, y, pixels, -(-pixels // splits), channels, parts, float(divided_by),
+                       float(np.float32(1) / np.float32(divided_by)), *divisor(groups),
+                       *divisor(splits)))
+
+    if splits == 1:
+        only = kernel_of(kind, dtype, dtype, 1)
+        return Step(only.name, lambda arrays, y, workspace: [
+            launch(only, arrays[0], y, pixels, 1, elements)])
+    of_parts = kernel_of(first, dtype, "float32", splits)
+    of_all = kernel_of(second, "float32", dtype, 1)
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
-        (x,) = arrays
-        if splits == 1:
-            return [launch(kind, dtype, dtype, x, y, pixels, 1, elements)]
-        return [launch(first, dtype, "float32", x, workspace, pixels, splits, 1),
-                launch(second, "float32", dtype, workspace, y, splits, 1, elements)]
+        return [launch(of_parts, arrays[0], workspace, pixels, splits, 1),
+                launch(of_all, workspace, y, splits, 1, elements)]
 
-    name = whole_kernel(kind if splits == 1 else first, dtype, dtype if splits == 1 else "float32",
-                        vector.lanes(dtype, channels)).name
-    return Step(name + (f"_split{splits}" if splits > 1 else ""), bind,
-                workspace=0 if splits == 1 else batch * splits * channels * 4)
+    return Step(f"{of_parts.name}_split{splits}", bind, workspace=batch * splits * channels * 4)
