@@ -72,14 +72,43 @@ def test_convolutions(dtype, tile, outputs, units, end, runner):
     check(SAME, *arrays(signs, 2, 5, 6, 40, outputs, (3, 3)), weights=(1, 2), dtype=dtype,
           tile=tile, splits=1 if end == WHOLE else 3, cluster=end == CLUSTER,
           kernel=conv.conv_kernel(dtype, tile, "clip", end).name, runner=runner,
-          unit=units[(WHOLE, PLANE, CLUSTER).index(end)])
+          unit=units[(WHOLE, PLANE, CLUSTER).index(end)], reads=8)
+
+
+@pytest.mark.parametrize(("op", "shape"), [
+    (Conv2d(), (2, 5, 6, 40, 24, (1, 1))),
+    (Conv2d((2, 2), (1, 1, 1, 1)), (2, 9, 10, 24, 16, (3, 3))),
+    (Conv2d((1, 2), (1, 0, 2, 3), (2, 3)), (1, 9, 12, 16, 24, (3, 2))),
+    (Conv2d((1, 1), (1, 1, 1, 1), groups=3), (1, 6, 6, 48, 72, (3, 3), 3)),
+    (Conv2d((1, 1), (1, 1, 1, 1), groups=8), (1, 6, 6, 32, 32, (3, 3), 8))],
+    ids=["1x1", "stride 2", "asymmetric", "groups", "narrow groups"])
+def test_windows_of_parts(op, shape, runner):
+    skip_on_others(runner, "wgmma needs sm_90a", lambda arch: arch == "sm_90a")
+    check(op, *arrays(signs, *shape), weights=(1, 2), dtype="float16", tile=WGMMA, splits=1,
+          kernel="conv_wgmma_", runner=runner, unit=8, reads=8)
+
+
+@pytest.mark.parametrize(("op", "shape"), [
+    (Conv2d((1, 1), (1, 1, 1, 1)), (2, 6, 6, 12, 24, (3, 3))),      # channels are filled up
+    (Conv2d((4, 4)), (2, 8, 12, 8, 16, (4, 4)))],                   # a line is one pixel
+    ids=["folded", "patches"])
+def test_what_is_not_read_pixel_by_pixel_can_be_no_part(op, shape, runner):
+    check(op, *arrays(signs, *shape), weights=(1, 2), dtype="float16", tile=small("float16"),
+          splits=1, kernel="conv_mma_", runner=runner, unit=8, reads=0)
+
+
+def test_linear_layers(runner):
+    rng = np.random.default_rng(0)
+    check(ops.Linear(), signs(rng, 9, 40), signs(rng, 24, 40), signs(rng, 24), weights=(1, 2),
+          dtype="float16", tile=small("float16"), splits=1, kernel="conv_mma_", runner=runner,
+          unit=8, reads=8)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolutions_on_cuda_cores(groups, runner):
     check(Conv2d(groups=groups), *arrays(signs, 2, 5, 6, 24, 48, (3, 3), groups), weights=(1, 2),
           dtype="float32", tile=small("float32"), splits=1, kernel="conv_simt_", runner=runner,
-          unit=4)
+          unit=4, reads=4)
 
 
 def test_convolutions_from_pixels_in_shared_memory(runner):
@@ -178,6 +207,15 @@ def dense(growth):
     return build
 
 
+def aggregation(net):
+    """Convolutions, each of the one before, all joined, as in VoVNet and YOLO."""
+    x = [net.relu(net.conv(net.conv("input", "stem", 8, 3, stride=2), "0", 16, 1))]
+    for i in range(1, 4):
+        x.append(net.relu(net.conv(x[-1], f"{i}", 16, 3)))
+    net.linear(net.global_pool(net.relu(net.conv(net.concat(x, "concat"), "last", 24, 1))),
+               "head", 10)
+
+
 def pyramid(net):
     """Pools of pools, all joined, as in YOLO's SPPF."""
     x = [net.relu(net.conv(net.conv("input", "stem", 8, 3, stride=2), "conv", 16, 1))]
@@ -197,9 +235,10 @@ def device(request):
 
 
 @pytest.mark.parametrize(("build", "copied"), [
-    (fires, {}), (dense(16), {}), (pyramid, {}),
+    (fires, {}), (dense(16), {}), (aggregation, {}), (pyramid, {}),
     # The norm of 72 channels reads 8 at a time, of which 92 are no multiple.
-    (dense(20), {"2.concat": "concat_copy_b16x4"})], ids=["fires", "dense", "pyramid", "odd"])
+    (dense(20), {"2.concat": "concat_copy_b16x4"})],
+    ids=["fires", "dense", "aggregation", "pyramid", "odd"])
 def test_no_concat_copies_what_can_lie_there(build, copied, device, tmp_path, monkeypatch):
     """And where all is copied, bits are the same."""
     net = networks.Builder(0, 32)

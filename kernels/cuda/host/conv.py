@@ -108,7 +108,7 @@ def prepare_conv2d(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
         weight = options.pack(weight, f"{together} groups together",
                               lambda w: merge(w, op.groups, together))
     return prepare_gemm(plain, op.activation, weight, bias, options,
-                        decide(plain, options, tile, splits, cluster), residual=len(inputs) > 3)
+                        decide(plain, options, tile, splits, cluster), inputs)
 
 
 def own_kernel(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec, options: CudaOptions
@@ -155,18 +155,24 @@ def decide(plain: Conv, options: CudaOptions, tile: Tile | None = None,
     return choice
 
 
-def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Array | None,
-                 options: CudaOptions, choice: Choice, residual: bool) -> Step:
-    """The step of an implicit GEMM; weight: any shape that OHWI can be reshaped to; residual:
-    whether the layer has one."""
-    dtype, (tile, splits, cluster) = options.dtype, choice
-    assert tile is not None
-    lanes = vector.lanes(stored_as(dtype))
-    conv = folded(plain, lanes)
+def check_taps(plain: Conv, conv: Conv) -> None:
+    """ValueError for more taps than the kernels' bit masks hold; plain: as it was before folding.
+    """
     if any(k > most for k, most in zip(conv.kernel, conv_gemm.MOST_TAPS, strict=True)):
         raise ValueError(f"Conv2d: a kernel of {plain.kernel} is too large for the CUDA "
                          f"convolution, which takes {conv_gemm.MOST_TAPS}; run this network on "
                          f"the CPU")
+
+
+def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Array | None,
+                 options: CudaOptions, choice: Choice, inputs: Sequence[TensorSpec]) -> Step:
+    """The step of an implicit GEMM of a layer with these inputs; weight: any shape that OHWI can be
+    reshaped to."""
+    dtype, (tile, splits, cluster) = options.dtype, choice
+    assert tile is not None
+    lanes = vector.lanes(stored_as(dtype))
+    conv = folded(plain, lanes)
+    check_taps(plain, conv)
     cut = Cut.of(conv, tile, lanes, splits)
     end = WHOLE if cut.splits == 1 else CLUSTER if cluster else PLANE
     name, low, high = activation_of(activation)
@@ -179,15 +185,18 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
     packed = options.pack(weight, f"conv_{dtype}_{tile.block_n}x{cut.row}_{plain.kernel}"
                                   f"_{conv.fold}", packing)
     packed_bias = options.upload(pack_bias(bias, conv, cut, padded=end != PLANE))
-    numbers = arguments(conv, lanes, cut)
     grid = (-(-conv.pixels // tile.block_m) * cut.n_tiles, cut.splits, conv.groups)
     image_bytes = conv.batch * conv.height * conv.width * conv.channels // lanes * 16
     image_bytes = -(-image_bytes // 256) * 256 if conv.fold else 0
     plane_bytes = cut.splits * conv.pixels * conv.out_channels * 4 if end == PLANE else 0
 
+    residual, same_pixels = len(inputs) > 3, known(inputs[0].shape)[-1] == conv.channels
+    reads = lanes if same_pixels and not conv.fold else 0
+
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         launches = []
         x, last = arrays[0], arrays[3] if residual else None
+        numbers = arguments(conv, lanes, cut, pixel_step(x) if reads else conv.channels)
         if conv.fold:
             image = workspace[:image_bytes]
             launches.append(fold_launch(plain, conv, lanes, x, image))
@@ -208,4 +217,5 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
 
     stores = lanes_of(conv.out_channels) if end == PLANE else lanes if whole(conv, lanes) else 1
     # The kernel walks through y and residual in the same steps.
-    return Step(kernel.name, bind, image_bytes + plane_bytes, strided=0 if residual else stores)
+    return Step(kernel.name, bind, image_bytes + plane_bytes, strided=0 if residual else stores,
+                reads_strided=reads)

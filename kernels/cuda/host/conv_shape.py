@@ -180,9 +180,10 @@ def whole(conv: Conv, lanes: int) -> bool:
     return conv.group_out % lanes == 0
 
 
-def arguments(conv: Conv, lanes: int, cut: Cut) -> tuple[int, ...]:
-    """The numbers of conv_gemm.SIGNATURE behind the step of y; steps that go back wrap around."""
-    chunks, group_chunks = conv.channels // lanes, conv.group_channels // lanes
+def arguments(conv: Conv, lanes: int, cut: Cut, x_step: int) -> tuple[int, ...]:
+    """The numbers of conv_gemm.SIGNATURE behind the step of y; steps that go back wrap around.
+    x_step: elements from a pixel of x to the next."""
+    chunks, group_chunks = x_step // lanes, conv.group_channels // lanes
     next_column = conv.dilation[1] * chunks - group_chunks
     next_row = (conv.dilation[0] * conv.width - conv.kernel[1] * conv.dilation[1]) * chunks
     return (conv.group_out, cut.padded_out, int(whole(conv, lanes)), int(conv.pointwise), chunks,

@@ -45,7 +45,7 @@ def prepare_linear(op: Linear, inputs: list[TensorSpec], output: TensorSpec,
     if choice.tile is None:
         return gemv.prepare_gemv(stored_as(options.dtype), samples, features, op.activation,
                                  weight, bias, options)
-    return prepare_gemm(plain, op.activation, weight, bias, options, choice, len(inputs) > 3)
+    return prepare_gemm(plain, op.activation, weight, bias, options, choice, inputs)
 
 
 def as_gemm(op: Linear, inputs: Sequence[TensorSpec], output: TensorSpec) -> Conv:
