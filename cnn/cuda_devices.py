@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 
 from kernels.cuda.backend import DTYPES, prepare, stored_as
+from kernels.cuda.host import norm_conv
 from kernels.cuda.host.copy import prepare_convert, prepare_pixels, prepare_transpose
 from kernels.cuda.launch import CudaOptions, Launch
-from kernels.ops import Op, TensorSpec, Transpose, count
+from kernels.ops import BatchNorm, Conv2d, Op, TensorSpec, Transpose, count
 from kernels.step import Array, Narrow, Step
 
 from .errors import DeviceError
@@ -52,6 +53,9 @@ class CudaKernels:
     def narrow(self, dtype: str, op: Op, inputs: list[TensorSpec], weights: list[Array | None],
                options: Any) -> Narrow:
         return Narrow()
+
+    def takes_norm(self, norm: BatchNorm, conv: Conv2d, weight_shape: tuple[int, ...]) -> bool:
+        return norm_conv.serves(norm, conv, weight_shape, self.dtype)
 
     def outlet(self, value: Array, spec: TensorSpec) -> tuple[Array, list[Launch]]:
         if spec.dtype == "float32":

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from kernels.cpu.launch import Exchange, Launch, together
 from kernels.cpu.threads import check_threads, team
 from kernels.memory import aligned_zeros, copy_into
-from kernels.ops import Op, TensorSpec, known
+from kernels.ops import BatchNorm, Conv2d, Op, TensorSpec, known
 from kernels.step import Array, Narrow, Options, Step
 
 from .errors import DeviceError, ModelError
@@ -55,6 +55,9 @@ class Device(Protocol):
     def narrow(self, dtype: str, op: Op, inputs: list[TensorSpec], weights: list[Array | None],
                options: Any) -> Narrow:
         """What the kernel for an op can do with one of the dtypes `narrows`."""
+
+    def takes_norm(self, norm: BatchNorm, conv: Conv2d, weight_shape: tuple[int, ...]) -> bool:
+        """Whether a convolution with weights of this shape can normalise what it reads."""
 
     def allocate(self, size: int) -> Array:
         """`size` bytes, aligned. OutOfMemory where a GPU has not as many, ModelError for more than
@@ -141,6 +144,9 @@ class CpuDevice:
         if dtype == "uint8":
             return narrow.codes(op, inputs, weights, options)
         return narrow.bfloat16(op, inputs)
+
+    def takes_norm(self, norm: BatchNorm, conv: Conv2d, weight_shape: tuple[int, ...]) -> bool:
+        return False
 
     def allocate(self, size: int) -> Array:
         return host_memory(size)

@@ -64,6 +64,7 @@ class Program:
     def __init__(self, graph: Graph, device: Device, options: Any,
                  keep: frozenset[str] = frozenset(), activation: Op | None = None,
                  batch: int | None = None) -> None:
+        graph = passes.norms.join(graph, device.takes_norm, keep)
         self.graph, self.device, self._batch = graph, device, batch
         self.activated = activation is not None and graph.outputs[0] not in graph.constants
         specs = storage(graph, device, options, keep)

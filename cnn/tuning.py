@@ -8,6 +8,7 @@ from kernels.cuda import gpu, tune
 from kernels.cuda.launch import CudaOptions
 from kernels.cuda.tune import TuneReport
 
+from . import passes
 from .devices import Device
 from .errors import DeviceError, ModelError, OutOfMemory
 from .gpu_device import CudaDevice
@@ -24,6 +25,7 @@ def search(graph: Graph, device: Device, options: CudaOptions, budget: float,
     assert isinstance(device, CudaDevice)
     if not budget >= 0:
         raise ModelError(f"budget={budget!r} must be a number of seconds, 0 or more")
+    graph = passes.norms.join(graph, device.takes_norm)
     specs = storage(graph, device, options)
     free = views(graph)
     layers = [tune.Layer(node.name, node.op, tuple(specs[name] for name in node.inputs),

@@ -209,6 +209,10 @@ def batch_norm(op: ops.BatchNorm, x: Array, scale: Array, bias: Array, mean: Arr
     return y if op.activation is None else run(op.activation, y)
 
 
+def norm_conv2d(op: ops.NormConv2d, x: Array, *parameters: Array) -> Array:
+    return conv2d(op.conv, batch_norm(op.norm, x, *parameters[:4]), *parameters[4:])
+
+
 def layer_norm(op: ops.LayerNorm, x: Array, scale: Array, bias: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred ** 2).mean(axis=-1, keepdims=True)
@@ -267,6 +271,7 @@ MEANINGS: dict[type[Op], Callable[..., Array]] = {
     ops.FakeQuantize: fake_quantize,
     ops.AddFakeQuantize: add_fake_quantize,
     ops.Add: add, ops.Mul: mul, ops.Div: div, ops.BatchNorm: batch_norm,
+    ops.NormConv2d: norm_conv2d,
     ops.LayerNorm: layer_norm, ops.LocalResponseNorm: local_response_norm, ops.Concat: concat,
     ops.Slice: slice_, ops.Pad: pad, ops.Softmax: softmax, ops.Transpose: transpose,
     ops.Reshape: reshape, ops.Flatten: reshape,

@@ -12,6 +12,7 @@ from . import (
     fuse,
     heads,
     layout,
+    norms,
     pad,
     parallel,
     prune,
@@ -19,6 +20,7 @@ from . import (
     written_out,
 )
 
+__all__ = ["arrange", "combine", "norms", "optimise"]
 NOTHING: frozenset[str] = frozenset()
 
 

@@ -17,6 +17,7 @@ from .host import (
     local_response_norm,
     matmul,
     norm,
+    norm_conv,
     pool,
     softmax,
     splitk,
@@ -52,6 +53,7 @@ PREPARE: dict[type[Op], Callable[..., Step]] = {
     ops.Div: elementwise.prepare_binary,
     ops.Softmax: softmax.prepare_softmax,
     ops.BatchNorm: norm.prepare_batch_norm,
+    ops.NormConv2d: norm_conv.prepare_norm_conv,
     ops.LayerNorm: layer_norm.prepare_layer_norm,
     ops.LocalResponseNorm: local_response_norm.prepare_local_response_norm,
     ops.Concat: copy.prepare_concat,
@@ -87,5 +89,6 @@ def all_kernels(dtype: str) -> list[Kernel]:
     families = (copy, depthwise, elementwise, norm, layer_norm, local_response_norm, pool, softmax)
     found = [*conv.kernels(dtype), *matmul.kernels(dtype), *splitk.kernels(dtype),
              *attention.kernels(dtype),
+             *(norm_conv.kernels(dtype) if dtype in norm_conv.DTYPES else ()),
              *(kernel for family in families for kernel in family.kernels(stored)), *PROBABILITIES]
     return list(dict.fromkeys(found))

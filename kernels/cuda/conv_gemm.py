@@ -31,6 +31,8 @@ from .ptx import asm_op, cuda, dynamic_smem, float32, let_next_begin, uint32, ui
 MOST_TAPS = (15, 16)        # kernel rows and columns that the bit masks hold
 ONE_TAP = 0xFFFEFFFE        # the mask of one row and one column, both inside of the image
 
+NORM_BYTES = 4              # for each byte of a row of 16-bit elements: scale and shift in fp32
+
 # The compiler would rather compute an address anew in every round of the loop than keep a register
 # for it. A value that went through `keep` can only be kept.
 keep = asm_op("keep", "mov.b32 $0, $1;", uint32, [uint32])
@@ -89,15 +91,15 @@ class Tile(NamedTuple):
         return (self.block_n + 4) * 4
 
 
-# x, weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded to block_n]),
-# residual, has_residual, y, low, high, pixels, elements from a pixel of y (and of the residual) to
-# the next, out_channels of a group, padded rows of a group, whole (1: all chunks of y are whole and
-# aligned), pointwise (1: each row is the pixel of x that has its number), chunks of a pixel,
-# height, width, stride (h, w), top, left, dilation (h, w), kernel_h, steps of the tap (next column,
-# next row), slices, slices of one split, then divisors: tiles along n, out_width, out_height,
-# chunks of a pixel in one group, kernel_w.
+# x, norm (conv_norm.py), weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded
+# to block_n]), residual, has_residual, y, low, high, pixels, elements from a pixel of y (and of the
+# residual) to the next, out_channels of a group, padded rows of a group, whole (1: all chunks of y
+# are whole and aligned), pointwise (1: each row is the pixel of x that has its number), chunks of a
+# pixel, height, width, stride (h, w), top, left, dilation (h, w), kernel_h, steps of the tap (next
+# column, next row), slices, slices of one split, then divisors: tiles along n, out_width,
+# out_height, chunks of a pixel in one group, kernel_w.
 # Grid: tiles, splits, groups.
-SIGNATURE = (("pointer",) * 4 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 20
+SIGNATURE = (("pointer",) * 5 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 20
              + DIVISOR * 5)
 
 
@@ -110,16 +112,17 @@ def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
                 the weight that `multiply` goes on with. base and outside are those of
                 `row_setup`, tap and walk those of `next_tap`, weight is the thread's first chunk
                 of the first slice
-    multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count):
-                acc += the products of `count` slices
+    multiply    device function (acc, smem, tid, x, base, outside, tap, walk, weight, count, norm):
+                acc += the products of `count` slices; norm: where the first one's numbers are
     request, begin_sums, finish     conv_epilogue.py's, what it does in the beginning and at the end
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
     a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
+    norm_bytes = tile.row_bytes * NORM_BYTES
     acc_count = tile.warp_m * tile.warp_n // 32
     same_pixels, first_pixels = row_setup(a_rounds, rows)
 
-    def conv(x, weight, bias, residual, has_residual, y, low, high, pixels, y_step,
+    def conv(x, norm, weight, bias, residual, has_residual, y, low, high, pixels, y_step,
              group_out, padded_out, whole, pointwise, pixel_chunks, height, width, stride_h,
              stride_w, top, left, dilation_h, dilation_w, kernel_h, next_column, next_row, slices,
              split_slices, n_tiles, n_tiles_m, n_tiles_s, out_w, out_w_m, out_w_s, out_h, out_h_m,
@@ -161,7 +164,8 @@ def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
         tap, weight = start(smem, tid, x, base, outside, tap, walk, weight, count)
         acc = cuda.local.array(acc_count, float32)
         begin_sums(acc, tid, first_n, bias + uint64(uint32(group * padded_out)) * uint64(4))
-        multiply(acc, smem, tid, x, base, outside, tap, walk, weight, count)
+        norm += uint64(first_slice) * uint64(norm_bytes)
+        multiply(acc, smem, tid, x, base, outside, tap, walk, weight, count, norm)
         let_next_begin()
 
         finish(acc, smem, tid, first_m, first_n, group, bias, residual, has_residual, y, low, high,

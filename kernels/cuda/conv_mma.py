@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from . import vector
 from .conv_epilogue import ending, first_sums, residual_request
-from .conv_gemm import Tile, frame, keep, next_tap
+from .conv_gemm import NORM_BYTES, Tile, frame, keep, next_tap
+from .conv_norm import normaliser
 from .conv_sums import tensor_core_sums
 from .ptx import (
     cp_async_16,
@@ -36,8 +37,8 @@ STORED_AS = {"float16": "float16", "bfloat16": "bfloat16", "tf32": "float32"}
 
 
 
-def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
-    """end: one of conv_gemm.ENDINGS."""
+def make(dtype: str, tile: Tile, activation_name: str, end: str, before: str = "") -> Callable:
+    """end: one of conv_gemm.ENDINGS; before: one of conv_norm.BEFORE."""
     if (tile.chunks not in (4, 8) or tile.rows % 8 or tile.block_m % tile.rows
             or tile.block_n % tile.rows or tile.warp_m % 16 or tile.warp_n % 32 or tile.stages < 2):
         raise ValueError(f"{tile} can not be cut evenly: row_bytes must be 64 or 128, warps "
@@ -46,19 +47,21 @@ def make(dtype: str, tile: Tile, activation_name: str, end: str) -> Callable:
     stored_as = STORED_AS[dtype]
     sums = tensor_core_sums(tile.warp_m, tile.warp_n, vector.lanes(stored_as))
     return frame(tile, residual_request(stored_as, tile), first_sums(end, tile, sums),
-                 *multiply_slices(dtype, tile), ending(end, stored_as, tile, sums, activation_name))
+                 *multiply_slices(dtype, tile, before),
+                 ending(end, stored_as, tile, sums, activation_name))
 
 
-def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
+def multiply_slices(dtype: str, tile: Tile, before: str) -> tuple[Callable, Callable]:
     """Device functions: the beginning and the sum over slices, as `frame` takes them."""
     block_m, block_n, row_bytes, stages, warp_m, warp_n = tile[:6]
     stage, warps_n = (block_m + block_n) * row_bytes, block_n // warp_n
     wait_for_oldest = cp_async_wait(stages - 2)
     place, start, next_slice = ring_copies(tile, stages - 1)
-    fragment_addresses, multiply = fragments(tile), multiply_slice(dtype, tile)
+    fragment_addresses, multiply = fragments(tile), multiply_slice(dtype, tile, before)
+    norm_bytes = row_bytes * NORM_BYTES
 
     @cuda.jit(device=True, inline="always")
-    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count, norm):
         copy_to = place(smem, tid)
         warp, lane = uint32(tid >> uint32(5)), uint32(tid & uint32(31))
         a_lane, b_lane = fragment_addresses(
@@ -71,7 +74,8 @@ def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
             cuda.syncthreads()                  # this slice is here, and the one before is used up
             tap, weight = next_slice(uint32(copy_to + free), x, base, outside, tap, walk, weight,
                                      uint32(done + uint32(stages - 1)) < count)
-            multiply(acc, uint32(a_lane + slot), uint32(b_lane + slot))
+            multiply(acc, uint32(a_lane + slot), uint32(b_lane + slot), norm)
+            norm += uint64(norm_bytes)
             free = slot
             slot = uint32(slot + uint32(stage))
             if slot == uint32(stages * stage):
@@ -195,16 +199,16 @@ def fragments(tile: Tile) -> Callable:
     return fragment_addresses
 
 
-def multiply_slice(dtype: str, tile: Tile) -> Callable:
+def multiply_slice(dtype: str, tile: Tile, before: str) -> Callable:
     """Device function: acc += one slice, whose first fragments stand at a_first and b_first."""
     row_bytes = tile.row_bytes
     mi_count, ni_count = tile.warp_m // 16, tile.warp_n // 8
     a_count, b_count = mi_count * 4, ni_count * 2
     steps = row_bytes // 32                     # an mma is two chunks deep
-    mma = MMA[dtype]
+    mma, normalise = MMA[dtype], normaliser(dtype, mi_count, before)
 
     @cuda.jit(device=True, inline="always")
-    def multiply(acc, a_first, b_first):
+    def multiply(acc, a_first, b_first, norm):
         a_frag = cuda.local.array(a_count, uint32)
         b_frag = cuda.local.array(b_count, uint32)
         for step in range(steps):
@@ -217,6 +221,7 @@ def multiply_slice(dtype: str, tile: Tile) -> Callable:
                 a_frag[mi * 4 + 1] = v[1]
                 a_frag[mi * 4 + 2] = v[2]
                 a_frag[mi * 4 + 3] = v[3]
+            normalise(a_frag, step, norm)
             for nj in range(ni_count // 2):
                 v = ldmatrix_x4(uint32(b_base + uint32(nj * 16 * row_bytes)))
                 b_frag[nj * 4] = v[0]

@@ -99,7 +99,7 @@ def multiply_slices(tile: Tile) -> tuple[Callable, Callable]:
         return tap, weight
 
     @cuda.jit(device=True, inline="always")
-    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count, norm):
         a = cuda.local.array(a_count, float32)
         b = cuda.local.array(b_count, float32)
         a_to, b_to = places(smem, tid)

@@ -68,7 +68,7 @@ def multiply_slices(dtype: str, tile: Tile) -> tuple[Callable, Callable]:
     multiply, wait_for_all = products(dtype, tile.block_n), wait_for_sums(tile.block_n)
 
     @cuda.jit(device=True, inline="always")
-    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count):
+    def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count, norm):
         copy_to = place(smem, tid)
         a_first = descriptor(uint32(smem + warpgroup(tid) * uint32(64 * ROW_BYTES)))
         b_first = descriptor(uint32(smem + uint32(a_bytes)))

@@ -37,6 +37,7 @@ from .image import (
     GlobalPool2d,
     Linear,
     MaxPool2d,
+    NormConv2d,
     Pool2d,
     window_extent,
 )
@@ -48,7 +49,7 @@ __all__ = ["Add", "AddFakeQuantize", "Attention", "AvgPool2d", "BatchNorm", "Bin
            "Concat", "Conv2d", "Dim", "Div", "Elu", "Erf", "FakeQuantize", "Flatten", "Gelu",
            "GlobalAvgPool2d", "GlobalL2Pool2d", "GlobalMaxPool2d", "GlobalPool2d", "Grid",
            "HardSigmoid", "HardSwish", "LayerNorm", "LeakyRelu", "Linear", "LocalResponseNorm",
-           "MatMul", "Matrices", "MaxPool2d", "Mul", "Op", "Order", "Pad", "PadMode", "Padding",
-           "Pair", "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid", "Silu", "Slice", "Softmax",
-           "Sqrt", "StarRelu", "Tanh", "TensorSpec", "Transpose", "Unary", "Window",
+           "MatMul", "Matrices", "MaxPool2d", "Mul", "NormConv2d", "Op", "Order", "Pad", "PadMode",
+           "Padding", "Pair", "Pool2d", "Relu", "Reshape", "Shape", "Sigmoid", "Silu", "Slice",
+           "Softmax", "Sqrt", "StarRelu", "Tanh", "TensorSpec", "Transpose", "Unary", "Window",
            "broadcast_shapes", "count", "known", "normal_axis", "window_extent"]

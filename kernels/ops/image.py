@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from .base import Dim, Op, Padding, Pair, Shape, count, known
 from .elementwise import Unary
+from .norm import BatchNorm
 
 
 def window_extent(size: Dim, kernel: int, stride: int, before: int, after: int,
@@ -74,6 +75,28 @@ class Conv2d(Op):
 
     def macs(self, *shapes: Shape) -> int:
         return count(self.output_shape(*shapes)) * count(shapes[1][1:])
+
+
+@dataclass(frozen=True)
+class NormConv2d(Op):
+    """A convolution of 1x1 of what a batch norm gives, which is never stored.
+
+    Inputs: x (N, H, W, C), scale, bias, mean, var, each (C,), then weight (O, 1, 1, C) and maybe
+    bias (O,).
+    """
+    norm: BatchNorm
+    conv: Conv2d
+    arity: ClassVar[Pair] = (6, 7)
+    packed: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.conv.output_shape(self.norm.output_shape(*shapes[:5]), *shapes[5:])
+
+    def macs(self, *shapes: Shape) -> int:
+        return self.conv.macs(shapes[0], *shapes[5:])
+
+    def flops(self, *shapes: Shape) -> int:
+        return self.norm.flops(*shapes[:5]) + self.conv.flops(shapes[0], *shapes[5:])
 
 
 @dataclass(frozen=True)

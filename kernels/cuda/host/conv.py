@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from .conv_shape import (
 from .splitk import lanes_of, reduction
 from .weights import stored
 
+if TYPE_CHECKING:
+    from .norm_conv import Norm
+
 NARROWEST = 32      # outputs of the narrowest tile, which several groups may share
 MMA_DTYPES = ("float16", "bfloat16", "tf32")
 logger = logging.getLogger("kernels")
@@ -44,8 +48,8 @@ def stored_as(dtype: str) -> str:
     return conv_mma.STORED_AS.get(dtype, dtype)
 
 
-def conv_kernel(dtype: str, tile: Tile, activation: str, end: str) -> Kernel:
-    """end: one of conv_gemm.ENDINGS."""
+def conv_kernel(dtype: str, tile: Tile, activation: str, end: str, before: str = "") -> Kernel:
+    """end: one of conv_gemm.ENDINGS; before: one of conv_norm.BEFORE, of mma.sync alone."""
     depth = tile.row_bytes // vector.STORAGE[stored_as(dtype)].bytes
     shape = f"{tile.block_m}x{tile.block_n}x{depth}"
     does = {PLANE: "splitk", CLUSTER: f"cluster_{activation}"}.get(end, activation)
@@ -53,9 +57,11 @@ def conv_kernel(dtype: str, tile: Tile, activation: str, end: str) -> Kernel:
         return _kernel(f"conv_simt_f32_{shape}_{does}", conv_simt.make, (tile, activation, end),
                        tile, end, "sm_75")
     name = f"{conv_mma.SHORT[dtype]}_{shape}_s{tile.stages}_{does}"
-    config = dtype, tile, activation, end
+    config: tuple = dtype, tile, activation, end
     if tile.wgmma:
         return _kernel(f"conv_wgmma_{name}", conv_wgmma.make, config, tile, end, conv_wgmma.ARCH)
+    if before:
+        name, config = f"{before}_{name}", (*config, before)
     return _kernel(f"conv_mma_{name}", conv_mma.make, config, tile, end, "sm_80")
 
 
@@ -165,9 +171,10 @@ def check_taps(plain: Conv, conv: Conv) -> None:
 
 
 def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Array | None,
-                 options: CudaOptions, choice: Choice, inputs: Sequence[TensorSpec]) -> Step:
+                 options: CudaOptions, choice: Choice, inputs: Sequence[TensorSpec],
+                 norm: Norm | None = None) -> Step:
     """The step of an implicit GEMM of a layer with these inputs; weight: any shape that OHWI can be
-    reshaped to."""
+    reshaped to; norm: of x, which is not stored."""
     dtype, (tile, splits, cluster) = options.dtype, choice
     assert tile is not None
     lanes = vector.lanes(stored_as(dtype))
@@ -176,7 +183,8 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
     cut = Cut.of(conv, tile, lanes, splits)
     end = WHOLE if cut.splits == 1 else CLUSTER if cluster else PLANE
     name, low, high = activation_of(activation)
-    kernel = conv_kernel(dtype, tile, "clip" if end == PLANE else name, end)
+    kernel = conv_kernel(dtype, tile, "clip" if end == PLANE else name, end,
+                         norm.before if norm else "")
 
     def packing(w: Array) -> Array:
         packed = pack(w, plain, conv, tile, cut, lanes, tensor_cores=dtype != "float32")
@@ -185,6 +193,7 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
     packed = options.pack(weight, f"conv_{dtype}_{tile.block_n}x{cut.row}_{plain.kernel}"
                                   f"_{conv.fold}", packing)
     packed_bias = options.upload(pack_bias(bias, conv, cut, padded=end != PLANE))
+    packed_norm = options.upload(norm.packed(cut)) if norm else None
     grid = (-(-conv.pixels // tile.block_m) * cut.n_tiles, cut.splits, conv.groups)
     image_bytes = conv.batch * conv.height * conv.width * conv.channels // lanes * 16
     image_bytes = -(-image_bytes // 256) * 256 if conv.fold else 0
@@ -201,15 +210,15 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
             image = workspace[:image_bytes]
             launches.append(fold_launch(plain, conv, lanes, x, image))
             x = image
+        operands = x, x if packed_norm is None else packed_norm, packed, packed_bias
         if end != PLANE:
             added = (x, 0) if last is None else (last, 1)
-            launches.append(Launch(kernel, grid, (x, packed, packed_bias, *added, y, low, high,
-                                                  conv.pixels, pixel_step(y), *numbers),
-                                   cut.splits))
+            launches.append(Launch(kernel, grid, (*operands, *added, y, low, high, conv.pixels,
+                                                  pixel_step(y), *numbers), cut.splits))
             return launches
         sums = workspace[image_bytes:image_bytes + plane_bytes].view(np.float32)
         launches.append(Launch(kernel, grid, (
-            x, packed, packed_bias, x, 0, sums, low, high, conv.pixels, conv.out_channels,
+            *operands, x, 0, sums, low, high, conv.pixels, conv.out_channels,
             *numbers)))     # the bias is not read here
         launches.append(reduction(stored_as(dtype), activation, sums, cut.splits, conv.pixels,
                                   conv.out_channels, packed_bias, last, y))
