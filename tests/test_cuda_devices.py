@@ -1,5 +1,6 @@
 """Whole networks through the CUDA kernels: in the emulator, on a stand-in for CuPy, on a GPU."""
 import dataclasses
+import itertools
 from pathlib import Path
 
 import networks
@@ -14,6 +15,7 @@ from torch_networks import FILE, NETWORKS
 
 import cnn
 from cnn import layers
+from cnn.graph import Node
 from kernels import ops, reference
 
 ROUNDOFF = {"float32": 2.0 ** -24, "tf32": 2.0 ** -10, "float16": 2.0 ** -11,
@@ -57,6 +59,15 @@ def through(activation, z, variance):
     return np.where((z > low - margin) & (z < high + margin), variance, 0.0)
 
 
+def apart(node):
+    """The nodes of a norm and a convolution that are one: what is between them is rounded, too."""
+    if not isinstance(node.op, ops.NormConv2d):
+        return [node]
+    between = f"{node.output} normalised"
+    return [Node(node.op.norm, node.inputs[:5], between, between),
+            Node(node.op.conv, (between, *node.inputs[5:]), node.output, node.name)]
+
+
 def deviations(graph, inputs, u):
     """(reference values, standard deviations of their errors) in float64, each value's rounding
     to unit roundoff u taken as independent (Higham and Mary 2019, "A New Approach to
@@ -64,7 +75,7 @@ def deviations(graph, inputs, u):
     other activations than 1."""
     values = {**graph.constants, **inputs}
     variance = {name: (u * values[name]) ** 2 for name in inputs}
-    for node in graph.nodes:
+    for node in itertools.chain.from_iterable(map(apart, graph.nodes)):
         given = [np.asarray(values[name], np.float64) for name in node.inputs]
         values[node.output] = y = reference.run(node.op, *given)
         before = [variance.get(name, np.zeros(1)) for name in node.inputs]

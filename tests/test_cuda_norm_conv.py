@@ -17,16 +17,18 @@ from test_cuda_conv import signs
 from test_cuda_parts import check
 
 import cnn
-from kernels.cuda.conv_gemm import CLUSTER, ENDINGS, WHOLE
+from kernels.cuda import sass
+from kernels.cuda.compiler import cubin
+from kernels.cuda.conv_gemm import CLUSTER, ENDINGS, PLANE, WHOLE
 from kernels.cuda.host import norm_conv
 from kernels.cuda.host.conv import conv_kernel
-from kernels.cuda.host.conv_choice import MMA_TILES
+from kernels.cuda.host.norm_conv import TILES
 from kernels.cuda.launch import CudaOptions
 from kernels.ops import BatchNorm, Conv2d, NormConv2d, Relu, Silu, TensorSpec
 
 WEIGHTS = (1, 2, 3, 4, 5, 6)
 DTYPES = ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
-SMALL = MMA_TILES[4]            # 64x64
+SMALL = TILES[3]                # 64x64
 OP = NormConv2d(BatchNorm(1e-3, Relu()), Conv2d(activation=Relu()))
 
 
@@ -59,8 +61,8 @@ def assert_as_apart(op, *inputs, dtype, tile, end, runner, before="norm_relu"):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tile", "end"), [
-    pytest.param(tile, end, marks=() if tile == SMALL or (tile, end) == (MMA_TILES[1], WHOLE)
-                 else pytest.mark.slow) for tile in MMA_TILES for end in ENDINGS], ids=str)
+    pytest.param(tile, end, marks=() if tile == SMALL or (tile, end) == (TILES[1], WHOLE)
+                 else pytest.mark.slow) for tile in TILES for end in ENDINGS], ids=str)
 def test_every_tile(tile, end, dtype, runner):
     """Pixels, channels and depth with a remainder, the second split shorter; the ring goes round.
     """
@@ -129,9 +131,18 @@ def test_when_the_two_are_one(norm, conv, shape, dtype, serves):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_resources(dtype, arch):
-    for kernel in norm_conv.kernels(dtype):
+@pytest.mark.parametrize("end", [WHOLE, *(pytest.param(end, marks=pytest.mark.slow)
+                                          for end in (PLANE, CLUSTER))])
+def test_resources(end, dtype, arch):
+    """Of two elements both become float32, are normalised, and become a word again."""
+    for tile in TILES:
+        kernel = conv_kernel(dtype, tile, "clip", end, "norm_relu")
+        assert kernel in norm_conv.kernels(dtype)
         assert_resources(kernel, arch)
+        counts = sass.loop_opcodes(cubin(kernel, arch), "HMMA")
+        fragments = tile.warp_m // 16 * 4 * tile.row_bytes // 32
+        assert sass.number(counts, "F2FP") == fragments
+        assert sass.number(counts, "FFMA") == 2 * fragments
 
 
 @pytest.mark.parametrize("device", ["emulator", "emulator:sm_90a", pytest.param(

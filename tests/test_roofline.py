@@ -194,7 +194,8 @@ def test_failure_is_one_sentence(run, arguments, sentence):
 
 NOTES = (Path(roofline.__file__).parent / "NOTES.md").read_text()
 NAMES = {"ResNet-50": "resnet50", "VGG-16": "vgg16", "MobileNetV2": "mobilenet_v2",
-         "EfficientNet-Lite0": "efficientnet_lite0", "SqueezeNet 1.1": "squeezenet1_1"}
+         "EfficientNet-Lite0": "efficientnet_lite0", "SqueezeNet 1.1": "squeezenet1_1",
+         "DenseNet-121": "densenet121"}
 
 
 def rows_of_notes(heading: str) -> list[list[str]]:

@@ -9,15 +9,12 @@ pixel nothing is stored.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-from .activation import activation
 from .ptx import Regs, asm_op, cuda, float32, uint32, uint64
-from .vector import STORAGE, arch, load
+from .vector import STORAGE, load
 
-# What happens to x: nothing, a batch norm, one with ReLU.
-BEFORE = {"": (-math.inf, math.inf), "norm": (-math.inf, math.inf), "norm_relu": (0.0, math.inf)}
+BEFORE = "", "norm", "norm_relu"    # what happens to x: nothing, a batch norm, one with ReLU
 DTYPES = ("float16", "bfloat16")
 PAIR_BYTES = 16             # fp32 scale, scale, shift and shift of two neighbouring channels
 
@@ -31,9 +28,7 @@ def normaliser(dtype: str, rows: int, before: str) -> Callable:
             """x is multiplied as it is."""
         return leave
 
-    low, high = BEFORE[before]
-    activate, widen, narrow = activation("clip", arch(dtype)), unpack(dtype), pack(dtype)
-    load_pair = load("float32", 4)
+    widen, narrow, load_pair = unpack(dtype), pack(dtype, before == "norm_relu"), load("float32", 4)
 
     @cuda.jit(device=True, inline="always")
     def normalise(a_frag, step, norm):
@@ -45,10 +40,8 @@ def normaliser(dtype: str, rows: int, before: str) -> Callable:
         for i in range(4 * rows):
             first = i % 4 // 2 * 4
             v = widen(a_frag[i])
-            a = activate(v[0] * numbers[first] + numbers[first + 2], float32(low), float32(high))
-            b = activate(v[1] * numbers[first + 1] + numbers[first + 3], float32(low),
-                         float32(high))
-            a_frag[i] = narrow(a, b)
+            a_frag[i] = narrow(v[0] * numbers[first] + numbers[first + 2],
+                               v[1] * numbers[first + 1] + numbers[first + 3])
 
     return normalise
 
@@ -60,7 +53,9 @@ def unpack(dtype: str) -> Callable:
                   Regs(float32, 2), [uint32], pure=True)
 
 
-def pack(dtype: str) -> Callable:
-    """Device function: two numbers, rounded to nearest -> a word of them."""
-    return asm_op(f"pack_{dtype}", STORAGE[dtype].narrow.format("$1", "$2", w="$0"), uint32,
-                  [float32, float32], pure=True)
+def pack(dtype: str, relu: bool) -> Callable:
+    """Device function: two numbers -> a word of them, rounded to nearest, negative ones as 0 if
+    `relu`: the instruction can do both."""
+    word = STORAGE[dtype].narrow.format("$1", "$2", w="$0")
+    return asm_op(f"pack_{dtype}", word.replace("cvt.rn.", "cvt.rn.relu.") if relu else word,
+                  uint32, [float32, float32], pure=True)

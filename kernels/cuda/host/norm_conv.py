@@ -18,6 +18,9 @@ from .conv import as_gemm, check_dtype, conv_kernel, prepare_gemm
 from .conv_choice import MMA_TILES, candidates
 from .conv_shape import Cut
 
+# Of 64x128, four of whose blocks share a multiprocessor, a thread has no register left.
+TILES = tuple(tile for tile in MMA_TILES if (tile.block_m, tile.block_n) != (64, 128))
+
 
 class Norm(NamedTuple):
     """What prepare_gemm needs of it. scale, shift: float32, of each channel of x."""
@@ -33,7 +36,7 @@ class Norm(NamedTuple):
 
 
 def kernels(dtype: str) -> list[Kernel]:
-    return [conv_kernel(dtype, tile, "clip", end, "norm_relu") for tile in MMA_TILES
+    return [conv_kernel(dtype, tile, "clip", end, "norm_relu") for tile in TILES
             for end in ENDINGS]
 
 
@@ -62,7 +65,7 @@ def prepare_norm_conv(op: NormConv2d, inputs: list[TensorSpec], output: TensorSp
     plain = as_gemm(op.conv, of_conv, output)
     estimated = candidates(plain.pixels, plain.group_out, plain.depth, 1, options.dtype, options)
     choice = Choice(tile, splits, cluster) if tile else next(
-        choice for _, choice in estimated if choice.tile in MMA_TILES)
+        choice for _, choice in estimated if choice.tile in TILES)
     before = "norm_relu" if op.norm.activation else "norm"
     norm = Norm(before, *scale_and_shift(op.norm, weights[:5]))
     return prepare_gemm(plain, op.conv.activation, weight, bias, options, choice, of_conv, norm)
