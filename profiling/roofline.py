@@ -141,7 +141,8 @@ def read_layers(name: str, batch: int, itemsize: int) -> list[Layer]:
 
 def cost(name: str, op: ops.Op, shapes: Sequence[ops.Shape], itemsize: int) -> Layer:
     """The layer of an op on inputs of these shapes, `itemsize` bytes an element."""
-    kind, tensor_cores = op.kind, isinstance(op, (ops.Linear, ops.Attention))
+    kind = op.kind
+    tensor_cores = isinstance(op, (ops.Linear, ops.Attention, ops.NormConv2d))
     if isinstance(op, ops.Conv2d):
         tensor_cores = op.groups == 1 or shapes[1][3] != 1
         kind = (f"{'conv' if tensor_cores else 'depthwise'} {shapes[1][1]}x{shapes[1][2]}"

@@ -74,6 +74,13 @@ def test_convolution_in_groups_runs_on_the_tensor_cores():
     assert grouped.flops == 2 * 8 * 8 * 64 * 16
 
 
+def test_a_convolution_that_normalises_what_it_reads():
+    op = ops.NormConv2d(ops.BatchNorm(1e-5, ops.Relu()), ops.Conv2d())
+    assert layer(op, (1, 8, 8, 32), *[(32,)] * 4, (64, 1, 1, 32)) == Layer(
+        "name", "NormConv2d", (1, 8, 8, 64), 2 * 8 * 8 * (64 * 32 + 32),
+        2 * (8 * 8 * (32 + 64) + 64 * 32 + 4 * 32), True)
+
+
 @pytest.mark.parametrize(("op", "kernel", "pixels"), [
     (ops.Conv2d((2, 2)), 1, 4 * 4),                             # three pixels of four are skipped
     (ops.Conv2d((3, 2)), 2, (2 + 2 + 2) * 8),                   # rows 0 1, 3 4, 6 7
