@@ -8,6 +8,7 @@ dense block, whose array outlives all that its layers compute, the second does.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,14 @@ def place(blocks: Sequence[Block]) -> int:
 
     # Most networks need no more than what is alive at once, already with the first.
     size = place_in_turn(blocks, by_size)
-    if size > alive_at_once(blocks) and place_in_turn(blocks, by_size_and_time) > size:
-        place_in_turn(blocks, by_size)
-    return max((block.offset + block.size for block in blocks), default=0)
+    if size > alive_at_once(blocks):
+        offsets = [block.offset for block in blocks]
+        other = place_in_turn(blocks, by_size_and_time)
+        if other < size:
+            return other
+        for block, offset in zip(blocks, offsets, strict=True):
+            block.offset = offset
+    return size
 
 
 def alive_at_once(blocks: Sequence[Block]) -> int:
@@ -146,15 +152,15 @@ def alive_at_once(blocks: Sequence[Block]) -> int:
 
 def place_in_turn(blocks: Sequence[Block], order: Callable[[Block], int]) -> int:
     """The same, with the blocks in this order."""
-    placed: list[Block] = []
+    placed: list[Block] = []            # by their offsets
     for block in sorted(blocks, key=order):
         block.offset = 0
-        for other in sorted(placed, key=lambda b: b.offset):
+        for other in placed:
             if block.meets(other):
                 if block.offset + block.size <= other.offset:
                     break
                 block.offset = max(block.offset, _aligned(other.offset + other.size))
-        placed.append(block)
+        insort(placed, block, key=lambda b: b.offset)
     return max((block.offset + block.size for block in placed), default=0)
 
 

@@ -17,14 +17,14 @@ class Step:
     kernel     name of the kernel, as `Model.summary` shows it
     bind       (inputs, output, workspace) -> the launches that compute output from inputs, as
                cpu/launch.py or cuda/launch.py has them. Inputs stand in the op's order and include
-               constant ones; every array is C-contiguous and of its spec's shape; workspace is
-               uint8, 64-byte aligned, and holds anything
+               constant ones; every array is of its spec's shape, and C-contiguous but for what
+               follows; workspace is uint8, 64-byte aligned, and holds anything
     workspace  bytes of scratch memory that a run needs
     strided    where it is not 0, bind also takes an output whose pixels, the rows of the last axis,
                are further apart than its channels: some channels of a Concat's output, where that
-               finds them. How many channels further, and how many of that output's stand before
-               its first one, must be multiples of this number. Of a Concat's inputs, those that lie
-               in its output already are None
+               finds them. How many there are of those from pixel to pixel, and before the first
+               one, must be multiples of this number. Of a Concat's inputs, those that lie in its
+               output already are None
     reads_strided
                the same of the first input
     """

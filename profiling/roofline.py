@@ -41,8 +41,8 @@ ASSUMPTIONS = [
     "Convolutions and Linear layers fill the tensor cores to the last tile; depthwise "
     "convolutions and all other layers run on the CUDA cores, as float32 does everywhere.",
     "FLOPs are two per multiply-accumulate; what is fused behind a layer costs bytes alone.",
-    "A layer is one launch, and launches take no time. A Concat of channels is none: what it joins "
-    "is written where it belongs.",
+    "A layer is one launch, and launches take no time. A Concat of channels is taken for "
+    "none, as if all that it joins were written where it belongs.",
 ]
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "tf32": 4, "float32": 4}
 
@@ -128,7 +128,7 @@ def operations(source: Graph, batch: int) -> list[tuple[str, ops.Op, tuple[ops.S
 
 
 def joins_channels(node: Node, specs: Mapping[str, ops.TensorSpec]) -> bool:
-    """Whether it is a Concat whose inputs can be written where they belong."""
+    """Whether it is a Concat of channels: at best all that it joins is written where it belongs."""
     rank = len(specs[node.output].shape)
     return isinstance(node.op, ops.Concat) and ops.normal_axis(node.op.axis, rank) == rank - 1
 

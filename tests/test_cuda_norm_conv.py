@@ -100,7 +100,7 @@ def test_nan_and_infinity_travel_as_apart(runner):
 
 def test_what_is_normalised_may_be_a_part_of_a_concats_memory(runner):
     check(OP, *arrays(2, 5, 6, 40, 24), weights=WEIGHTS, dtype="float16", tile=SMALL,
-          kernel="conv_mma_norm_relu_", runner=runner, unit=8, reads=8)
+          kernel="conv_mma_norm_relu_", runner=runner)
 
 
 def test_the_choice_is_among_tiles_of_mma_sync():

@@ -41,20 +41,21 @@ def within(array, unit):
     return wide[..., unit:unit + channels]
 
 
-def check(op, *inputs, dtype, weights=(), kernel, runner, unit, reads=0, arch="sm_90a", **choice):
-    """unit, reads: what Step says of its output and its first input."""
+def check(op, *inputs, dtype, weights=(), kernel, runner, reads=True, arch="sm_90a", **choice):
+    """reads: whether the first input may be a part, too."""
     given = [np.asarray(array, np.float32) if i in weights else rounded(array, dtype)
              for i, array in enumerate(inputs)]
     step = prepare(op, given, dtype, weights,
                    CudaOptions(dtype=dtype, arch=arch, multiprocessors=4, upload=uploader(runner)),
                    **choice)
     assert step.kernel.startswith(kernel), step.kernel
-    assert (step.strided, step.reads_strided) == (unit, reads)
+    unit = 8 if dtype == "float32" else 16          # 32 bytes
+    assert (step.strided, step.reads_strided) == (unit, unit * reads)
     shape = ops.known(op.output_shape(*(array.shape for array in inputs)))
     apart = run(op, *inputs, dtype=dtype, weights=weights, kernel=kernel, runner=runner, arch=arch,
                 **choice)
     if reads:
-        given[0] = within(given[0], reads)
+        given[0] = within(given[0], unit)
     found = run_step(step, given, TensorSpec(shape, storage(dtype)), runner, unit)
     np.testing.assert_array_equal(bits(found), bits(apart))
 
@@ -62,17 +63,16 @@ def check(op, *inputs, dtype, weights=(), kernel, runner, unit, reads=0, arch="s
 # ---- convolutions -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("end", [WHOLE, PLANE, CLUSTER])
-@pytest.mark.parametrize(("outputs", "units"), [(24, (8, 4, 8)), (20, (1, 4, 1)), (9, (1, 1, 1))])
+@pytest.mark.parametrize("outputs", [32, 24, 20, 9])
 @pytest.mark.parametrize(("dtype", "tile"), [
     ("float16", WGMMA), pytest.param("float16", small("float16"), marks=pytest.mark.slow)],
     ids=["wgmma", "mma"])
-def test_convolutions(dtype, tile, outputs, units, end, runner):
+def test_convolutions(dtype, tile, outputs, end, runner):
     """Whole chunks of y; rows that are not aligned; and what adds up planes of splits."""
     skip_on_others(runner, "wgmma needs sm_90a", lambda arch: arch == "sm_90a")
     check(SAME, *arrays(signs, 2, 5, 6, 40, outputs, (3, 3)), weights=(1, 2), dtype=dtype,
           tile=tile, splits=1 if end == WHOLE else 3, cluster=end == CLUSTER,
-          kernel=conv.conv_kernel(dtype, tile, "clip", end).name, runner=runner,
-          unit=units[(WHOLE, PLANE, CLUSTER).index(end)], reads=8)
+          kernel=conv.conv_kernel(dtype, tile, "clip", end).name, runner=runner)
 
 
 @pytest.mark.parametrize(("op", "shape"), [
@@ -85,7 +85,7 @@ def test_convolutions(dtype, tile, outputs, units, end, runner):
 def test_windows_of_parts(op, shape, runner):
     skip_on_others(runner, "wgmma needs sm_90a", lambda arch: arch == "sm_90a")
     check(op, *arrays(signs, *shape), weights=(1, 2), dtype="float16", tile=WGMMA, splits=1,
-          kernel="conv_wgmma_", runner=runner, unit=8, reads=8)
+          kernel="conv_wgmma_", runner=runner)
 
 
 @pytest.mark.parametrize(("op", "shape"), [
@@ -94,28 +94,26 @@ def test_windows_of_parts(op, shape, runner):
     ids=["folded", "patches"])
 def test_what_is_not_read_pixel_by_pixel_can_be_no_part(op, shape, runner):
     check(op, *arrays(signs, *shape), weights=(1, 2), dtype="float16", tile=small("float16"),
-          splits=1, kernel="conv_mma_", runner=runner, unit=8, reads=0)
+          splits=1, kernel="conv_mma_", runner=runner, reads=False)
 
 
 def test_linear_layers(runner):
     rng = np.random.default_rng(0)
     check(ops.Linear(), signs(rng, 9, 40), signs(rng, 24, 40), signs(rng, 24), weights=(1, 2),
-          dtype="float16", tile=small("float16"), splits=1, kernel="conv_mma_", runner=runner,
-          unit=8, reads=8)
+          dtype="float16", tile=small("float16"), splits=1, kernel="conv_mma_", runner=runner)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolutions_on_cuda_cores(groups, runner):
     check(Conv2d(groups=groups), *arrays(signs, 2, 5, 6, 24, 48, (3, 3), groups), weights=(1, 2),
-          dtype="float32", tile=small("float32"), splits=1, kernel="conv_simt_", runner=runner,
-          unit=4, reads=4)
+          dtype="float32", tile=small("float32"), splits=1, kernel="conv_simt_", runner=runner)
 
 
 def test_convolutions_from_pixels_in_shared_memory(runner):
     skip_on_others(runner, "wgmma needs sm_90a", lambda arch: arch == "sm_90a")
     with test_cuda_conv_halo.chosen(test_cuda_conv_halo.SMALL):
         check(SAME, *arrays(signs, 2, 6, 9, 64, 72, (3, 3)), weights=(1, 2), dtype="float16",
-              kernel="conv_halo_", runner=runner, unit=8)
+              kernel="conv_halo_", runner=runner, reads=False)
 
 
 @pytest.mark.parametrize("kernel", ["conv_halo_", "conv_wgmma_"])
@@ -124,7 +122,7 @@ def test_what_walks_through_y_and_a_residual_writes_no_part(kernel):
     x = y = TensorSpec((8, 31, 30, 64), "float16")
     specs = [x, TensorSpec(weight.shape), TensorSpec(bias.shape)]
     with test_cuda_conv_halo.chosen(test_cuda_conv_halo.SMALL):
-        for residual, unit in ((), 8), ((y,), 0):
+        for residual, unit in ((), 16), ((y,), 0):
             step = conv.prepare_conv2d(
                 SAME, [*specs, *residual], y, [None, weight, bias, None],
                 CudaOptions(dtype="float16", arch="sm_90a", multiprocessors=4),
@@ -136,36 +134,34 @@ def test_what_walks_through_y_and_a_residual_writes_no_part(kernel):
 # ---- all others -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("channels", "lanes"), [(16, (4, 8)), (12, (4, 4)), (5, (1, 1))])
-def test_batch_norms_read_and_write_parts(channels, lanes, dtype, runner):
+@pytest.mark.parametrize("channels", [32, 12, 5])
+def test_batch_norms_read_and_write_parts(channels, dtype, runner):
     rng = np.random.default_rng(0)
-    unit = lanes[dtype == "float16"]
     check(ops.BatchNorm(1e-3, ops.Relu()), normal(rng, 2, 3, 5, channels),
           *(normal(rng, channels) for _ in range(3)), rng.uniform(0.1, 2, channels),
-          weights=(1, 2, 3, 4), dtype=dtype, kernel="batch_norm_", runner=runner, unit=unit,
-          reads=unit)
+          weights=(1, 2, 3, 4), dtype=dtype, kernel="batch_norm_", runner=runner)
 
 
 @pytest.mark.parametrize("op", [ops.MaxPool2d((3, 3), (2, 2), (1, 1, 1, 1)),
                                 ops.MaxPool2d((5, 5), (1, 1), (2, 2, 2, 2)),
                                 ops.AvgPool2d((2, 2), (2, 2))], ids=["3x3", "5x5", "avg"])
-@pytest.mark.parametrize(("channels", "unit"), [(16, 8), (6, 2)])
-def test_pools_read_and_write_parts(op, channels, unit, runner):
+@pytest.mark.parametrize("channels", [32, 6])
+def test_pools_read_and_write_parts(op, channels, runner):
     check(op, normal(np.random.default_rng(0), 2, 7, 9, channels), dtype="float16",
-          kernel="avg_" if isinstance(op, ops.AvgPool2d) else "max_", runner=runner, unit=unit,
-          reads=unit)
+          kernel="avg_" if isinstance(op, ops.AvgPool2d) else "max_", runner=runner)
 
 
-@pytest.mark.parametrize(("widths", "unit"), [((8, 24, 16), 8), ((3, 5, 4), 4), ((3, 5, 6), 2)])
+@pytest.mark.parametrize("widths", [(8, 24, 16), (3, 5, 4), (3, 5, 6), (8, 4, 4), (2, 2, 12)])
 @pytest.mark.parametrize("there", [(), (0,), (1, 2)])
-def test_concats_copy_into_a_part_what_is_not_there_yet(there, widths, unit):
-    rng = np.random.default_rng(0)
+def test_concats_copy_into_a_part_what_is_not_there_yet(there, widths):
+    """Of a step that more is a multiple of than of their own width."""
+    rng, unit = np.random.default_rng(0), 16
     given = [rounded(integers(rng, 2, 3, 5, width), "float16") for width in widths]
     step = prepare(ops.Concat(-1), given, "float16", (), CudaOptions(dtype="float16"))
     assert step.strided == unit
     joined = np.concatenate(given, -1)
     *places, channels = joined.shape
-    wide = np.full((*places, channels + 2 * unit), 77, np.float16)
+    wide = np.full((*places, unit + 64), 77, np.float16)
     part, starts = wide[..., unit:unit + channels], np.cumsum([0, *widths])
     for i in there:
         part[..., starts[i]:starts[i + 1]] = given[i]
@@ -236,8 +232,9 @@ def device(request):
 
 @pytest.mark.parametrize(("build", "copied"), [
     (fires, {}), (dense(16), {}), (aggregation, {}), (pyramid, {}),
-    # The norm of 72 channels reads 8 at a time, of which 92 are no multiple.
-    (dense(20), {"2.concat": "concat_copy_b16x4"})],
+    # Of 92 channels no part can be.
+    (dense(20), {"0.concat": "concat_copy_b16x4", "1.concat": "concat_copy_b16x4",
+                 "2.concat": "concat_copy_b16x4"})],
     ids=["fires", "dense", "aggregation", "pyramid", "odd"])
 def test_no_concat_copies_what_can_lie_there(build, copied, device, tmp_path, monkeypatch):
     """And where all is copied, bits are the same."""

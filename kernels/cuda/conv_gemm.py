@@ -94,10 +94,10 @@ class Tile(NamedTuple):
 # x, norm (conv_norm.py), weight [groups][tiles along n][slices], bias (fp32, [groups][rows padded
 # to block_n]), residual, has_residual, y, low, high, pixels, elements from a pixel of y (and of the
 # residual) to the next, out_channels of a group, padded rows of a group, whole (1: all chunks of y
-# are whole and aligned), pointwise (1: each row is the pixel of x that has its number), chunks of a
-# pixel, height, width, stride (h, w), top, left, dilation (h, w), kernel_h, steps of the tap (next
-# column, next row), slices, slices of one split, then divisors: tiles along n, out_width,
-# out_height, chunks of a pixel in one group, kernel_w.
+# are whole and aligned), pointwise (1: each row is the pixel of x that has its number), chunks from
+# a pixel of x to the next, height, width, stride (h, w), top, left, dilation (h, w), kernel_h,
+# steps of the tap (next column, next row), slices, slices of one split, then divisors: tiles along
+# n, out_width, out_height, chunks of a pixel in one group, kernel_w.
 # Grid: tiles, splits, groups.
 SIGNATURE = (("pointer",) * 5 + ("uint32", "pointer") + ("float32",) * 2 + ("uint32",) * 20
              + DIVISOR * 5)

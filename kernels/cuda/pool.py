@@ -73,7 +73,7 @@ def window(kind: str, dtype: str, lanes: int, kernel_h: int, kernel_w: int) -> C
     return pool
 
 
-# All pixels: a warp takes 8 vectors of channels, 128 bytes of a pixel, of 4 pixels at a time, and
+# All pixels: a warp takes 8 vectors of channels, 128 bytes at most, of 4 pixels at a time, and
 # each thread has several loads in flight. What lanes found is combined by shuffles, what the warps
 # of a block found in shared memory, in one order always. Where there are channels and images enough
 # to keep all warps busy, each has some to itself, and the block no barrier: to read 49 pixels takes
@@ -167,9 +167,9 @@ def whole(kind: str, source: str, target: str, lanes: int, warps: int) -> Callab
 
 @cuda.jit(device=True, inline="always")
 def quotient(a, b, reciprocal):
-    """a / b, rounded to nearest as by a division, which branches, for results from 2 ** -100 on;
-    reciprocal: 1 / b, rounded so. (Markstein 1990, "Computation of Elementary Functions on the IBM
-    RISC System/6000 Processor".)"""
+    """a / b, rounded to nearest as by a division, which branches, for results from 2 ** -100 on and
+    b below 2 ** 24 - 1; reciprocal: 1 / b, rounded so. (Markstein 1990, "Computation of Elementary
+    Functions on the IBM RISC System/6000 Processor".)"""
     near = float32(a * reciprocal)
     nearest = cuda.fma(cuda.fma(-near, b, a), reciprocal, near)
     return nearest if nearest == nearest else near      # infinity - infinity is none

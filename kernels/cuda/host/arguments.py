@@ -4,11 +4,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ops import TensorSpec, count
+from .. import vector
 from ..index import divisor
 
 Grid = tuple[int, int, int]
 MOST_ELEMENTS = (1 << 31) - 1
 MOST_AXES = 4       # that kernels walk over
+SECTOR = 32         # bytes, the least that L1 and L2 fetch
 
 
 def check_sizes(what: str, *specs: TensorSpec) -> None:
@@ -18,6 +20,14 @@ def check_sizes(what: str, *specs: TensorSpec) -> None:
             raise ValueError(f"{what}: a tensor of shape {spec.shape} has {count(spec.shape):,} "
                              f"elements; the CUDA kernels index at most {MOST_ELEMENTS:,}. Use a "
                              f"smaller batch")
+
+
+def part_unit(dtype: str) -> int:
+    """Step's number for kernels that take parts: channels of a sector. Then every access of theirs
+    is aligned. And no sector has two parts, of which a kernel might read one and write the other:
+    the kernel after it may be on that multiprocessor already, and would find in L1 what was there
+    before (overlap.py; reads are ld.global.nc)."""
+    return SECTOR // vector.STORAGE[dtype].bytes
 
 
 def blocks(items: int, per_block: int) -> Grid:

@@ -17,7 +17,7 @@ from ..compiler import Kernel, number_of
 from ..conv_gemm import CLUSTER, ENDINGS, PLANE, WHOLE, Tile
 from ..launch import Choice, CudaOptions, Launch
 from . import conv_halo, conv_image, depthwise
-from .arguments import check_sizes
+from .arguments import check_sizes, part_unit
 from .conv_choice import TILES, choose
 from .conv_shape import (
     Conv,
@@ -30,9 +30,8 @@ from .conv_shape import (
     pack_bias,
     patched,
     problem,
-    whole,
 )
-from .splitk import lanes_of, reduction
+from .splitk import reduction
 from .weights import stored
 
 if TYPE_CHECKING:
@@ -200,7 +199,8 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
     plane_bytes = cut.splits * conv.pixels * conv.out_channels * 4 if end == PLANE else 0
 
     residual, same_pixels = len(inputs) > 3, known(inputs[0].shape)[-1] == conv.channels
-    reads = lanes if same_pixels and not conv.fold else 0
+    unit = part_unit(stored_as(dtype))
+    reads = unit if same_pixels and not conv.fold else 0
 
     def bind(arrays: Sequence[Array], y: Array, workspace: Array) -> list[Launch]:
         launches = []
@@ -224,7 +224,6 @@ def prepare_gemm(plain: Conv, activation: Unary | None, weight: Array, bias: Arr
                                   conv.out_channels, packed_bias, last, y))
         return launches
 
-    stores = lanes_of(conv.out_channels) if end == PLANE else lanes if whole(conv, lanes) else 1
     # The kernel walks through y and residual in the same steps.
-    return Step(kernel.name, bind, image_bytes + plane_bytes, strided=0 if residual else stores,
+    return Step(kernel.name, bind, image_bytes + plane_bytes, strided=0 if residual else unit,
                 reads_strided=reads)

@@ -18,7 +18,7 @@ from ..conv_halo import ARCH, CHANNELS, OUTPUTS, REACH, RUN, HaloTile
 from ..conv_sums import spread
 from ..index import divisor
 from ..launch import CudaOptions, Launch
-from .arguments import Grid
+from .arguments import Grid, part_unit
 from .weights import stored
 
 DTYPES = ("float16", "bfloat16")
@@ -128,7 +128,7 @@ def prepare_conv_halo(op: Conv2d, inputs: list[TensorSpec], output: TensorSpec,
                                       pixel_step(y), *numbers))]
 
     # The kernel walks through y and residual in the same steps.
-    return Step(kernel.name, bind, strided=0 if len(inputs) > 3 else RUN)
+    return Step(kernel.name, bind, strided=0 if len(inputs) > 3 else part_unit(dtype))
 
 
 def pack(weight: Array, n_tiles: int) -> Array:

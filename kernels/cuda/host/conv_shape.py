@@ -175,19 +175,14 @@ def pack_bias(bias: Array | None, conv: Conv, cut: Cut, padded: bool) -> Array:
     return packed if padded else np.ascontiguousarray(packed[:, :conv.group_out])
 
 
-def whole(conv: Conv, lanes: int) -> bool:
-    """Whether all chunks of y are whole and aligned."""
-    return conv.group_out % lanes == 0
-
-
 def arguments(conv: Conv, lanes: int, cut: Cut, x_step: int) -> tuple[int, ...]:
     """The numbers of conv_gemm.SIGNATURE behind the step of y; steps that go back wrap around.
     x_step: elements from a pixel of x to the next."""
     chunks, group_chunks = x_step // lanes, conv.group_channels // lanes
     next_column = conv.dilation[1] * chunks - group_chunks
     next_row = (conv.dilation[0] * conv.width - conv.kernel[1] * conv.dilation[1]) * chunks
-    return (conv.group_out, cut.padded_out, int(whole(conv, lanes)), int(conv.pointwise), chunks,
-            conv.height, conv.width, *conv.stride, conv.top, conv.left, *conv.dilation,
+    return (conv.group_out, cut.padded_out, int(conv.group_out % lanes == 0), int(conv.pointwise),
+            chunks, conv.height, conv.width, *conv.stride, conv.top, conv.left, *conv.dilation,
             conv.kernel[0], next_column % (1 << 32), next_row % (1 << 32), cut.slices,
             cut.split_slices, *divisor(cut.n_tiles), *divisor(conv.out_width),
             *divisor(conv.out_height), *divisor(group_chunks), *divisor(conv.kernel[1]))

@@ -25,7 +25,7 @@ from .. import copy, vector
 from ..compiler import Kernel
 from ..index import divisor
 from ..launch import Launch
-from .arguments import MOST_AXES, blocks, check_sizes, four_axes
+from .arguments import MOST_AXES, blocks, check_sizes, four_axes, part_unit
 from .weights import stored
 
 LEAST_SIDE = 8      # of a matrix worth a tile of 32; three planes of a photo are not
@@ -128,9 +128,8 @@ def prepare_concat(op: Concat, inputs: list[TensorSpec], output: TensorSpec,
         step = pixel_step(y) if of_channels else width
         return [part(i, step)[1](x, y) for i, x in enumerate(arrays) if x is not None]
 
-    kernels = [part(i, width)[0] for i in range(len(inputs))]
-    widest = max(kernel.config[-1] for kernel in kernels)       # elements of an access
-    return Step(f"concat_{kernels[0].name}", bind, strided=widest if of_channels else 0)
+    return Step(f"concat_{part(0, width)[0].name}", bind,
+                strided=part_unit(output.dtype) if of_channels else 0)
 
 
 def prepare_slice(op: Slice, inputs: list[TensorSpec], output: TensorSpec,

@@ -12,7 +12,7 @@ from ..activation import activation_of
 from ..compiler import Kernel
 from ..index import divisor
 from ..launch import CudaOptions, Launch
-from .arguments import blocks, check_sizes
+from .arguments import blocks, check_sizes, part_unit
 
 
 def kernel_of(dtype: str, lanes: int, activation: str) -> Kernel:
@@ -42,4 +42,5 @@ def prepare_batch_norm(op: BatchNorm, inputs: list[TensorSpec], output: TensorSp
                        (arrays[0], scale, shift, y, threads, pixels, pixel_step(arrays[0]),
                         pixel_step(y), *divisor(vectors), *bounds))]
 
-    return Step(kernel.name, bind, strided=lanes, reads_strided=lanes)
+    unit = part_unit(output.dtype)
+    return Step(kernel.name, bind, strided=unit, reads_strided=unit)

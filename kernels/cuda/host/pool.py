@@ -13,7 +13,7 @@ from .. import pool, vector
 from ..compiler import Kernel
 from ..index import divisor
 from ..launch import CudaOptions, Launch
-from .arguments import blocks, check_sizes
+from .arguments import blocks, check_sizes, part_unit
 
 COMPILED_IN = ((2, 2), (3, 3))      # windows whose taps are unrolled
 # The kind of `pool.whole`, and those of its two halves.
@@ -76,7 +76,8 @@ def prepare_pool2d(op: ops.MaxPool2d | ops.AvgPool2d, inputs: list[TensorSpec], 
         return [Launch(kernel, blocks(threads, kernel.threads), (
             x, y, threads, pixel_step(x), pixel_step(y), *numbers))]
 
-    return Step(kernel.name, bind, strided=lanes, reads_strided=lanes)
+    unit = part_unit(output.dtype)
+    return Step(kernel.name, bind, strided=unit, reads_strided=unit)
 
 
 def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output: TensorSpec,

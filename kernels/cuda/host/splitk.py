@@ -24,17 +24,13 @@ def kernels(dtype: str) -> list[Kernel]:
     return [kernel_of(STORED_AS.get(dtype, dtype), lanes, "clip") for lanes in (4, 1)]
 
 
-def lanes_of(channels: int) -> int:
-    """Channels of a thread. The sums are most of the traffic: 8 channels of a 16-bit y would need
-    two accesses of them, and give a small late layer half as many threads."""
-    return vector.lanes("float32", channels)
-
-
 def reduction(dtype: str, activation: Unary | None, sums: Array, splits: int, pixels: int,
               channels: int, bias: Array, residual: Array | None, y: Array) -> Launch:
     """y = activation(sum of sums [splits, pixels, channels] + bias [channels] + residual)."""
     name, low, high = activation_of(activation)
-    lanes = lanes_of(channels)
+    # The sums are most of the traffic. 8 channels of a 16-bit y would need two accesses of them,
+    # and give a small late layer half as many threads.
+    lanes = vector.lanes("float32", channels)
     threads = pixels * channels // lanes
     added = (sums, 0) if residual is None else (residual, 1)
     return Launch(kernel_of(dtype, lanes, name), blocks(threads, splitk.THREADS),
