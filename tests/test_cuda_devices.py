@@ -176,7 +176,7 @@ def test_a_photo_is_what_the_cpu_says(arch):
 
 @pytest.mark.parametrize(("name", "dtype"), [
     pytest.param(name, dtype, marks=[pytest.mark.slow] * (
-        dtype == "tf32" or (name == "rarer_layers" and dtype != "float16")))
+        dtype == "tf32" or name == "rarer_layers"))
     for name in NETWORKS for dtype in ("float32", "tf32", "float16")])
 def test_torchs_networks_by_hand(name, dtype):
     with np.load(FILE) as file:

@@ -145,8 +145,9 @@ def test_resources(end, dtype, arch):
         assert sass.number(counts, "FFMA") == 2 * fragments
 
 
-@pytest.mark.parametrize("device", ["emulator", "emulator:sm_90a", pytest.param(
-    "cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device", [
+    pytest.param("emulator", marks=pytest.mark.slow), "emulator:sm_90a",
+    pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_network_stores_no_norm_but_what_is_asked_for(device, tmp_path):
     net = networks.Builder(0, 16)
     x = net.max_pool(net.conv("input", "stem", 16, 3, stride=2), "pool", 2, stride=2)

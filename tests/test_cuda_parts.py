@@ -221,8 +221,8 @@ def pyramid(net):
                "head", 10)
 
 
-@pytest.fixture(params=["emulator", "emulator:sm_90a", "stand-in",
-                        pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[pytest.param("emulator", marks=pytest.mark.slow), "emulator:sm_90a",
+                        "stand-in", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     if request.param == "stand-in":
         request.getfixturevalue("machine")()
