@@ -88,10 +88,11 @@ class Memory:
 
 
 class Here(threading.local):
-    """Of a thread: the devices and the streams that it has entered, the current one last."""
+    """Of a thread: the devices and, on each of them, the streams that it has entered, the current
+    one last."""
 
     def __init__(self):
-        self.devices, self.streams = [0], [Stream.null]
+        self.devices, self.streams, self.entered = [0], {}, []
 
     @property
     def device(self):
@@ -99,7 +100,10 @@ class Here(threading.local):
 
     @property
     def stream(self):
-        return self.streams[-1]
+        return self.stream_of(self.device)
+
+    def stream_of(self, device):
+        return self.streams.get(device, [Stream.null])[-1]
 
 
 class Device:
@@ -121,13 +125,19 @@ class Stream:
     def __init__(self, cupy=None, null=False, non_blocking=False, ptds=False):
         self.cupy, self.immediate, self.queue, self.captured = cupy, null, deque(), None
         self.ptr = 0 if null else 2 if ptds else next(self.pointers)
+        self.device_id = -1 if null or ptds else here.device
 
     def __enter__(self):
-        here.streams.append(self)
+        """On its own device only, whose current stream it becomes."""
+        if self.device_id not in (-1, here.device):
+            raise RuntimeError(f"The device that the stream is created on ({self.device_id}) does "
+                               f"not match with the current device ({here.device})")
+        here.entered.append(here.device)
+        here.streams.setdefault(here.device, [Stream.null]).append(self)
         return self
 
     def __exit__(self, *error):
-        here.streams.pop()
+        here.streams[here.entered.pop()].pop()
 
     def put(self, work):
         if self.captured is not None:
@@ -319,7 +329,8 @@ class FakeCupy:
                                    funcGetAttribute=lambda kind, _: 40 if kind == 4 else 1024,
                                    occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 2),
             Event=lambda **options: Event(self, **options),
-            get_current_stream=lambda device_id=-1: here.stream,
+            get_current_stream=lambda device_id=-1: (
+                here.stream if device_id == -1 else here.stream_of(device_id)),
             get_elapsed_time=self.elapsed, alloc_pinned_memory=self.alloc_pinned,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             nvtx=SimpleNamespace(RangePush=lambda name: None, RangePop=lambda: None))
