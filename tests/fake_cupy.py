@@ -75,16 +75,23 @@ class ndarray(np.ndarray):
             stream.synchronize()
         return host
 
+    def copy(self, order="C"):
+        """By a kernel that CuPy compiles, even where nothing but bytes is to be copied."""
+        self.cupy.compiled += 1
+        there = self.cupy.empty(self.shape, self.dtype)
+        here.stream.put(lambda: np.copyto(np.asarray(there), np.asarray(self)))
+        return there
+
 
 class Memory:
     """What CuPy's MemoryPointer is to an array."""
 
     def __init__(self, array):
         self.bytes = np.asarray(array).reshape(-1).view(np.uint8)
-        self.ptr, self.device_id = self.bytes.ctypes.data, array.index
+        self.ptr, self.device_id = np.asarray(array).ctypes.data, array.index
 
-    def copy_from_device_async(self, source, size, stream):
-        stream.put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
+    def copy_from_device_async(self, source, size, stream=None):
+        (stream or here.stream).put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
 
 
 class Here(threading.local):
@@ -288,6 +295,7 @@ class FakeCupy:
     calls         what ran: name, grid, block, args, shared, device, early, cluster
     replays       launches of graphs
     host_copies   between the host and a GPU
+    compiled      uses of a kernel that CuPy compiles by NVRTC
     illegal       names of kernels that make an illegal access
     free          bytes of memory that are left on each GPU
     unused        more bytes, which the pool keeps and gives back when it is told to
@@ -305,7 +313,7 @@ class FakeCupy:
         self.replays, self.illegal, self.dead, self.pinned = 0, set(), None, []
         self.free, self.page, self.pinned_free = free, 1, 1 << 40
         self.unused = self.module_bytes = self.graph_bytes = 0
-        self.host_copies = self.load_status = 0
+        self.host_copies = self.compiled = self.load_status = 0
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.meanwhile = lambda: None
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
@@ -385,10 +393,10 @@ class FakeCupy:
             self._free_all_blocks()
         if taken > self.free:
             raise OutOfMemoryError(f"Out of memory allocating {bytes_:,} bytes")
-        memory = np.full(shape, 0xFF if dtype == np.uint8 else np.nan, dtype)
+        memory = np.full(bytes_, 0xFF, np.uint8)
         self._take(taken)
         weakref.finalize(memory, self._take, -taken)
-        return self.asarray(memory)
+        return self.asarray(memory.view(dtype).reshape(shape))
 
     def driver_takes(self, size, owner):
         """Which asks no pool for more."""

@@ -120,6 +120,7 @@ def test_arrays_may_lie_at_any_address(machine, dtype):
         part = memory[first:first + 64]
         found = kernels.add(kernels.relu(part), part)
         np.testing.assert_array_equal(cupy.asnumpy(found), np.maximum(part, 0) + np.array(part))
+    assert cupy.compiled == 0
 
 
 def test_an_empty_array_needs_no_launch(machine):

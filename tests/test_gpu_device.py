@@ -141,6 +141,7 @@ def test_arrays_of_the_gpu_may_lie_at_any_address(cupy, small_model):
         found = model.predict(batch)
         assert isinstance(found, cupy.ndarray)
         np.testing.assert_array_equal(cupy.asnumpy(found), emulated.predict(np.array(batch)))
+    assert cupy.compiled == 0
 
 
 def test_photos_go_up_as_bytes(cupy, small_model):
