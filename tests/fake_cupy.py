@@ -114,14 +114,25 @@ class Here(threading.local):
 
 
 class Device:
+    cupy = None
+
     def __init__(self, index):
         self.id = index
 
     def __enter__(self):
+        if self.id != here.device:
+            self.set()
         here.devices.append(self.id)
 
     def __exit__(self, *error):
         here.devices.pop()
+        self.set()
+
+    def set(self):
+        """cudaSetDevice, which "may also return error codes from previous, asynchronous launches"
+        """
+        if self.cupy.devices_fail:
+            self.cupy.check()
 
 
 class Stream:
@@ -297,6 +308,7 @@ class FakeCupy:
     host_copies   between the host and a GPU
     compiled      uses of a kernel that CuPy compiles by NVRTC
     illegal       names of kernels that make an illegal access
+    devices_fail  whether one can not even change the device after that
     free          bytes of memory that are left on each GPU
     unused        more bytes, which the pool keeps and gives back when it is told to
     module_bytes  of that memory, which the driver takes for a module that is loaded
@@ -314,6 +326,7 @@ class FakeCupy:
         self.free, self.page, self.pinned_free = free, 1, 1 << 40
         self.unused = self.module_bytes = self.graph_bytes = 0
         self.host_copies = self.compiled = self.load_status = 0
+        self.devices_fail = False
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.meanwhile = lambda: None
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
@@ -327,7 +340,7 @@ class FakeCupy:
                 "name": b"Fake GPU", "major": capabilities[i][0], "minor": capabilities[i][1],
                 "multiProcessorCount": multiprocessors, "l2CacheSize": 1 << 16,
                 "maxThreadsPerMultiProcessor": 2048})
-        Stream.null = Stream(self, null=True)
+        Stream.null, Device.cupy = Stream(self, null=True), self
         here.__init__()
         self.cuda = SimpleNamespace(
             runtime=runtime, Device=Device, function=SimpleNamespace(Module=lambda: Module(self)),

@@ -285,17 +285,17 @@ def load(kernel: Kernel, index: int) -> Any:
     """The kernel as a function of CuPy on a device, compiled if need be."""
     found, driver = gpu(index), cupy().cuda.driver
     code = _cubin(kernel, found.arch)
-    with cupy().cuda.Device(index):
-        module = cupy().cuda.function.Module()
-        try:
+    try:
+        with cupy().cuda.Device(index):
+            module = cupy().cuda.function.Module()
             with_room(lambda: module.load(code))
             function = module.get_function(kernel.name)
             if kernel.shared_bytes > OPT_IN_SHARED:
                 driver.funcSetAttribute(function.ptr, DYNAMIC_SHARED_SIZE, kernel.shared_bytes)
-        except faults() as error:
-            raise refusal(error)(f"{kernel.name}, compiled for {found.arch}, could not be loaded "
-                                 f"on GPU {index}, {found.name}: {explain(error, index)}"
-                                 f"{_remedy(error, found.arch)}") from error
+    except faults() as error:
+        raise refusal(error)(f"{kernel.name}, compiled for {found.arch}, could not be loaded "
+                             f"on GPU {index}, {found.name}: {explain(error, index)}"
+                             f"{_remedy(error, found.arch)}") from error
     return function
 
 
