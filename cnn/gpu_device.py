@@ -159,11 +159,9 @@ class CudaDevice(CudaKernels):
     # ---- in and out ---------------------------------------------------------------------------
 
     def adopt(self, array: Any) -> Any:
-        cupy = self._cupy
-        if not isinstance(array, cupy.ndarray):
+        if not isinstance(array, self._cupy.ndarray):
             with self.guard:
-                array = (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
-                         else cupy.from_dlpack(array))
+                array = gpu.adopted(array)
         index = array.data.device_id        # array.device is an object, made anew
         if index != self.index:
             raise DeviceError(f"the array lies on GPU {index} and the model runs on "

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 
 from kernels.axes import flat_pixels
@@ -387,12 +388,18 @@ class FakeCupy:
         return any(np.shares_memory(array, memory) for memory in self.pinned)
 
     def asarray(self, array):
-        memory = np.array(array.memory if hasattr(array, "memory") else array, copy=None)
+        """By __cuda_array_interface__ bfloat16 comes as two bytes of no meaning."""
+        memory = getattr(array, "memory", array)
+        found = self.from_dlpack(memory)
+        if memory is not array and memory.dtype == ml_dtypes.bfloat16:
+            found = found.view("V2")
+        return found
+
+    def from_dlpack(self, array):
+        memory = np.array(getattr(array, "memory", array), copy=None)
         found = memory.view(ndarray)
         found.index, found.cupy = here.device, self
         return found
-
-    from_dlpack = asarray
 
     def ascontiguousarray(self, array):
         return self.asarray(np.ascontiguousarray(array))

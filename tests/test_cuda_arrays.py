@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import fake_cupy
+import ml_dtypes
 import numpy as np
 import pytest
 from checks import integers
@@ -74,6 +75,16 @@ def test_foreign_arrays_are_taken_by_either_protocol(machine):
     dlpack = SimpleNamespace(__dlpack_device__=lambda: (2, 0), memory=x)
     for foreign in (interface, dlpack):
         np.testing.assert_array_equal(kernels.relu(foreign), np.maximum(host, 0))
+
+
+def test_a_foreign_array_of_bfloat16(machine):
+    """Of a library that speaks both protocols, as PyTorch does."""
+    host, x = arrays(machine(), 3, 8, dtype=ml_dtypes.bfloat16)
+    foreign = SimpleNamespace(__cuda_array_interface__={}, __dlpack_device__=lambda: (2, 0),
+                              memory=x)
+    found = kernels.relu(foreign)
+    assert found.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found.astype(np.float32), np.maximum(host, 0))
 
 
 def test_foreign_weights_are_taken_too(machine):

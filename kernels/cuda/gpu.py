@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..axes import pixel_step
+from ..device import DLPACK_CUDA
 from .assembler import name_and_version
 from .compiler import Kernel, cubin, overlaps
 from .errors import CompilerMissing, CudaError, NoRoom
@@ -355,3 +356,15 @@ def aligned(array: Any) -> Any:
     there = cupy().empty(array.shape, array.dtype)      # copy() would have CuPy compile a kernel
     there.data.copy_from_device_async(array.data, array.nbytes)
     return there
+
+
+def adopted(array: Any) -> Any:
+    """Another library's array of a GPU as CuPy's, in the same memory.
+
+    By DLPack where it can be: `__cuda_array_interface__` has no bfloat16, and PyTorch's tensors do
+    not say by it on which stream they are still computed.
+    """
+    device = getattr(array, "__dlpack_device__", None)
+    if device is not None and device()[0] == DLPACK_CUDA:
+        return cupy().from_dlpack(array)
+    return cupy().asarray(array)
