@@ -63,7 +63,7 @@ class ndarray(np.ndarray):
         assert host.shape == self.shape
         source = host if self.cupy.is_pinned(host) else host.copy()
         self.cupy.host_copies += 1
-        (stream or here.stream).put(lambda: np.copyto(np.asarray(self), source))
+        (stream or here.stream).transfer(lambda: np.copyto(np.asarray(self), source))
 
     def get(self, stream=None, out=None, blocking=True):
         stream = stream or here.stream
@@ -71,7 +71,7 @@ class ndarray(np.ndarray):
         assert host.dtype == self.dtype
         assert host.shape == self.shape
         self.cupy.host_copies += 1
-        stream.put(lambda: np.copyto(host, np.asarray(self)))
+        stream.transfer(lambda: np.copyto(host, np.asarray(self)))
         if blocking:
             stream.synchronize()
         return host
@@ -166,6 +166,13 @@ class Stream:
         if self.immediate:
             self.drain()
 
+    def transfer(self, work):
+        """To or from the host, which CuPy lets nobody capture."""
+        if self.captured is not None:
+            raise RuntimeError("the current stream is capturing, so H2D and D2H transfers are "
+                               "disallowed")
+        self.put(work)
+
     def drain(self, until=None):
         while self.queue:
             work = self.queue.popleft()
@@ -254,6 +261,7 @@ class Module:
         self.cupy = cupy
 
     def load(self, code):
+        assert type(code) is bytes
         self.cupy.check()
         if self.cupy.load_error:
             raise Error(self.cupy.load_error, self.cupy.load_status)
@@ -272,6 +280,7 @@ class Function:
         self.cupy, self.code, self.name, self.ptr = cupy, code, name, id(self)
 
     def __call__(self, grid, block, args, shared_mem=0, early=False, cluster=1):
+        assert type(grid) is type(block) is tuple
         cupy = self.cupy
         cupy.check()
         if cupy.launch_error:
@@ -388,15 +397,21 @@ class FakeCupy:
         return any(np.shares_memory(array, memory) for memory in self.pinned)
 
     def asarray(self, array):
-        """By __cuda_array_interface__ bfloat16 comes as two bytes of no meaning."""
-        memory = getattr(array, "memory", array)
-        found = self.from_dlpack(memory)
-        if memory is not array and memory.dtype == ml_dtypes.bfloat16:
+        """A copy of the host's. By __cuda_array_interface__ bfloat16 comes as bytes of no meaning.
+        """
+        found = self._shared(array)
+        if hasattr(array, "memory") and found.dtype == ml_dtypes.bfloat16:
             found = found.view("V2")
         return found
 
     def from_dlpack(self, array):
-        memory = np.array(getattr(array, "memory", array), copy=None)
+        return self._shared(array)
+
+    def _shared(self, array):
+        array = getattr(array, "memory", array)
+        return self._there(array if isinstance(array, ndarray) else np.array(array))
+
+    def _there(self, memory):
         found = memory.view(ndarray)
         found.index, found.cupy = here.device, self
         return found
@@ -416,7 +431,7 @@ class FakeCupy:
         memory = np.full(bytes_, 0xFF, np.uint8)
         self._take(taken)
         weakref.finalize(memory, self._take, -taken)
-        return self.asarray(memory.view(dtype).reshape(shape))
+        return self._there(memory.view(dtype).reshape(shape))
 
     def driver_takes(self, size, owner):
         """Which asks no pool for more."""

@@ -87,6 +87,19 @@ def test_a_foreign_array_of_bfloat16(machine):
     np.testing.assert_array_equal(found.astype(np.float32), np.maximum(host, 0))
 
 
+def test_a_foreign_array_that_is_not_given_by_dlpack(machine, monkeypatch):
+    def refuse(array):
+        raise BufferError("per-thread default stream is not supported.")
+    cupy = machine()
+    host, x = arrays(cupy, 3, 8)
+    monkeypatch.setattr(cupy, "from_dlpack", refuse)
+    foreign = SimpleNamespace(__dlpack_device__=lambda: (2, 0), memory=x)
+    with pytest.raises(BufferError, match="per-thread"):
+        kernels.relu(foreign)
+    foreign.__cuda_array_interface__ = {}
+    np.testing.assert_array_equal(kernels.relu(foreign), np.maximum(host, 0))
+
+
 def test_foreign_weights_are_taken_too(machine):
     cupy = machine()
     host, x = arrays(cupy, 3, 8)

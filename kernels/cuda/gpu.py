@@ -366,5 +366,9 @@ def adopted(array: Any) -> Any:
     """
     device = getattr(array, "__dlpack_device__", None)
     if device is not None and device()[0] == DLPACK_CUDA:
-        return cupy().from_dlpack(array)
+        try:
+            return cupy().from_dlpack(array)
+        except BufferError:     # PyTorch gives nothing to a thread's own default stream
+            if not hasattr(array, "__cuda_array_interface__"):
+                raise
     return cupy().asarray(array)
