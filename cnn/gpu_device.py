@@ -159,11 +159,9 @@ class CudaDevice(CudaKernels):
     # ---- in and out ---------------------------------------------------------------------------
 
     def adopt(self, array: Any) -> Any:
-        cupy = self._cupy
-        if not isinstance(array, cupy.ndarray):
+        if not isinstance(array, self._cupy.ndarray):
             with self.guard:
-                array = (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
-                         else cupy.from_dlpack(array))
+                array = gpu.adopted(array)
         index = array.data.device_id        # array.device is an object, made anew
         if index != self.index:
             raise DeviceError(f"the array lies on GPU {index} and the model runs on "
@@ -256,12 +254,17 @@ class Guard:
     def __enter__(self) -> None:
         try:
             gpu.check_context(self._index)
+            self._device.__enter__()
         except CudaError as error:
             raise DeviceError(str(error)) from error
-        self._device.__enter__()
+        except gpu.faults() as error:
+            raise DeviceError(gpu.explain(error, self._index)) from error
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._device.__exit__(kind, error, trace)
+        try:
+            self._device.__exit__(kind, error, trace)
+        except gpu.faults() as late:    # a lost context may answer even this call by its error
+            error = error or late
         if error and gpu.no_room(error):
             raise OutOfMemory(f"cuda:{self._index}", 0, gpu.free_bytes(self._index), (
                 f"what it was asked for ({str(error).rstrip('.')})",

@@ -330,8 +330,8 @@ def compare(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cuda = gpu.cupy().cuda
     result = {"kind": "measurement", "provenance": gpu_timing.provenance(settings.gpu),
               "settings": options}
-    stream = cuda.Stream(non_blocking=True)
-    with cuda.Device(settings.gpu), stream:
+    # A stream is of the device that is current when it is made.
+    with cuda.Device(settings.gpu), cuda.Stream(non_blocking=True) as stream:
         torch = gpu_engines.Torch(settings.gpu, stream, settings.compile_mode)
         bench = Bench(settings.gpu, stream, torch, settings.rounds, deadline, folder,
                       engines=settings.engines)

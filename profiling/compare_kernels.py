@@ -329,8 +329,8 @@ def compare(settings: argparse.Namespace, console: Console) -> dict[str, Any]:
     options = {name: value for name, value in vars(settings).items() if name not in (
         "json", "plot")}
     cuda = gpu.cupy().cuda
-    stream = cuda.Stream(non_blocking=True)
-    with cuda.Device(settings.gpu), stream:
+    # A stream is of the device that is current when it is made.
+    with cuda.Device(settings.gpu), cuda.Stream(non_blocking=True) as stream:
         torch = None if settings.no_torch else torch_rivals.Torch(
             settings.gpu, stream, settings.dtype)
         bandwidth = gpu_timing.copy_bandwidth(stream)

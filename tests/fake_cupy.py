@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 
 from kernels.axes import flat_pixels
@@ -62,7 +63,7 @@ class ndarray(np.ndarray):
         assert host.shape == self.shape
         source = host if self.cupy.is_pinned(host) else host.copy()
         self.cupy.host_copies += 1
-        (stream or here.stream).put(lambda: np.copyto(np.asarray(self), source))
+        (stream or here.stream).transfer(lambda: np.copyto(np.asarray(self), source))
 
     def get(self, stream=None, out=None, blocking=True):
         stream = stream or here.stream
@@ -70,10 +71,17 @@ class ndarray(np.ndarray):
         assert host.dtype == self.dtype
         assert host.shape == self.shape
         self.cupy.host_copies += 1
-        stream.put(lambda: np.copyto(host, np.asarray(self)))
+        stream.transfer(lambda: np.copyto(host, np.asarray(self)))
         if blocking:
             stream.synchronize()
         return host
+
+    def copy(self, order="C"):
+        """By a kernel that CuPy compiles, even where nothing but bytes is to be copied."""
+        self.cupy.compiled += 1
+        there = self.cupy.empty(self.shape, self.dtype)
+        here.stream.put(lambda: np.copyto(np.asarray(there), np.asarray(self)))
+        return there
 
 
 class Memory:
@@ -81,17 +89,18 @@ class Memory:
 
     def __init__(self, array):
         self.bytes = np.asarray(array).reshape(-1).view(np.uint8)
-        self.ptr, self.device_id = self.bytes.ctypes.data, array.index
+        self.ptr, self.device_id = np.asarray(array).ctypes.data, array.index
 
-    def copy_from_device_async(self, source, size, stream):
-        stream.put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
+    def copy_from_device_async(self, source, size, stream=None):
+        (stream or here.stream).put(lambda: np.copyto(self.bytes[:size], source.bytes[:size]))
 
 
 class Here(threading.local):
-    """Of a thread: the devices and the streams that it has entered, the current one last."""
+    """Of a thread: the devices and, on each of them, the streams that it has entered, the current
+    one last."""
 
     def __init__(self):
-        self.devices, self.streams = [0], [Stream.null]
+        self.devices, self.streams, self.entered = [0], {}, []
 
     @property
     def device(self):
@@ -99,18 +108,32 @@ class Here(threading.local):
 
     @property
     def stream(self):
-        return self.streams[-1]
+        return self.stream_of(self.device)
+
+    def stream_of(self, device):
+        return self.streams.get(device, [Stream.null])[-1]
 
 
 class Device:
+    cupy = None
+
     def __init__(self, index):
         self.id = index
 
     def __enter__(self):
+        if self.id != here.device:
+            self.set()
         here.devices.append(self.id)
 
     def __exit__(self, *error):
         here.devices.pop()
+        self.set()
+
+    def set(self):
+        """cudaSetDevice, which "may also return error codes from previous, asynchronous launches"
+        """
+        if self.cupy.devices_fail:
+            self.cupy.check()
 
 
 class Stream:
@@ -121,13 +144,19 @@ class Stream:
     def __init__(self, cupy=None, null=False, non_blocking=False, ptds=False):
         self.cupy, self.immediate, self.queue, self.captured = cupy, null, deque(), None
         self.ptr = 0 if null else 2 if ptds else next(self.pointers)
+        self.device_id = -1 if null or ptds else here.device
 
     def __enter__(self):
-        here.streams.append(self)
+        """On its own device only, whose current stream it becomes."""
+        if self.device_id not in (-1, here.device):
+            raise RuntimeError(f"The device that the stream is created on ({self.device_id}) does "
+                               f"not match with the current device ({here.device})")
+        here.entered.append(here.device)
+        here.streams.setdefault(here.device, [Stream.null]).append(self)
         return self
 
     def __exit__(self, *error):
-        here.streams.pop()
+        here.streams[here.entered.pop()].pop()
 
     def put(self, work):
         if self.captured is not None:
@@ -136,6 +165,13 @@ class Stream:
         self.queue.append(work)
         if self.immediate:
             self.drain()
+
+    def transfer(self, work):
+        """To or from the host, which CuPy lets nobody capture."""
+        if self.captured is not None:
+            raise RuntimeError("the current stream is capturing, so H2D and D2H transfers are "
+                               "disallowed")
+        self.put(work)
 
     def drain(self, until=None):
         while self.queue:
@@ -225,6 +261,7 @@ class Module:
         self.cupy = cupy
 
     def load(self, code):
+        assert type(code) is bytes
         self.cupy.check()
         if self.cupy.load_error:
             raise Error(self.cupy.load_error, self.cupy.load_status)
@@ -243,6 +280,7 @@ class Function:
         self.cupy, self.code, self.name, self.ptr = cupy, code, name, id(self)
 
     def __call__(self, grid, block, args, shared_mem=0, early=False, cluster=1):
+        assert type(grid) is type(block) is tuple
         cupy = self.cupy
         cupy.check()
         if cupy.launch_error:
@@ -278,7 +316,9 @@ class FakeCupy:
     calls         what ran: name, grid, block, args, shared, device, early, cluster
     replays       launches of graphs
     host_copies   between the host and a GPU
+    compiled      uses of a kernel that CuPy compiles by NVRTC
     illegal       names of kernels that make an illegal access
+    devices_fail  whether one can not even change the device after that
     free          bytes of memory that are left on each GPU
     unused        more bytes, which the pool keeps and gives back when it is told to
     module_bytes  of that memory, which the driver takes for a module that is loaded
@@ -295,7 +335,8 @@ class FakeCupy:
         self.replays, self.illegal, self.dead, self.pinned = 0, set(), None, []
         self.free, self.page, self.pinned_free = free, 1, 1 << 40
         self.unused = self.module_bytes = self.graph_bytes = 0
-        self.host_copies = self.load_status = 0
+        self.host_copies = self.compiled = self.load_status = 0
+        self.devices_fail = False
         self.milliseconds, self.cost = 0.0, lambda name: 0.001
         self.meanwhile = lambda: None
         self.pool = SimpleNamespace(freed=0, free_all_blocks=self._free_all_blocks,
@@ -309,7 +350,7 @@ class FakeCupy:
                 "name": b"Fake GPU", "major": capabilities[i][0], "minor": capabilities[i][1],
                 "multiProcessorCount": multiprocessors, "l2CacheSize": 1 << 16,
                 "maxThreadsPerMultiProcessor": 2048})
-        Stream.null = Stream(self, null=True)
+        Stream.null, Device.cupy = Stream(self, null=True), self
         here.__init__()
         self.cuda = SimpleNamespace(
             runtime=runtime, Device=Device, function=SimpleNamespace(Module=lambda: Module(self)),
@@ -319,7 +360,8 @@ class FakeCupy:
                                    funcGetAttribute=lambda kind, _: 40 if kind == 4 else 1024,
                                    occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 2),
             Event=lambda **options: Event(self, **options),
-            get_current_stream=lambda device_id=-1: here.stream,
+            get_current_stream=lambda device_id=-1: (
+                here.stream if device_id == -1 else here.stream_of(device_id)),
             get_elapsed_time=self.elapsed, alloc_pinned_memory=self.alloc_pinned,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             nvtx=SimpleNamespace(RangePush=lambda name: None, RangePop=lambda: None))
@@ -355,12 +397,24 @@ class FakeCupy:
         return any(np.shares_memory(array, memory) for memory in self.pinned)
 
     def asarray(self, array):
-        memory = np.array(array.memory if hasattr(array, "memory") else array, copy=None)
+        """A copy of the host's. By __cuda_array_interface__ bfloat16 comes as bytes of no meaning.
+        """
+        found = self._shared(array)
+        if hasattr(array, "memory") and found.dtype == ml_dtypes.bfloat16:
+            found = found.view("V2")
+        return found
+
+    def from_dlpack(self, array):
+        return self._shared(array)
+
+    def _shared(self, array):
+        array = getattr(array, "memory", array)
+        return self._there(array if isinstance(array, ndarray) else np.array(array))
+
+    def _there(self, memory):
         found = memory.view(ndarray)
         found.index, found.cupy = here.device, self
         return found
-
-    from_dlpack = asarray
 
     def ascontiguousarray(self, array):
         return self.asarray(np.ascontiguousarray(array))
@@ -374,10 +428,10 @@ class FakeCupy:
             self._free_all_blocks()
         if taken > self.free:
             raise OutOfMemoryError(f"Out of memory allocating {bytes_:,} bytes")
-        memory = np.full(shape, 0xFF if dtype == np.uint8 else np.nan, dtype)
+        memory = np.full(bytes_, 0xFF, np.uint8)
         self._take(taken)
         weakref.finalize(memory, self._take, -taken)
-        return self.asarray(memory)
+        return self._there(memory.view(dtype).reshape(shape))
 
     def driver_takes(self, size, owner):
         """Which asks no pool for more."""

@@ -257,6 +257,11 @@ def test_an_error_of_the_gpu_ends_it_and_keeps_what_was_measured(cupy, small_mod
     assert "cudaErrorIllegalAddress" in capsys.readouterr().out
 
 
+def test_another_gpu_than_the_first(machine, cupy, small_model, tmp_path):
+    machine(capabilities=((9, 0), (9, 0)))
+    assert measure(small_model, tmp_path, "--gpu", "1")["failed"] == {}
+
+
 def test_a_network_that_there_is_not_stops_no_other(cupy, small_model, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         measure(small_model, tmp_path, "--networks", "resnet5", str(small_model))

@@ -230,6 +230,13 @@ def test_an_error_of_the_gpu_ends_it_and_keeps_what_was_measured(cupy, tmp_path,
     assert "FAILED: maxpool 2x2 /2, 1x4x4x8: cudaErrorIllegalAddress" in capsys.readouterr().out
 
 
+def test_another_gpu_than_the_first(machine, cupy, tmp_path, monkeypatch):
+    cupy = machine(capabilities=((9, 0), (9, 0)))
+    monkeypatch.setattr(script, "MEMORY_BOUND", [(ops.Relu(), (1, 24))])
+    measure(["memory"], tmp_path, "--no-torch", "--gpu", "1")
+    assert {call.device for call in cupy.calls} == {1}
+
+
 def test_what_the_gpus_memory_can_not_hold_is_passed_over(cupy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "MEMORY_BOUND", [
         (ops.Relu(), (1 << 10, 1 << 12)), (ops.Relu(), (1, 24))])

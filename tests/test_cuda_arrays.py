@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import fake_cupy
+import ml_dtypes
 import numpy as np
 import pytest
 from checks import integers
@@ -76,6 +77,29 @@ def test_foreign_arrays_are_taken_by_either_protocol(machine):
         np.testing.assert_array_equal(kernels.relu(foreign), np.maximum(host, 0))
 
 
+def test_a_foreign_array_of_bfloat16(machine):
+    """Of a library that speaks both protocols, as PyTorch does."""
+    host, x = arrays(machine(), 3, 8, dtype=ml_dtypes.bfloat16)
+    foreign = SimpleNamespace(__cuda_array_interface__={}, __dlpack_device__=lambda: (2, 0),
+                              memory=x)
+    found = kernels.relu(foreign)
+    assert found.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found.astype(np.float32), np.maximum(host, 0))
+
+
+def test_a_foreign_array_that_is_not_given_by_dlpack(machine, monkeypatch):
+    def refuse(array):
+        raise BufferError("per-thread default stream is not supported.")
+    cupy = machine()
+    host, x = arrays(cupy, 3, 8)
+    monkeypatch.setattr(cupy, "from_dlpack", refuse)
+    foreign = SimpleNamespace(__dlpack_device__=lambda: (2, 0), memory=x)
+    with pytest.raises(BufferError, match="per-thread"):
+        kernels.relu(foreign)
+    foreign.__cuda_array_interface__ = {}
+    np.testing.assert_array_equal(kernels.relu(foreign), np.maximum(host, 0))
+
+
 def test_foreign_weights_are_taken_too(machine):
     cupy = machine()
     host, x = arrays(cupy, 3, 8)
@@ -120,6 +144,7 @@ def test_arrays_may_lie_at_any_address(machine, dtype):
         part = memory[first:first + 64]
         found = kernels.add(kernels.relu(part), part)
         np.testing.assert_array_equal(cupy.asnumpy(found), np.maximum(part, 0) + np.array(part))
+    assert cupy.compiled == 0
 
 
 def test_an_empty_array_needs_no_launch(machine):

@@ -14,7 +14,9 @@ from cnn.executor import Program
 from cnn.gpu_device import CudaDevice
 from cnn.graph import Graph, Node
 from kernels.cuda import gpu
-from kernels.ops import Add, TensorSpec
+from kernels.cuda.backend import prepare
+from kernels.cuda.launch import CudaOptions
+from kernels.ops import Add, Relu, TensorSpec
 
 PHOTO = Path(__file__).parent / "data" / "coffee.png"
 RNG = np.random.default_rng(0)
@@ -141,6 +143,7 @@ def test_arrays_of_the_gpu_may_lie_at_any_address(cupy, small_model):
         found = model.predict(batch)
         assert isinstance(found, cupy.ndarray)
         np.testing.assert_array_equal(cupy.asnumpy(found), emulated.predict(np.array(batch)))
+    assert cupy.compiled == 0
 
 
 def test_photos_go_up_as_bytes(cupy, small_model):
@@ -369,9 +372,10 @@ def conv_kernel(model):
     return next(row.kernel for row in model.summary(2).rows if row.layer == "conv")
 
 
-def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model):
+@pytest.mark.parametrize("devices_fail", [False, True])
+def test_after_an_illegal_access_every_call_says_so_at_once(cupy, small_model, devices_fail):
     model, (batch,) = load(small_model), batches(1)
-    cupy.illegal = {conv_kernel(model)}
+    cupy.illegal, cupy.devices_fail = {conv_kernel(model)}, devices_fail
     with pytest.raises(cnn.DeviceError, match=r"illegal memory access.*context is lost.*restart"):
         model.predict(batch)
     launched = len(cupy.calls)
@@ -422,6 +426,26 @@ def test_an_illegal_access_is_said_of_arrays_of_the_gpu_too(cupy, small_model, d
     with pytest.raises(cnn.DeviceError, match=r"context is lost.*CNN_DEBUG=1"):
         model.predict(x)
     assert cupy.replays == replays
+
+
+def test_a_context_that_others_have_lost_is_said_by_every_call(cupy, small_model):
+    """By a kernel of their own on another GPU than the current one."""
+    model, (batch,) = load(small_model, "cuda:1"), batches(1)
+    model.predict(batch)
+    cupy.dead = fake_cupy.Error("cudaErrorIllegalAddress", fake_cupy.ILLEGAL_ADDRESS)
+    cupy.devices_fail = True
+    with pytest.raises(cnn.DeviceError, match=r"GPU 1 reported cudaErrorIllegal.*restart"):
+        model.predict(batch)
+
+
+@pytest.mark.parametrize("devices_fail", [False, True])
+def test_a_kernel_that_a_lost_context_does_not_take_is_named(cupy, devices_fail):
+    x = cupy.asarray(np.ones(4, np.float32))
+    cupy.dead = fake_cupy.Error("cudaErrorIllegalAddress", fake_cupy.ILLEGAL_ADDRESS)
+    cupy.devices_fail = devices_fail
+    with pytest.raises(gpu.CudaError, match=r"^clip.* could not be loaded on GPU 0, .*restart"):
+        gpu.execute(prepare(Relu(), [TensorSpec((4,))], TensorSpec((4,)), [None],
+                            CudaOptions()).bind([x], x, x))
 
 
 def test_what_comes_of_a_lost_context_does_not_hide_what_was_launched(cupy, small_model):

@@ -234,10 +234,14 @@ def test_a_copy_of_an_array_at_an_odd_address_has_no_room(crowded, small_model, 
     batch = memory[1:1 + 2 * 768].reshape(2, 16, 16, 3)
     model.predict(batch)
 
-    def no_room(array):
-        raise fake_cupy.OutOfMemoryError("Out of memory allocating 6,144 bytes")
+    empty = crowded.empty
+
+    def no_room(shape, dtype=np.float32):
+        if shape == batch.shape:
+            raise fake_cupy.OutOfMemoryError("Out of memory allocating 6,144 bytes")
+        return empty(shape, dtype)
     with monkeypatch.context() as patch:
-        patch.setattr(fake_cupy.ndarray, "copy", no_room)
+        patch.setattr(crowded, "empty", no_room)
         with no_room_at(2):
             model.predict(batch)
     model.predict(batch)

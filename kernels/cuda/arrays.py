@@ -56,8 +56,7 @@ def _as_cupy(op: Op, array: Any) -> Any:
     if isinstance(array, cupy.ndarray):
         return array
     with gpu.using(cupy.cuda.runtime.getDevice()):
-        return (cupy.asarray(array) if hasattr(array, "__cuda_array_interface__")
-                else cupy.from_dlpack(array))
+        return gpu.adopted(array)
 
 
 def _on_host(op: Op, array: Any) -> np.ndarray:

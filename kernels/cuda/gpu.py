@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..axes import pixel_step
+from ..device import DLPACK_CUDA
 from .assembler import name_and_version
 from .compiler import Kernel, cubin, overlaps
 from .errors import CompilerMissing, CudaError, NoRoom
@@ -285,17 +286,17 @@ def load(kernel: Kernel, index: int) -> Any:
     """The kernel as a function of CuPy on a device, compiled if need be."""
     found, driver = gpu(index), cupy().cuda.driver
     code = _cubin(kernel, found.arch)
-    with cupy().cuda.Device(index):
-        module = cupy().cuda.function.Module()
-        try:
+    try:
+        with cupy().cuda.Device(index):
+            module = cupy().cuda.function.Module()
             with_room(lambda: module.load(code))
             function = module.get_function(kernel.name)
             if kernel.shared_bytes > OPT_IN_SHARED:
                 driver.funcSetAttribute(function.ptr, DYNAMIC_SHARED_SIZE, kernel.shared_bytes)
-        except faults() as error:
-            raise refusal(error)(f"{kernel.name}, compiled for {found.arch}, could not be loaded "
-                                 f"on GPU {index}, {found.name}: {explain(error, index)}"
-                                 f"{_remedy(error, found.arch)}") from error
+    except faults() as error:
+        raise refusal(error)(f"{kernel.name}, compiled for {found.arch}, could not be loaded "
+                             f"on GPU {index}, {found.name}: {explain(error, index)}"
+                             f"{_remedy(error, found.arch)}") from error
     return function
 
 
@@ -348,6 +349,26 @@ def _argument(launch: Launch, kind: str, value: Any, index: int) -> Any:
 
 
 def aligned(array: Any) -> Any:
-    """A CuPy array whose address suits the kernels, which access 16 bytes at a time: itself, or a
-    copy of it, on the current stream."""
-    return array.copy() if array.data.ptr % ACCESS else array
+    """A CuPy array, C-contiguous, whose address suits the kernels, which access 16 bytes at a time:
+    itself, or a copy of it, on the current stream."""
+    if array.data.ptr % ACCESS == 0:
+        return array
+    there = cupy().empty(array.shape, array.dtype)      # copy() would have CuPy compile a kernel
+    there.data.copy_from_device_async(array.data, array.nbytes)
+    return there
+
+
+def adopted(array: Any) -> Any:
+    """Another library's array of a GPU as CuPy's, in the same memory.
+
+    By DLPack where it can be: `__cuda_array_interface__` has no bfloat16, and PyTorch's tensors do
+    not say by it on which stream they are still computed.
+    """
+    device = getattr(array, "__dlpack_device__", None)
+    if device is not None and device()[0] == DLPACK_CUDA:
+        try:
+            return cupy().from_dlpack(array)
+        except BufferError:     # PyTorch gives nothing to a thread's own default stream
+            if not hasattr(array, "__cuda_array_interface__"):
+                raise
+    return cupy().asarray(array)
