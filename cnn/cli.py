@@ -53,6 +53,8 @@ def _input_shape(function: Callable) -> Callable:
                         help="Size of the images, where the file leaves it open.")(function)
 
 
+_dtype_option = click.option("--dtype", default="float32", show_default=True,
+                             help="Compute type.")
 _preprocess_option = click.option(
     "--preprocess", metavar="HOW", default=None,
     help="Where the file does not say how a photo becomes an input: imagenet (as torchvision's "
@@ -90,7 +92,7 @@ Examples:
 @_input_shape
 @click.option("--device", default="auto", show_default=True,
               help="auto, cpu, cuda, cuda:N, emulator or emulator:sm_90a.")
-@click.option("--dtype", default="float32", show_default=True, help="Compute type.")
+@_dtype_option
 @click.option("--threads", type=int, default=None, help="CPU threads.  [default: all cores]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
               help="Classes to list for each image.")
@@ -263,18 +265,21 @@ def _write_csv(results: Sequence[dict[str, Any]]) -> None:
 @cli.command(epilog="""\b
 Examples:
   cnn summary
-  cnn summary net.onnx --batch 8""")
+  cnn summary net.onnx --batch 8
+  cnn summary net.onnx --device emulator:sm_90a --dtype float16""")
 @click.argument("source", metavar="MODEL", required=False)
 @_input_shape
 @click.option("--device", default="auto", show_default=True,
               help="auto, cpu, cuda, cuda:N, emulator or emulator:sm_90a.")
+@_dtype_option
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Images to run at once.")
 @_debug
-def summary(source: str | None, input_shape: Any, device: str, batch: int) -> None:
+def summary(source: str | None, input_shape: Any, device: str, dtype: str, batch: int) -> None:
     """List a model's layers: kernel, output shape, parameters, MACs, bytes."""
     from .model import load
-    result = load(source, device=device, input_shape=input_shape).summary(batch)
+    model = load(source, device=device, dtype=dtype, input_shape=input_shape)
+    result = model.summary(batch)
     table = Table(title=result.model, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(result.HEADER):
         table.add_column(name, justify="left" if i < 3 else "right", overflow="fold")
@@ -324,7 +329,7 @@ Examples:
 @click.argument("source", metavar="MODEL", required=False)
 @_input_shape
 @click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
-@click.option("--dtype", default="float32", show_default=True, help="Compute type.")
+@_dtype_option
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Images to run at once.")
 @click.option("--budget", type=click.FloatRange(0), default=60.0, show_default=True,

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kernels import ops
 
 from .by_image import ByImage
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. `kernel` is "(view)" where nothing runs; bytes are read and written once."""
+    """One layer. `kernel` is "(view)" where nothing runs; bytes are read and written once, all
+    numbers in the widest dtype that the layer reads or writes."""
     layer: str
     kernel: str
     output_shape: tuple[int, ...]
@@ -89,8 +92,9 @@ def _row(layer: Layer, graph: Graph) -> Row:
             if name in graph.constants]
     if layer.step is None:
         return Row(layer.node.name, "(view)", ops.known(layer.output.shape), 0, 0, 0)
+    itemsize = max(np.dtype(spec.dtype).itemsize for spec in (*layer.inputs, layer.output))
     return Row(layer.node.name, layer.step.kernel, ops.known(layer.output.shape), sum(held),
-               op.macs(*shapes), op.bytes(*shapes))
+               op.macs(*shapes), op.bytes(*shapes, itemsize=itemsize))
 
 
 def parameter_count(graph: Graph) -> int:

@@ -131,6 +131,18 @@ def test_summary_lists_every_layer_and_the_totals(cnn):
     assert "activation of the output: softmax" in out
 
 
+def test_summary_shows_the_kernels_of_a_compute_type(cnn, small_model):
+    status, out, _ = cnn("summary", small_model, "--device", "emulator:sm_90a", "--dtype",
+                         "float16")
+    assert status == 0
+    assert "conv_image_f16x3" in out
+    row, = (line.split() for line in out.splitlines() if line.startswith("conv "))
+    assert int(row[-1].replace(",", "")) == 2 * (16 * 16 * 3 + 8 * 3 * 3 * 3 + 8 * 8 * 8)
+    status, _, err = cnn("summary", small_model, "--device", "emulator", "--dtype", "int4")
+    assert status == 1
+    assert "dtype='int4' is not supported on CUDA" in err
+
+
 def test_sizes_that_a_file_leaves_open_can_be_given(cnn, tmp_path):
     path = saved(tmp_path, build([
         node("Conv", ["x", "w"], ["c"], auto_pad="SAME_UPPER", strides=[2, 2]),
