@@ -170,14 +170,18 @@ class Program:
 
     def _bind(self, layer: Layer, parts: Mapping[str, Part], offset: int, size: int) -> Any:
         assert layer.step is not None
-        node, constants = layer.node, self.graph.constants
+        node = layer.node
         there = parts if isinstance(node.op, Concat) else {}
-        # A kernel reads what was packed, not the constant it was made of.
-        inputs = [None if name in there else self.values[name] if name not in constants
-                  else constants[name] if i in node.op.packed else self._constants[name]
+        inputs = [None if name in there else self._operand(node.op, i, name)
                   for i, name in enumerate(node.inputs)]
         return layer.step.bind(inputs, self.values[node.output],
                                self._arena[offset:offset + size])
+
+    def _operand(self, op: Op, i: int, name: str) -> Array:
+        """Input i of an op. A kernel reads what was packed, not the constant it was made of."""
+        if name not in self.graph.constants:
+            return self.values[name]
+        return self.graph.constants[name] if i in op.packed else self._constants[name]
 
     def _activated(self, activation: Op, options: Any) -> tuple[Array, list[Any]]:
         """Where it lies, and the launches that make it: as for an output."""

@@ -20,7 +20,7 @@ from kernels import ops
 from kernels.memory import ALIGNMENT
 from kernels.ops import TensorSpec, known, normal_axis
 
-from .graph import Graph
+from .graph import Graph, Node
 
 
 class Part(NamedTuple):
@@ -61,6 +61,12 @@ def views(graph: Graph) -> dict[str, str]:
     return roots
 
 
+def joins_channels(node: Node, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether it is a Concat along the last axis."""
+    rank = len(specs[node.output].shape)
+    return isinstance(node.op, ops.Concat) and normal_axis(node.op.axis, rank) == rank - 1
+
+
 def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: Mapping[str, int],
           keep: frozenset[str], readers: Mapping[str, int]) -> dict[str, Part]:
     """Those values in `strided` that one Concat along their last axis reads, and else only, as
@@ -77,8 +83,7 @@ def parts(graph: Graph, specs: Mapping[str, TensorSpec], strided: Mapping[str, i
             units[node.inputs[0]] = math.lcm(units[node.inputs[0]], readers[node.output])
     found: dict[str, Part] = {}
     for node in reversed(graph.nodes):      # a Concat stands behind those that it joins
-        rank = len(specs[node.output].shape)
-        if isinstance(node.op, ops.Concat) and normal_axis(node.op.axis, rank) == rank - 1:
+        if joins_channels(node, specs):
             whole, first = found.get(node.output, Part(node.output, 0))
             channels = known(specs[whole].shape)[-1]
             for name in node.inputs:

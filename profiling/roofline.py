@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from rich.table import Column, Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # this checkout, installed or not
 from cnn.errors import ModelError
 from cnn.executor import specialise
-from cnn.graph import Graph, Node
+from cnn.graph import Graph
 from cnn.onnx_import import load_onnx
-from cnn.plan import views
+from cnn.plan import joins_channels, views
 from kernels import ops
 
 ASSUMPTIONS = [
@@ -125,12 +125,6 @@ def operations(source: Graph, batch: int) -> list[tuple[str, ops.Op, tuple[ops.S
     return [(node.name, node.op, tuple(spec.shape for value in node.inputs
                                        if (spec := specs[value])))
             for node in graph.nodes if node.output not in free]
-
-
-def joins_channels(node: Node, specs: Mapping[str, ops.TensorSpec]) -> bool:
-    """Whether it is a Concat of channels: at best all that it joins is written where it belongs."""
-    rank = len(specs[node.output].shape)
-    return isinstance(node.op, ops.Concat) and ops.normal_axis(node.op.axis, rank) == rank - 1
 
 
 def read_layers(name: str, batch: int, itemsize: int) -> list[Layer]:

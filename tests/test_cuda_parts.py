@@ -212,6 +212,15 @@ def aggregation(net):
                "head", 10)
 
 
+def mixed(net):
+    """What a depthwise convolution gives is copied to between the outputs of two others."""
+    x = net.conv(net.conv("input", "stem", 8, 3, stride=2), "before", 16, 1)
+    each = [net.relu(net.conv(x, "first", 16, 1)), net.conv(x, "depthwise", 16, 3, groups=16),
+            net.relu(net.conv(x, "last", 16, 3))]
+    net.linear(net.global_pool(net.relu(net.conv(net.concat(each, "concat"), "after", 24, 1))),
+               "head", 10)
+
+
 def pyramid(net):
     """Pools of pools, all joined, as in YOLO's SPPF."""
     x = [net.relu(net.conv(net.conv("input", "stem", 8, 3, stride=2), "conv", 16, 1))]
@@ -232,10 +241,11 @@ def device(request):
 
 @pytest.mark.parametrize(("build", "copied"), [
     (fires, {}), (dense(16), {}), (aggregation, {}), (pyramid, {}),
+    (mixed, {"concat": "concat_copy_b16x8"}),
     # Of 92 channels no part can be.
     (dense(20), {"0.concat": "concat_copy_b16x4", "1.concat": "concat_copy_b16x4",
                  "2.concat": "concat_copy_b16x4"})],
-    ids=["fires", "dense", "aggregation", "pyramid", "odd"])
+    ids=["fires", "dense", "aggregation", "pyramid", "mixed", "odd"])
 def test_no_concat_copies_what_can_lie_there(build, copied, device, tmp_path, monkeypatch):
     """And where all is copied, bits are the same."""
     net = networks.Builder(0, 32)

@@ -31,8 +31,6 @@ from .ptx import asm_op, cuda, dynamic_smem, float32, let_next_begin, uint32, ui
 MOST_TAPS = (15, 16)        # kernel rows and columns that the bit masks hold
 ONE_TAP = 0xFFFEFFFE        # the mask of one row and one column, both inside of the image
 
-NORM_BYTES = 4              # for each byte of a row of 16-bit elements: scale and shift in fp32
-
 # The compiler would rather compute an address anew in every round of the loop than keep a register
 # for it. A value that went through `keep` can only be kept.
 keep = asm_op("keep", "mov.b32 $0, $1;", uint32, [uint32])
@@ -68,6 +66,11 @@ class Tile(NamedTuple):
     def chunks(self) -> int:
         """Of one row of a slice."""
         return self.row_bytes // 16
+
+    @property
+    def norm_bytes(self) -> int:
+        """Of a slice's scales and shifts, fp32, for elements of 16 bits: conv_norm.py."""
+        return self.row_bytes // 2 * 8
 
     @property
     def rows(self) -> int:
@@ -118,7 +121,7 @@ def frame(tile: Tile, request: Callable, begin_sums: Callable, start: Callable,
     """
     block_m, block_n, chunks, rows = tile.block_m, tile.block_n, tile.chunks, tile.rows
     a_rounds, b_bytes = block_m // rows, block_n * tile.row_bytes
-    norm_bytes = tile.row_bytes * NORM_BYTES
+    norm_bytes = tile.norm_bytes
     acc_count = tile.warp_m * tile.warp_n // 32
     same_pixels, first_pixels = row_setup(a_rounds, rows)
 

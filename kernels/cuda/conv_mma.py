@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from . import vector
 from .conv_epilogue import ending, first_sums, residual_request
-from .conv_gemm import NORM_BYTES, Tile, frame, keep, next_tap
+from .conv_gemm import Tile, frame, keep, next_tap
 from .conv_norm import normaliser
 from .conv_sums import tensor_core_sums
 from .ptx import (
@@ -58,7 +58,7 @@ def multiply_slices(dtype: str, tile: Tile, before: str) -> tuple[Callable, Call
     wait_for_oldest = cp_async_wait(stages - 2)
     place, start, next_slice = ring_copies(tile, stages - 1)
     fragment_addresses, multiply = fragments(tile), multiply_slice(dtype, tile, before)
-    norm_bytes = row_bytes * NORM_BYTES
+    norm_bytes = tile.norm_bytes
 
     @cuda.jit(device=True, inline="always")
     def multiply_all(acc, smem, tid, x, base, outside, tap, walk, weight, count, norm):

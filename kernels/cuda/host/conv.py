@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from .conv_choice import TILES, choose
 from .conv_shape import (
     Conv,
     Cut,
+    Norm,
     arguments,
     fold_kernel,
     fold_launch,
@@ -33,9 +33,6 @@ from .conv_shape import (
 )
 from .splitk import reduction
 from .weights import stored
-
-if TYPE_CHECKING:
-    from .norm_conv import Norm
 
 NARROWEST = 32      # outputs of the narrowest tile, which several groups may share
 MMA_DTYPES = ("float16", "bfloat16", "tf32")

@@ -87,6 +87,19 @@ class Cut(NamedTuple):
                    n_tiles * tile.block_n)
 
 
+class Norm(NamedTuple):
+    """A batch norm of x. before: one of conv_norm.BEFORE; scale, shift: float32, a channel each."""
+    before: str
+    scale: Array
+    shift: Array
+
+    def packed(self, cut: Cut) -> Array:
+        """float32 [pairs of channels][2 scales, 2 shifts], zeros beyond the channels."""
+        numbers = np.zeros((2, cut.slices * cut.row), np.float32)
+        numbers[:, :len(self.scale)] = self.scale, self.shift
+        return np.ascontiguousarray(numbers.reshape(2, -1, 2).swapaxes(0, 1))
+
+
 def patched(conv: Conv) -> Conv:
     """The same convolution, of which a line under the kernel is one pixel where kernels lie side by
     side, as those of a ViT's patches do. Where these have more rows than the kernels' bit masks,

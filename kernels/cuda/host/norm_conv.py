@@ -1,10 +1,6 @@
 """A batch norm and a convolution of 1x1 as one kernel: when it serves, and the norm's numbers."""
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
-
 from ...norm import scale_and_shift
 from ...ops import BatchNorm, Conv2d, NormConv2d, Relu, TensorSpec
 from ...step import Array, Step, weight_and_bias
@@ -16,23 +12,10 @@ from ..launch import Choice, CudaOptions
 from .arguments import check_sizes
 from .conv import as_gemm, check_dtype, conv_kernel, prepare_gemm
 from .conv_choice import MMA_TILES, candidates
-from .conv_shape import Cut
+from .conv_shape import Norm
 
 # Of 64x128, four of whose blocks share a multiprocessor, a thread has no register left.
 TILES = tuple(tile for tile in MMA_TILES if (tile.block_m, tile.block_n) != (64, 128))
-
-
-class Norm(NamedTuple):
-    """What prepare_gemm needs of it. scale, shift: float32, of each channel of x."""
-    before: str
-    scale: Array
-    shift: Array
-
-    def packed(self, cut: Cut) -> Array:
-        """float32 [pairs of channels][2 scales, 2 shifts], zeros beyond the channels."""
-        numbers = np.zeros((2, cut.slices * cut.row), np.float32)
-        numbers[:, :len(self.scale)] = self.scale, self.shift
-        return np.ascontiguousarray(numbers.reshape(2, -1, 2).swapaxes(0, 1))
 
 
 def kernels(dtype: str) -> list[Kernel]:
@@ -63,9 +46,11 @@ def prepare_norm_conv(op: NormConv2d, inputs: list[TensorSpec], output: TensorSp
         raise ValueError(f"NormConv2d: {op} with a weight of shape {weight.shape} in "
                          f"{options.dtype} is no single kernel; use BatchNorm and Conv2d")
     plain = as_gemm(op.conv, of_conv, output)
-    estimated = candidates(plain.pixels, plain.group_out, plain.depth, 1, options.dtype, options)
-    choice = Choice(tile, splits, cluster) if tile else next(
-        choice for _, choice in estimated if choice.tile in TILES)
+    if tile is not None:
+        choice = Choice(tile, splits, cluster)
+    else:
+        found = candidates(plain.pixels, plain.group_out, plain.depth, 1, options.dtype, options)
+        choice = next(choice for _, choice in found if choice.tile in TILES)
     before = "norm_relu" if op.norm.activation else "norm"
     norm = Norm(before, *scale_and_shift(op.norm, weights[:5]))
     return prepare_gemm(plain, op.conv.activation, weight, bias, options, choice, of_conv, norm)

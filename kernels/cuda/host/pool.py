@@ -89,25 +89,28 @@ def prepare_global_pool2d(op: ops.GlobalPool2d, inputs: list[TensorSpec], output
     kind, first, second = GLOBAL[type(op)]
     dtype, pixels = output.dtype, height * width
     elements = 1 if kind == "max" else pixels       # what a result is divided by
-    per_image = -(-channels // (vector.lanes(dtype, channels) * pool.VECTORS))
-    splits = max(1, min(pixels // LEAST_PIXELS, options.multiprocessors // (batch * per_image)))
+
+    def groups_of(lanes: int) -> int:
+        """Of an image's channels, those that a warp takes."""
+        return -(-channels // (lanes * pool.VECTORS))
 
     def kernel_of(kind: str, source: str, target: str, splits: int) -> Kernel:
         lanes = vector.lanes(source, channels)
-        parts = batch * splits * -(-channels // (lanes * pool.VECTORS))
-        alone = parts >= options.multiprocessors * WARPS_TO_FILL
+        alone = batch * splits * groups_of(lanes) >= options.multiprocessors * WARPS_TO_FILL
         return whole_kernel(kind, source, target, lanes, 1 if alone else pool.WARPS)
 
     def launch(kernel: Kernel, x: Array, y: Array, pixels: int, splits: int, divided_by: int
                ) -> Launch:
         *_, lanes, warps = kernel.config
-        groups = -(-channels // (lanes * pool.VECTORS))
+        groups = groups_of(lanes)
         parts = batch * splits * groups
         return Launch(kernel, blocks(parts * warps, pool.WARPS),
                       (x, y, pixels, -(-pixels // splits), channels, parts, float(divided_by),
                        float(np.float32(1) / np.float32(divided_by)), *divisor(groups),
                        *divisor(splits)))
 
+    per_image = groups_of(vector.lanes(dtype, channels))
+    splits = max(1, min(pixels // LEAST_PIXELS, options.multiprocessors // (batch * per_image)))
     if splits == 1:
         only = kernel_of(kind, dtype, dtype, 1)
         return Step(only.name, lambda arrays, y, workspace: [
